@@ -1,0 +1,97 @@
+import { deviceError, native, type DeviceHandle, type MemoryUse } from './native';
+
+export interface DeviceInfo {
+  /** The name that opens it: `cpu`, `cuda:0`, ... */
+  readonly id: string;
+  /** The processor's or card's own name. */
+  readonly name: string;
+  /** Instruction level, or compute capability and driver. */
+  readonly detail: string;
+  /** Bytes of memory in all. */
+  readonly memory: number;
+  /** Threads in use, or multiprocessors. */
+  readonly units: number;
+}
+
+/** A queue with memory: work is queued in order and runs by itself; only reading waits. */
+export class Device {
+  readonly id: string;
+  readonly kernels: ReadonlyMap<string, { readonly id: number; readonly signature: string }>;
+  /** Set while `capture` records on this device. */
+  capturing = false;
+  readonly handle: DeviceHandle;
+
+  constructor(id: string, handle: DeviceHandle) {
+    this.id = id;
+    this.handle = handle;
+    const { kernels } = native().describe(handle);
+    this.kernels = new Map(kernels.map(({ name, signature }, index) => [name, { id: index, signature }]));
+  }
+
+  get info(): DeviceInfo {
+    const { name, detail, memory, units } = native().describe(this.handle);
+    return { id: this.id, name, detail, memory, units };
+  }
+
+  /** Live handles and bytes. */
+  memoryUsage(): MemoryUse {
+    return native().usage(this.handle);
+  }
+
+  /** Refuses to allocate beyond `bytes` (0: no limit but the system's). */
+  setMemoryLimit(bytes: number): void {
+    if (!Number.isSafeInteger(bytes) || bytes < 0) {
+      throw new RangeError(`setMemoryLimit: bytes is ${bytes}, expected a whole number, 0 or more`);
+    }
+    native().setMemoryLimit(this.handle, bytes);
+  }
+
+  /** Gives memory that is kept for reuse back to the system. */
+  trim(): void {
+    native().trim(this.handle);
+  }
+
+  /** Resolves with the device's clock in milliseconds once all that is queued now has run. */
+  async stamp(): Promise<number> {
+    return native()
+      .stamp(this.handle)
+      .catch((error) => Promise.reject(deviceError('stamp', error)));
+  }
+}
+
+const opened = new Map<string, Device>();
+
+/**
+ * Opens a device: `cpu`, `cuda` or `cuda:<index>`; the same one each time. Without a name it is
+ * the one that the environment variable SELECTIVE_SCAN_DEVICE names, or the CPU.
+ * @throws DeviceError with all that was tried, when there is no such device.
+ */
+export function device(name: string | Device = process.env['SELECTIVE_SCAN_DEVICE'] || 'cpu'): Device {
+  if (name instanceof Device) return name;
+  const match = /^(?:(cpu)|(cuda)(?::(\d{1,3}))?)$/.exec(name);
+  if (!match) throw new RangeError(`device: name is '${name}', expected cpu, cuda or cuda:<index>`);
+  const index = Number(match[3] ?? 0);
+  const id = match[1] ?? `cuda:${index}`;
+  const known = opened.get(id);
+  if (known) return known;
+  try {
+    const made = new Device(id, native().open(match[1] ?? 'cuda', index));
+    opened.set(id, made);
+    return made;
+  } catch (error) {
+    throw deviceError(`device: '${name}' is not available`, error);
+  }
+}
+
+/** How many threads CPU kernels use. The default is the number of cores, or SELECTIVE_SCAN_THREADS. */
+export function threads(): number {
+  return native().threads();
+}
+
+/** Sets how many threads CPU kernels of this process use: 1 to 256. */
+export function setThreads(count: number): void {
+  if (!Number.isInteger(count) || count < 1 || count > 256) {
+    throw new RangeError(`setThreads: count is ${count}, expected a whole number from 1 to 256`);
+  }
+  native().threads(count);
+}

@@ -1,0 +1,60 @@
+import { addonPath, loadAddon } from './loader';
+import { DeviceError } from './errors';
+
+declare const handle: unique symbol;
+/** Opaque values that the addon hands out. */
+export type DeviceHandle = { readonly [handle]: 'device' };
+export type TensorHandle = { readonly [handle]: 'tensor' };
+export type GraphHandle = { readonly [handle]: 'graph' };
+
+export interface Description {
+  readonly name: string;
+  readonly detail: string;
+  readonly memory: number;
+  readonly units: number;
+  readonly kernels: readonly { readonly name: string; readonly signature: string }[];
+}
+
+export interface MemoryUse {
+  /** Live tensor handles. */
+  readonly tensors: number;
+  /** Bytes in live tensors and graphs. */
+  readonly used: number;
+  /** Bytes kept for reuse. */
+  readonly cached: number;
+  /** The largest `used` so far. */
+  readonly peak: number;
+}
+
+export interface Native {
+  open(kind: string, index: number): DeviceHandle;
+  describe(device: DeviceHandle): Description;
+  usage(device: DeviceHandle): MemoryUse;
+  setMemoryLimit(device: DeviceHandle, bytes: number): void;
+  trim(device: DeviceHandle): void;
+  threads(count?: number): number;
+  alloc(device: DeviceHandle, dtype: number, shape: readonly number[]): TensorHandle;
+  view(tensor: TensorHandle, offset: number, shape: readonly number[], stride: number): TensorHandle;
+  release(tensor: TensorHandle): void;
+  read(tensor: TensorHandle): Promise<ArrayBuffer>;
+  write(tensor: TensorHandle, byteOffset: number, bytes: Uint8Array, copy: boolean): Promise<void> | undefined;
+  stamp(device: DeviceHandle): Promise<number>;
+  run(device: DeviceHandle, kernel: number, ...args: readonly (TensorHandle | number | undefined)[]): void;
+  beginCapture(device: DeviceHandle): void;
+  endCapture(device: DeviceHandle): GraphHandle;
+  replay(graph: GraphHandle): void;
+  drop(graph: GraphHandle): void;
+}
+
+let loaded: Native | undefined;
+
+/** The addon, loaded on first use. */
+export function native(): Native {
+  return (loaded ??= loadAddon(addonPath()) as Native);
+}
+
+/** Turns what the addon throws about a device into a `DeviceError`, with the call's name in front. */
+export function deviceError(call: string, error: unknown): unknown {
+  const known = error instanceof Error && (error as { code?: unknown }).code === 'SELECTIVE_SCAN_DEVICE';
+  return known ? new DeviceError(`${call}: ${error.message}`, { cause: error }) : error;
+}

@@ -1,0 +1,147 @@
+import type { Device } from './device';
+import { deviceError, native, type TensorHandle } from './native';
+import { bind, parseSpec, resolve, type Bindings, type Spec } from './schema';
+import { Tensor, type DType } from './tensor';
+
+/** An op's declaration; see `schema.ts` for how tensors are written. */
+export interface Schema {
+  readonly in: Readonly<Record<string, string>>;
+  /** Constants of the model, with their defaults. */
+  readonly attrs?: Readonly<Record<string, number | boolean>>;
+  readonly out: Readonly<Record<string, string>>;
+}
+
+type Optional<S extends string> = S extends `${string}?` | `${string}?!` ? true : false;
+type RequiredIn<I> = { [K in keyof I as I[K] extends string ? (Optional<I[K]> extends true ? never : K) : never]: Tensor };
+type OptionalIn<I> = { [K in keyof I as I[K] extends string ? (Optional<I[K]> extends true ? K : never) : never]?: Tensor };
+type Widen<A> = { [K in keyof A]?: A[K] extends boolean ? boolean : number };
+
+/** What a call takes: the inputs, and attributes that differ from their defaults. */
+export type Arguments<S extends Schema> = RequiredIn<S['in']> & OptionalIn<S['in']> & Widen<S['attrs']> & {
+    /** The dtype of the output, where it is free. */
+    readonly dtype?: DType;
+  };
+
+/** What a call returns: nothing, the one output, or a record of them. */
+export type Results<S extends Schema> = [keyof S['out']] extends [never]
+  ? void
+  : IsUnion<keyof S['out']> extends true
+    ? { readonly [K in keyof S['out']]: Tensor }
+    : Tensor;
+type IsUnion<T, U = T> = [T] extends [never] ? false : T extends U ? ([U] extends [T] ? false : true) : never;
+
+export interface Op<S extends Schema = Schema> {
+  (args: Arguments<S>): Results<S>;
+  readonly opName: string;
+  readonly schema: S;
+  readonly inputs: ReadonlyMap<string, Spec>;
+  readonly outputs: ReadonlyMap<string, Spec>;
+}
+
+/** Every op, by name: the table that tests read. */
+export const ops = new Map<string, Op>();
+
+const specs = (texts: Readonly<Record<string, string>>) =>
+  new Map(Object.entries(texts).map(([name, text]) => [name, parseSpec(text)]));
+
+function letter({ optional, inPlace }: Spec): string {
+  return inPlace ? (optional ? 'v' : 'u') : optional ? 'q' : 'i';
+}
+
+/** The signature that a kernel of this op must have; `#` stands for a number of either kind. */
+export function signatureOf(op: Op): string {
+  const attrs = Object.values(op.schema.attrs ?? {}).map((value) => (typeof value === 'boolean' ? 'b' : '#'));
+  return [...[...op.inputs.values()].map(letter), ...attrs, ...Array(op.outputs.size).fill('o')].join('');
+}
+
+/** Why a kernel's signature does not fit the op, or undefined. */
+export function mismatch(op: Op, signature: string): string | undefined {
+  const wanted = signatureOf(op);
+  const fits = wanted.length === signature.length && [...wanted].every((c, i) => (c === '#' ? 'fn'.includes(signature[i]!) : c === signature[i]));
+  return fits ? undefined : `${op.opName}: the kernel takes '${signature}', the op table says '${wanted}'`;
+}
+
+const found = new WeakMap<Device, Map<string, { id: number; signature: string }>>();
+
+function kernelOf(op: Op, device: Device): { readonly id: number; readonly signature: string } {
+  let table = found.get(device);
+  if (!table) found.set(device, (table = new Map()));
+  let kernel = table.get(op.opName);
+  if (!kernel) {
+    kernel = device.kernels.get(op.opName);
+    if (!kernel) throw new Error(`${op.opName}: ${device.id} has no kernel of that name`);
+    const wrong = mismatch(op, kernel.signature);
+    if (wrong) throw new Error(`${wrong}; the native build and this version of the library do not belong together`);
+    table.set(op.opName, kernel);
+  }
+  return kernel;
+}
+
+function attribute(call: string, name: string, fallback: number | boolean, given: unknown, code: string): number {
+  const value = given ?? fallback;
+  if (typeof value !== typeof fallback) {
+    throw new TypeError(`${call}: ${name} is ${String(given)}, expected a ${typeof fallback}`);
+  }
+  if (code === 'n' && !Number.isSafeInteger(value)) {
+    throw new RangeError(`${call}: ${name} is ${String(given)}, expected a whole number`);
+  }
+  return Number(value);
+}
+
+/**
+ * Declares an op. Its type, argument checks, output allocation and dispatch follow from the schema;
+ * a kernel of the same name on each device does the work.
+ */
+export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
+  const inputs = specs(schema.in);
+  const outputs = specs(schema.out);
+  const attrs = Object.entries(schema.attrs ?? {});
+  const known = new Set([...inputs.keys(), ...attrs.map(([name]) => name), 'dtype']);
+
+  const call = (args: Readonly<Record<string, unknown>>) => {
+    const first = Object.values(args).find((arg) => arg instanceof Tensor);
+    if (!first) throw new TypeError(`${opName}: no tensor was given, expected ${[...inputs.keys()].join(', ')}`);
+    const { device } = first;
+    const kernel = kernelOf(self, device);
+    for (const name in args) if (!known.has(name)) throw new TypeError(`${opName}: there is no argument ${name}`);
+
+    const bound: Bindings = { dtypes: new Map(), sizes: new Map() };
+    const from = new Map<string, string>();
+    const values: (TensorHandle | number | undefined)[] = [];
+    for (const [name, spec] of inputs) {
+      const arg = args[name];
+      if (arg === undefined && spec.optional) {
+        values.push(undefined);
+        continue;
+      }
+      bind(opName, name, spec, arg, device, bound, from);
+      values.push((arg as Tensor).handle(opName, name));
+    }
+    attrs.forEach(([name, fallback], i) => {
+      values.push(attribute(opName, name, fallback, args[name], kernel.signature[inputs.size + i]!));
+    });
+
+    const results: Record<string, Tensor> = {};
+    for (const [name, spec] of outputs) {
+      const [dtype, shape] = resolve(opName, spec, bound, args['dtype'] as DType | undefined);
+      results[name] = Tensor.empty(shape, dtype, device);
+      values.push(results[name].handle(opName, name));
+    }
+    try {
+      native().run(device.handle, kernel.id, ...values);
+    } catch (error) {
+      throw deviceError(opName, error);
+    }
+    return outputs.size > 1 ? results : Object.values(results)[0];
+  };
+
+  const self = Object.assign(call, { opName, schema, inputs, outputs }) as unknown as Op<S> & Op;
+  ops.set(opName, self);
+  return self;
+}
+
+/** The same op, called by position: for two tensors and no options. */
+export function positional<S extends Schema>(op: Op<S>): (...tensors: readonly Tensor[]) => Results<S> {
+  const names = [...op.inputs.keys()];
+  return (...tensors) => op(Object.fromEntries(tensors.map((tensor, i) => [names[i], tensor])) as Arguments<S>);
+}

@@ -1,0 +1,49 @@
+import { op } from '../op';
+
+/**
+ * The selective scan over packed sequences (Gu and Dao 2023, algorithm 2; ZOH for A, Euler for B):
+ * with `δ = softplus(delta + deltaBias)`,
+ *
+ *     h = exp(δ·A) · h + δ·B·u,   y = C·h + D·u,   y = y · silu(z)
+ *
+ * Sequences are rows `offsets[i]` to `offsets[i+1]`. Channel c uses group `c / (d / g)` of B and C,
+ * which are given per token, or once per channel (time-invariant). `state` is a pool; sequence i
+ * starts from and leaves its state in row `slots[i]` (row i without `slots`); a negative slot means
+ * none: it starts from zero. Arithmetic and state are f32. Full, chunked and step by step give the
+ * same bits.
+ */
+export const selectiveScanPacked = op('selective_scan', {
+  in: {
+    u: 'T[t,d]',
+    delta: 'T[t,d]',
+    A: 'f32[d,n]',
+    B: 'T[t,g,n]|f32[d,n]',
+    C: 'T[t,g,n]|f32[d,n]',
+    D: 'f32[d]?',
+    z: 'T[t,d]?',
+    deltaBias: 'f32[d]?',
+    offsets: 'i32[s+1]',
+    slots: 'i32[s]?',
+    state: 'f32[p,d,n]?!',
+  },
+  attrs: { deltaSoftplus: false },
+  out: { y: 'T[t,d]' },
+});
+
+/**
+ * Depthwise causal convolution over packed sequences:
+ * `y[t] = act(bias + Σ_k weight[k] · x[t-w+1+k])`, act being silu or nothing. `state` holds the last
+ * w-1 inputs of each slot, oldest first; `offsets` and `slots` as in `selectiveScanPacked`.
+ */
+export const causalConv1dPacked = op('causal_conv1d', {
+  in: {
+    x: 'T[t,d]',
+    weight: 'f32[d,w]',
+    bias: 'f32[d]?',
+    offsets: 'i32[s+1]',
+    slots: 'i32[s]?',
+    state: 'T[p,d,w-1]?!',
+  },
+  attrs: { silu: false },
+  out: { y: 'T[t,d]' },
+});

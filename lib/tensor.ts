@@ -1,0 +1,233 @@
+import { device as openDevice, type Device } from './device';
+import { DisposedError } from './errors';
+import { deviceError, native, type TensorHandle } from './native';
+
+export type DType = 'f32' | 'bf16' | 'f16' | 'i32';
+export const dtypes: readonly DType[] = ['f32', 'bf16', 'f16', 'i32'];
+export const dtypeBytes: Readonly<Record<DType, number>> = { f32: 4, bf16: 2, f16: 2, i32: 4 };
+
+export type TypedArray = Float32Array | Int32Array | Uint16Array;
+export type TensorLike = Tensor | Float32Array | Int32Array | readonly number[];
+
+/** Number of elements of a shape. */
+export function sizeOf(shape: readonly number[]): number {
+  return shape.reduce((product, size) => product * size, 1);
+}
+
+const scopes: Set<Tensor>[] = [];
+const disposeSymbol: typeof Symbol.dispose = Symbol.dispose ?? Symbol.for('Symbol.dispose');
+
+/**
+ * An array on a device, row-major; only rows (dimension 0) may be strided. Its contents are what
+ * the device's queue has written by the time that they are read.
+ */
+export class Tensor {
+  readonly device: Device;
+  readonly dtype: DType;
+  readonly shape: readonly number[];
+  /** Elements from one row to the next. */
+  readonly stride: number;
+  #handle: TensorHandle | undefined;
+
+  private constructor(device: Device, dtype: DType, shape: readonly number[], stride: number, handle: TensorHandle) {
+    this.device = device;
+    this.dtype = dtype;
+    this.shape = shape;
+    this.stride = stride;
+    this.#handle = handle;
+    scopes.at(-1)?.add(this);
+  }
+
+  /** A tensor with undefined contents. @throws DeviceError when the device is out of memory. */
+  static empty(shape: readonly number[], dtype: DType, on?: Device | string): Tensor {
+    const device = openDevice(on);
+    for (const size of shape) {
+      if (!Number.isSafeInteger(size) || size < 0) {
+        throw new RangeError(`Tensor: shape is [${shape.join(',')}], expected whole numbers, 0 or more`);
+      }
+    }
+    if (shape.length < 1 || shape.length > 4) {
+      throw new RangeError(`Tensor: shape is [${shape.join(',')}], expected 1 to 4 dimensions`);
+    }
+    const code = dtypes.indexOf(dtype);
+    if (code < 0) throw new TypeError(`Tensor: dtype is ${String(dtype)}, expected one of ${dtypes.join(', ')}`);
+    try {
+      const handle = native().alloc(device.handle, code, shape);
+      return new Tensor(device, dtype, [...shape], sizeOf(shape.slice(1)), handle);
+    } catch (error) {
+      throw deviceError(`Tensor of ${dtype}[${shape.join(',')}]`, error);
+    }
+  }
+
+  /**
+   * A tensor with the values of `data`: f32 from a Float32Array or numbers, i32 from an Int32Array;
+   * `dtype` bf16 or f16 takes the raw bits from a Uint16Array.
+   */
+  static from(
+    data: TypedArray | readonly number[],
+    shape: readonly number[] = [data.length],
+    options: { readonly dtype?: DType; readonly device?: Device | string } = {},
+  ): Tensor {
+    const dtype = options.dtype ?? (data instanceof Int32Array ? 'i32' : 'f32');
+    const Wanted = dtype === 'f32' ? Float32Array : dtype === 'i32' ? Int32Array : Uint16Array;
+    if (ArrayBuffer.isView(data) ? !(data instanceof Wanted) : dtype === 'bf16' || dtype === 'f16') {
+      throw new TypeError(`Tensor.from: data is ${data.constructor.name}, expected ${Wanted.name} for ${dtype}`);
+    }
+    if (data.length !== sizeOf(shape)) {
+      throw new TypeError(`Tensor.from: data has ${data.length} elements, expected ${sizeOf(shape)} for [${shape.join(',')}]`);
+    }
+    const made = Tensor.empty(shape, dtype, options.device);
+    const values = ArrayBuffer.isView(data) ? data : Wanted.from(data);
+    made.set(values);
+    return made;
+  }
+
+  /** Whether `dispose` was called. */
+  get disposed(): boolean {
+    return this.#handle === undefined;
+  }
+
+  /** The addon's handle; `call` and `name` say who asks, for the error when it is disposed. */
+  handle(call: string, name: string): TensorHandle {
+    if (this.#handle === undefined) throw new DisposedError(`${call}: ${name} is disposed`);
+    return this.#handle;
+  }
+
+  /** Number of elements. */
+  get size(): number {
+    return sizeOf(this.shape);
+  }
+
+  /** Whether rows lie one directly after the other. */
+  get dense(): boolean {
+    return this.stride === sizeOf(this.shape.slice(1)) || (this.shape[0] ?? 0) <= 1;
+  }
+
+  toString(): string {
+    return `${this.dtype}[${this.shape.join(',')}]`;
+  }
+
+  #view(call: string, offset: number, shape: readonly number[], stride: number): Tensor {
+    const handle = native().view(this.handle(call, 'tensor'), offset, shape, stride);
+    return new Tensor(this.device, this.dtype, shape, stride, handle);
+  }
+
+  /** Rows `begin` to `end` (not included), in place. */
+  rows(begin: number, end: number): Tensor {
+    this.#checkRange('rows', begin, end, this.shape[0]!);
+    return this.#view('rows', begin * this.stride, [end - begin, ...this.shape.slice(1)], this.stride);
+  }
+
+  /** Columns `begin` to `end` (not included) of a matrix, in place. */
+  columns(begin: number, end: number): Tensor {
+    if (this.shape.length !== 2) throw new TypeError(`columns: tensor is ${this}, expected two dimensions`);
+    this.#checkRange('columns', begin, end, this.shape[1]!);
+    return this.#view('columns', begin, [this.shape[0]!, end - begin], this.stride);
+  }
+
+  /** The same elements in another shape. Rows that are strided can only be split or kept. */
+  reshape(shape: readonly number[]): Tensor {
+    const same = shape[0] === this.shape[0];
+    if (sizeOf(shape) !== this.size || (!same && !this.dense)) {
+      throw new TypeError(`reshape: tensor is ${this}, expected as many elements as [${shape.join(',')}]${this.dense ? '' : ', row by row'}`);
+    }
+    return this.#view('reshape', 0, shape, same ? this.stride : sizeOf(shape.slice(1)));
+  }
+
+  #checkRange(call: string, begin: number, end: number, most: number): void {
+    if (!Number.isInteger(begin) || !Number.isInteger(end) || begin < 0 || end < begin || end > most) {
+      throw new RangeError(`${call}: range is ${begin} to ${end}, expected one within 0 to ${most}`);
+    }
+  }
+
+  /** Overwrites the contents; the values are taken at once. The tensor must be dense. */
+  set(values: TypedArray): void {
+    const handle = this.handle('set', 'tensor');
+    if (!this.dense) throw new TypeError(`set: tensor is ${this} with strided rows, expected a dense one`);
+    if (values.byteLength !== this.size * dtypeBytes[this.dtype]) {
+      throw new TypeError(`set: values has ${values.length} elements, expected ${this.size}`);
+    }
+    try {
+      void native().write(handle, 0, new Uint8Array(values.buffer, values.byteOffset, values.byteLength), true);
+    } catch (error) {
+      throw deviceError('set', error);
+    }
+  }
+
+  /** Writes raw bytes at `byteOffset`. They must not change until the promise resolves. */
+  async write(bytes: Uint8Array, byteOffset = 0): Promise<void> {
+    const handle = this.handle('write', 'tensor');
+    try {
+      await native().write(handle, byteOffset, bytes, false);
+    } catch (error) {
+      throw deviceError('write', error);
+    }
+  }
+
+  /**
+   * The contents: Float32Array for f32, Int32Array for i32, Uint16Array (raw bits) for bf16 and f16.
+   * @throws DeviceError when something queued before it failed. Strided rows: `cast` makes them dense.
+   */
+  async data(): Promise<TypedArray> {
+    const handle = this.handle('data', 'tensor');
+    if (!this.dense) throw new TypeError(`data: tensor is ${this} with strided rows, expected a dense one`);
+    if (this.device.capturing) throw new Error('data: nothing can be read while a graph is captured');
+    try {
+      const bytes = await native().read(handle);
+      if (this.dtype === 'f32') return new Float32Array(bytes);
+      return this.dtype === 'i32' ? new Int32Array(bytes) : new Uint16Array(bytes);
+    } catch (error) {
+      throw deviceError('data', error);
+    }
+  }
+
+  /** Frees the memory as soon as the queue is done with it. Any later use is a `DisposedError`. */
+  dispose(): void {
+    if (this.#handle === undefined) return;
+    native().release(this.#handle);
+    this.#handle = undefined;
+    for (const scope of scopes) scope.delete(this);
+  }
+
+  [disposeSymbol](): void {
+    this.dispose();
+  }
+}
+
+/** The tensors in a value: itself, or those in an array or a plain object, at any depth. */
+export function tensorsIn(value: unknown, found: Tensor[] = []): Tensor[] {
+  if (value instanceof Tensor) found.push(value);
+  else if (Array.isArray(value)) for (const item of value) tensorsIn(item, found);
+  else if (value && Object.getPrototypeOf(value) === Object.prototype) {
+    for (const item of Object.values(value)) tensorsIn(item, found);
+  }
+  return found;
+}
+
+/**
+ * Runs `fn` and disposes every tensor that it made and did not return (in an array or a record
+ * counts as returned). `fn` must not be async: queueing work takes no waiting.
+ */
+export function scope<R>(fn: () => R): R {
+  const own = new Set<Tensor>();
+  scopes.push(own);
+  let result: R | undefined;
+  try {
+    result = fn();
+    if (result instanceof Promise) throw new TypeError('scope: fn is async, expected a plain function');
+    return result;
+  } finally {
+    scopes.splice(scopes.lastIndexOf(own), 1);
+    const kept = new Set(tensorsIn(result));
+    for (const tensor of own) {
+      if (kept.has(tensor)) scopes.at(-1)?.add(tensor);
+      else tensor.dispose();
+    }
+  }
+}
+
+/** Takes a tensor out of the scopes around it, so that it lives until it is disposed. */
+export function keep<T extends Tensor>(tensor: T): T {
+  for (const scope of scopes) scope.delete(tensor);
+  return tensor;
+}
