@@ -1,6 +1,6 @@
 import type { Device } from './device';
 import { deviceError, native, type TensorHandle } from './native';
-import { bind, parseSpec, resolve, type Bindings, type Spec } from './schema';
+import { bind, parseSpec, resolve, Symbols, type Spec } from './schema';
 import { Tensor, type DType } from './tensor';
 
 /** An op's declaration; see `schema.ts` for how tensors are written. */
@@ -41,8 +41,8 @@ export interface Op<S extends Schema = Schema> {
 /** Every op, by name: the table that tests read. */
 export const ops = new Map<string, Op>();
 
-const specs = (texts: Readonly<Record<string, string>>) =>
-  new Map(Object.entries(texts).map(([name, text]) => [name, parseSpec(text)]));
+const specs = (texts: Readonly<Record<string, string>>, symbols: Symbols) =>
+  new Map(Object.entries(texts).map(([name, text]) => [name, parseSpec(text, symbols)]));
 
 function letter({ optional, inPlace }: Spec): string {
   return inPlace ? (optional ? 'v' : 'u') : optional ? 'q' : 'i';
@@ -93,46 +93,47 @@ function attribute(call: string, name: string, fallback: number | boolean, given
  * a kernel of the same name on each device does the work.
  */
 export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
-  const inputs = specs(schema.in);
-  const outputs = specs(schema.out);
+  const symbols = new Symbols();
+  const inputs = specs(schema.in, symbols);
+  const outputs = specs(schema.out, symbols);
   const attrs = Object.entries(schema.attrs ?? {});
   const known = new Set([...inputs.keys(), ...attrs.map(([name]) => name), 'dtype']);
 
   const call = (args: Readonly<Record<string, unknown>>) => {
-    const first = Object.values(args).find((arg) => arg instanceof Tensor);
-    if (!first) throw new TypeError(`${opName}: no tensor was given, expected ${[...inputs.keys()].join(', ')}`);
-    const { device } = first;
+    let device: Device | undefined;
+    for (const name in args) {
+      const arg = args[name];
+      if (!known.has(name)) throw new TypeError(`${opName}: there is no argument ${name}`);
+      if (arg instanceof Tensor) device ??= arg.device;
+    }
+    if (!device) throw new TypeError(`${opName}: no tensor was given, expected ${[...inputs.keys()].join(', ')}`);
     const kernel = kernelOf(self, device);
-    for (const name in args) if (!known.has(name)) throw new TypeError(`${opName}: there is no argument ${name}`);
 
-    const bound: Bindings = { dtypes: new Map(), sizes: new Map() };
-    const from = new Map<string, string>();
+    symbols.clear();
     const values: (TensorHandle | number | undefined)[] = [];
     for (const [name, spec] of inputs) {
       const arg = args[name];
-      if (arg === undefined && spec.optional) {
-        values.push(undefined);
-        continue;
-      }
-      bind(opName, name, spec, arg, device, bound, from);
-      values.push((arg as Tensor).handle(opName, name));
+      if (arg === undefined && spec.optional) values.push(undefined);
+      else values.push(bind(opName, name, spec, arg, device, symbols).handle(opName, name));
     }
-    attrs.forEach(([name, fallback], i) => {
+    for (let i = 0; i < attrs.length; i++) {
+      const [name, fallback] = attrs[i]!;
       values.push(attribute(opName, name, fallback, args[name], kernel.signature[inputs.size + i]!));
-    });
+    }
 
     const results: Record<string, Tensor> = {};
+    let only: Tensor | undefined;
     for (const [name, spec] of outputs) {
-      const [dtype, shape] = resolve(opName, spec, bound, args['dtype'] as DType | undefined);
-      results[name] = Tensor.empty(shape, dtype, device);
-      values.push(results[name].handle(opName, name));
+      const [dtype, shape] = resolve(opName, spec, symbols, args['dtype'] as DType | undefined);
+      only = results[name] = Tensor.empty(shape, dtype, device);
+      values.push(only.handle(opName, name));
     }
     try {
       native().run(device.handle, kernel.id, ...values);
     } catch (error) {
       throw deviceError(opName, error);
     }
-    return outputs.size > 1 ? results : Object.values(results)[0];
+    return outputs.size > 1 ? results : only;
   };
 
   const self = Object.assign(call, { opName, schema, inputs, outputs }) as unknown as Op<S> & Op;

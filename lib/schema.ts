@@ -13,10 +13,13 @@ import type { Device } from './device';
 import { Tensor, type DType } from './tensor';
 
 export interface Dim {
-  readonly name: string | undefined;
+  /** Of the name in the op's symbols; -1 for a plain number. */
+  readonly symbol: number;
   readonly plus: number;
 }
 export interface Form {
+  /** Of the letter in the op's symbols; -1 for a fixed dtype. */
+  readonly letter: number;
   readonly dtype: string;
   readonly dims: readonly Dim[];
 }
@@ -27,103 +30,110 @@ export interface Spec {
   readonly inPlace: boolean;
 }
 
-/** What the letters and names of a call stand for. */
-export interface Bindings {
-  readonly dtypes: Map<string, DType>;
-  readonly sizes: Map<string, number>;
+/** What the letters and names of one op stand for during a call: reused, since calls do not nest. */
+export class Symbols {
+  readonly names: string[] = [];
+  readonly values: (DType | number | undefined)[] = [];
+  /** The argument that gave each value. */
+  readonly from: string[] = [];
+
+  index(name: string): number {
+    const known = this.names.indexOf(name);
+    return known >= 0 ? known : this.names.push(name) - 1;
+  }
+  clear(): void {
+    for (let i = 0; i < this.names.length; i++) this.values[i] = undefined;
+  }
+  bind(symbol: number, value: DType | number, from: string): void {
+    if (this.values[symbol] !== undefined) return;
+    this.values[symbol] = value;
+    this.from[symbol] = from;
+  }
+  value(name: string): DType | number | undefined {
+    const known = this.names.indexOf(name);
+    return known >= 0 ? this.values[known] : undefined;
+  }
 }
 
-const floats: ReadonlySet<string> = new Set(['f32', 'bf16', 'f16']);
 const isLetter = (dtype: string) => /^[A-Z]$/.test(dtype);
 
-function parseDim(text: string): Dim {
+function parseDim(text: string, symbols: Symbols): Dim {
   const match = /^(?:([a-z]+)([+-]\d+)?|(\d+))$/.exec(text);
   if (!match) throw new SyntaxError(`schema: '${text}' is not a size`);
-  return { name: match[1], plus: Number(match[2] ?? match[3] ?? 0) };
+  return { symbol: match[1] ? symbols.index(match[1]) : -1, plus: Number(match[2] ?? match[3] ?? 0) };
 }
 
-function parseForm(text: string): Form {
+function parseForm(text: string, symbols: Symbols): Form {
   const match = /^([A-Z]|f32|bf16|f16|i32)\[([^\]]*)\]$/.exec(text);
   if (!match) throw new SyntaxError(`schema: '${text}' is not a tensor`);
-  return { dtype: match[1]!, dims: match[2]!.split(',').map(parseDim) };
+  const dtype = match[1]!;
+  const dims = match[2]!.split(',').map((dim) => parseDim(dim, symbols));
+  return { letter: isLetter(dtype) ? symbols.index(dtype) : -1, dtype, dims };
 }
 
-export function parseSpec(text: string): Spec {
+export function parseSpec(text: string, symbols = new Symbols()): Spec {
   const match = /^([^?!]+)(\??)(!?)$/.exec(text);
   if (!match) throw new SyntaxError(`schema: '${text}' is not a tensor`);
   return {
     text: match[1]!,
-    forms: match[1]!.split('|').map(parseForm),
+    forms: match[1]!.split('|').map((form) => parseForm(form, symbols)),
     optional: match[2] === '?',
     inPlace: match[3] === '!',
   };
 }
 
-/** `t is 10 by u`: which argument gave the sizes and dtypes that another one breaks. */
-function reasons(form: Form, bound: Bindings, from: ReadonlyMap<string, string>): string {
-  const known = [form.dtype, ...form.dims.map(({ name }) => name ?? '')].filter((key) => from.has(key));
-  return [...new Set(known)]
-    .map((key) => `${key} is ${bound.dtypes.get(key) ?? bound.sizes.get(key)} by ${from.get(key)}`)
-    .join(', ');
+function fits({ letter, dtype, dims }: Form, tensor: Tensor, symbols: Symbols): boolean {
+  const { shape } = tensor;
+  if (shape.length !== dims.length) return false;
+  if (letter >= 0) {
+    const known = symbols.values[letter];
+    if (known ? tensor.dtype !== known : tensor.dtype === 'i32') return false;
+  } else if (tensor.dtype !== dtype) return false;
+  for (let i = 0; i < dims.length; i++) {
+    const { symbol, plus } = dims[i]!;
+    const size = shape[i]!;
+    const known = symbol < 0 ? 0 : (symbols.values[symbol] as number | undefined);
+    if (known === undefined ? size < plus : size !== known + plus) return false;
+  }
+  return true;
 }
 
-function fits(form: Form, tensor: Tensor, bound: Bindings): boolean {
-  if (tensor.shape.length !== form.dims.length) return false;
-  if (isLetter(form.dtype)) {
-    const known = bound.dtypes.get(form.dtype);
-    if (known ? tensor.dtype !== known : !floats.has(tensor.dtype)) return false;
-  } else if (tensor.dtype !== form.dtype) return false;
-  return form.dims.every(({ name, plus }, i) => {
-    const size = tensor.shape[i]!;
-    if (name === undefined) return size === plus;
-    const known = bound.sizes.get(name);
-    return known === undefined ? size - plus >= 0 : size === known + plus;
-  });
+/** `t is 10 by u`: which arguments gave the sizes and dtypes that this one breaks. */
+function reasons({ letter, dims }: Form, symbols: Symbols): string {
+  const used = [letter, ...dims.map(({ symbol }) => symbol)].filter((i) => i >= 0 && symbols.values[i] !== undefined);
+  return [...new Set(used)].map((i) => `${symbols.names[i]} is ${symbols.values[i]} by ${symbols.from[i]}`).join(', ');
 }
 
-/** Holds `arg` against `spec`; new names are bound to what it has. */
-export function bind(
-  call: string,
-  name: string,
-  spec: Spec,
-  arg: unknown,
-  device: Device,
-  bound: Bindings,
-  from: Map<string, string>,
-): void {
+/** Holds `arg` against `spec`; letters and names that it is the first to use get its dtype and sizes. */
+export function bind(call: string, name: string, spec: Spec, arg: unknown, device: Device, symbols: Symbols): Tensor {
   if (!(arg instanceof Tensor)) {
     const got = arg === null ? 'null' : Array.isArray(arg) ? 'an array' : typeof arg;
     throw new TypeError(`${call}: ${name} is ${got}, expected a tensor ${spec.text}`);
   }
   if (arg.disposed) throw new DisposedError(`${call}: ${name} is disposed`);
   if (arg.device !== device) throw new TypeError(`${call}: ${name} is on ${arg.device.id}, expected ${device.id}`);
-  const form = spec.forms.find((form) => fits(form, arg, bound));
-  if (!form) {
-    const why = reasons(spec.forms.find((form) => form.dims.length === arg.shape.length) ?? spec.forms[0]!, bound, from);
-    throw new TypeError(`${call}: ${name} is ${arg}, expected ${spec.text}${why && `; ${why}`}`);
+  for (const form of spec.forms) {
+    if (!fits(form, arg, symbols)) continue;
+    if (form.letter >= 0) symbols.bind(form.letter, arg.dtype, name);
+    for (let i = 0; i < form.dims.length; i++) {
+      const { symbol, plus } = form.dims[i]!;
+      if (symbol >= 0) symbols.bind(symbol, arg.shape[i]! - plus, name);
+    }
+    return arg;
   }
-  if (isLetter(form.dtype) && !bound.dtypes.has(form.dtype)) {
-    bound.dtypes.set(form.dtype, arg.dtype);
-    from.set(form.dtype, name);
-  }
-  form.dims.forEach((dim, i) => {
-    if (dim.name === undefined || bound.sizes.has(dim.name)) return;
-    bound.sizes.set(dim.name, arg.shape[i]! - dim.plus);
-    from.set(dim.name, name);
-  });
+  const nearest = spec.forms.find(({ dims }) => dims.length === arg.shape.length) ?? spec.forms[0]!;
+  const why = reasons(nearest, symbols);
+  throw new TypeError(`${call}: ${name} is ${arg}, expected ${spec.text}${why && `; ${why}`}`);
 }
 
-/** Dtype and shape of an output. A letter that no input bound is `free`, or T's dtype. */
-export function resolve(call: string, spec: Spec, bound: Bindings, free: DType | undefined): [DType, number[]] {
+/** Dtype and shape of an output. A letter that no input bound is `free`, or the dtype of T. */
+export function resolve(call: string, spec: Spec, symbols: Symbols, free: DType | undefined): [DType, number[]] {
   const form = spec.forms[0]!;
-  const dtype = isLetter(form.dtype)
-    ? (bound.dtypes.get(form.dtype) ?? free ?? bound.dtypes.get('T') ?? bound.dtypes.get('W'))
-    : form.dtype;
-  const shape = form.dims.map(({ name, plus }) => {
-    if (name === undefined) return plus;
-    const size = bound.sizes.get(name);
-    if (size === undefined) throw new SyntaxError(`${call}: no input gives the size ${name}`);
+  const bound = form.letter >= 0 ? (symbols.values[form.letter] ?? free ?? symbols.value('T') ?? symbols.value('W')) : form.dtype;
+  const shape = form.dims.map(({ symbol, plus }) => {
+    const size = symbol < 0 ? 0 : (symbols.values[symbol] as number | undefined);
+    if (size === undefined) throw new SyntaxError(`${call}: no input gives the size ${symbols.names[symbol]}`);
     return size + plus;
   });
-  return [(dtype ?? 'f32') as DType, shape];
+  return [bound as DType, shape];
 }

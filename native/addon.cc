@@ -1,80 +1,25 @@
-// All of Node-API: what lib/native.ts calls. The surface does not grow with the ops.
-#include <node_api.h>
-#include <napi.h>
+// What lib/native.ts calls: addon*.cc hold all of Node-API. The surface does not grow with the ops.
+#include "addon.h"
 
-#include <cstdlib>
 #include <cstring>
 #include <string>
-#include <unordered_set>
 
 #include "cpu/pool.h"
 #include "modules.h"
-#include "storage.h"
 
 namespace ss {
 namespace {
 
-// One per environment: the main thread's, and one for each worker.
-struct Addon {
-  napi_threadsafe_function wake = nullptr;  // carries finished transfers to the JavaScript thread
-  int64_t pending = 0;                      // a process with none under way may exit
-  std::unordered_set<std::shared_ptr<Device>> devices;
-};
-
-struct Transfer {  // a promise that the queue will keep
-  Addon* addon;
-  napi_deferred deferred = nullptr;
-  napi_ref kept = nullptr;    // the ArrayBuffer read into or written from
-  bool is_read = false;       // resolves with `kept`
-  void* staged = nullptr;     // a copy of small writes, freed here; they have no promise
-  Status status{};
-  double value = 0;
-};
-
-[[noreturn]] void fail(Napi::Env env, const std::string& text) {
-  Napi::Error error = Napi::Error::New(env, text);
-  error.Set("code", "SELECTIVE_SCAN_DEVICE");
-  throw error;
+// Drops a reference to a tensor's memory; V8 is told when it was the last one.
+void let_go(Napi::Env env, std::shared_ptr<Storage>& storage) {
+  const int64_t bytes = storage.use_count() == 1 ? static_cast<int64_t>(storage->bytes) : 0;
+  storage.reset();
+  if (bytes) Napi::MemoryManagement::AdjustExternalMemory(env, -bytes);
 }
-void check(Napi::Env env, const Status& status) {
-  if (status.code != Status::ok) fail(env, status.text);
-}
-Addon& addon_of(Napi::Env env) { return *env.GetInstanceData<Addon>(); }
-
-template <class T>
-T* unwrap(napi_env env, napi_value value) {
-  void* data = nullptr;
-  napi_valuetype type;
-  if (napi_typeof(env, value, &type) != napi_ok || type != napi_external ||
-      napi_get_value_external(env, value, &data) != napi_ok || !data ||
-      static_cast<T*>(data)->magic != T::kMagic)
-    return nullptr;
-  return static_cast<T*>(data);
-}
-Handle& tensor(Napi::Env env, napi_value value) {
-  Handle* handle = unwrap<Handle>(env, value);
-  if (!handle || !handle->storage) throw Napi::TypeError::New(env, "not a live tensor handle");
-  return *handle;
-}
-struct DeviceHandle {
-  static constexpr uint64_t kMagic = 0x53535f4445564943;
-  uint64_t magic = kMagic;
-  std::shared_ptr<Device> device;
-};
-const std::shared_ptr<Device>& device(Napi::Env env, napi_value value) {
-  auto* handle = unwrap<DeviceHandle>(env, value);
-  if (!handle || !handle->device->backend) throw Napi::TypeError::New(env, "not an open device");
-  return handle->device;
-}
-
 void let_go(Napi::Env env, Handle* handle) {
   if (!handle->storage) return;
-  Device& device = *handle->storage->device;
-  device.tensors--;
-  const bool last = handle->storage.use_count() == 1;
-  const int64_t bytes = static_cast<int64_t>(handle->storage->bytes);
-  handle->storage.reset();
-  if (last) Napi::MemoryManagement::AdjustExternalMemory(env, -bytes);
+  handle->storage->device->tensors--;
+  let_go(env, handle->storage);
 }
 Napi::Value wrap(Napi::Env env, std::shared_ptr<Storage> storage, const View& view) {
   storage->device->tensors++;
@@ -98,103 +43,6 @@ DType dtype_of(Napi::Env env, const Napi::Value& value) {
     throw Napi::TypeError::New(env, "not a dtype");
   return static_cast<DType>(code);
 }
-
-// ---- transfers ---------------------------------------------------------------------------------
-
-void finished(void* context, const Status& status, double value) {
-  auto* transfer = static_cast<Transfer*>(context);
-  transfer->status = status;
-  transfer->value = value;
-  napi_call_threadsafe_function(transfer->addon->wake, transfer, napi_tsfn_nonblocking);
-}
-Napi::Value start(Napi::Env env, Transfer* transfer, const Status& queued) {
-  if (transfer->addon->pending++ == 0) napi_ref_threadsafe_function(env, transfer->addon->wake);
-  if (queued.code != Status::ok) finished(transfer, queued, 0);
-  return env.Undefined();
-}
-void settle(napi_env raw, napi_value, void*, void* data) {
-  std::unique_ptr<Transfer> transfer(static_cast<Transfer*>(data));
-  std::free(transfer->staged);
-  if (!raw) return;  // the environment is being torn down
-  Napi::Env env(raw);
-  Napi::HandleScope scope(env);
-  if (--transfer->addon->pending == 0) napi_unref_threadsafe_function(env, transfer->addon->wake);
-  napi_value kept = nullptr;
-  if (transfer->kept) {
-    napi_get_reference_value(env, transfer->kept, &kept);
-    napi_delete_reference(env, transfer->kept);
-  }
-  if (!transfer->deferred) return;
-  if (transfer->status.code != Status::ok) {
-    Napi::Error error = Napi::Error::New(env, transfer->status.text);
-    error.Set("code", "SELECTIVE_SCAN_DEVICE");
-    napi_reject_deferred(env, transfer->deferred, error.Value());
-  } else {
-    napi_value number = Napi::Number::New(env, transfer->value);
-    napi_resolve_deferred(env, transfer->deferred, transfer->is_read ? kept : number);
-  }
-}
-
-// read(tensor): Promise<ArrayBuffer>; the tensor is dense.
-Napi::Value read(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  Handle& from = tensor(env, info[0]);
-  int64_t count = from.view.shape[0];
-  for (int i = 1; i < from.view.rank; i++) count *= from.view.shape[i];
-  const size_t bytes = static_cast<size_t>(count * size_of(from.view.dtype));
-  auto buffer = Napi::ArrayBuffer::New(env, bytes);
-  auto* transfer = new Transfer{.addon = &addon_of(env), .is_read = true};
-  napi_value promise;
-  napi_create_promise(env, &transfer->deferred, &promise);
-  napi_create_reference(env, buffer, 1, &transfer->kept);
-  start(env, transfer,
-        from.storage->device->backend->read(buffer.Data(), from.view.data, bytes,
-                                            {finished, transfer}));
-  return {env, promise};
-}
-
-// write(tensor, byteOffset, bytes, copy): with `copy` the bytes are taken at once; otherwise they
-// must stay as they are until the promise resolves.
-Napi::Value write(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  Handle& to = tensor(env, info[0]);
-  const int64_t offset = info[1].As<Napi::Number>().Int64Value();
-  const auto source = info[2].As<Napi::Uint8Array>();
-  int64_t room = to.view.shape[0];
-  for (int i = 1; i < to.view.rank; i++) room *= to.view.shape[i];
-  room *= size_of(to.view.dtype);
-  const size_t bytes = source.ByteLength();
-  if (offset < 0 || offset > room || static_cast<int64_t>(bytes) > room - offset)
-    throw Napi::RangeError::New(env, "more bytes than the tensor holds");
-  Backend& backend = *to.storage->device->backend;
-  char* target = static_cast<char*>(to.view.data) + offset;
-  auto* transfer = new Transfer{.addon = &addon_of(env)};
-  if (info[3].ToBoolean()) {
-    transfer->staged = std::malloc(bytes ? bytes : 1);
-    if (!transfer->staged) fail(env, "write: out of memory");
-    std::memcpy(transfer->staged, source.Data(), bytes);
-    const Status queued = backend.write(target, transfer->staged, bytes, {finished, transfer});
-    start(env, transfer, queued);
-    check(env, queued);
-    return env.Undefined();
-  }
-  napi_value promise;
-  napi_create_promise(env, &transfer->deferred, &promise);
-  napi_create_reference(env, source, 1, &transfer->kept);
-  start(env, transfer, backend.write(target, source.Data(), bytes, {finished, transfer}));
-  return {env, promise};
-}
-
-Napi::Value stamp(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  auto* transfer = new Transfer{.addon = &addon_of(env)};
-  napi_value promise;
-  napi_create_promise(env, &transfer->deferred, &promise);
-  start(env, transfer, device(env, info[0])->backend->stamp({finished, transfer}));
-  return {env, promise};
-}
-
-// ---- tensors -----------------------------------------------------------------------------------
 
 // alloc(device, dtype, shape)
 Napi::Value alloc(const Napi::CallbackInfo& info) {
@@ -295,9 +143,10 @@ Napi::Value begin_capture(const Napi::CallbackInfo& info) {
   on->capturing = true;
   return info.Env().Undefined();
 }
-void drop(GraphHandle* handle) {
+void drop(Napi::Env env, GraphHandle* handle) {
   if (handle->graph && handle->device->backend) handle->device->backend->drop(handle->graph);
   handle->graph = nullptr;
+  for (auto& storage : handle->uses) let_go(env, storage);
   handle->uses.clear();
 }
 Napi::Value end_capture(const Napi::CallbackInfo& info) {
@@ -309,8 +158,8 @@ Napi::Value end_capture(const Napi::CallbackInfo& info) {
   on->captured.clear();
   on->capturing = false;
   check(env, on->backend->end_capture(&handle->graph));
-  return Napi::External<GraphHandle>::New(env, handle.release(), [](Napi::Env, GraphHandle* h) {
-    drop(h);
+  return Napi::External<GraphHandle>::New(env, handle.release(), [](Napi::Env env, GraphHandle* h) {
+    drop(env, h);
     delete h;
   });
 }
@@ -322,7 +171,7 @@ Napi::Value replay(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 Napi::Value drop_graph(const Napi::CallbackInfo& info) {
-  if (auto* handle = unwrap<GraphHandle>(info.Env(), info[0])) drop(handle);
+  if (auto* handle = unwrap<GraphHandle>(info.Env(), info[0])) drop(info.Env(), handle);
   return info.Env().Undefined();
 }
 
@@ -398,9 +247,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   auto* addon = new Addon;
   env.SetInstanceData(addon);
   env.AddCleanupHook(tear_down, addon);
-  napi_create_threadsafe_function(env, nullptr, nullptr, Napi::String::New(env, "selective-scan"), 0,
-                                  1, nullptr, nullptr, nullptr, settle, &addon->wake);
-  napi_unref_threadsafe_function(env, addon->wake);
+  open_transfers(env, addon);
   napi_value hot;
   napi_create_function(env, "run", NAPI_AUTO_LENGTH, run, nullptr, &hot);
   exports["run"] = hot;

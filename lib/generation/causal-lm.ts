@@ -1,0 +1,179 @@
+import { existsSync } from 'node:fs';
+import type { Device } from '../device';
+import { device as openDevice } from '../device';
+import { openCheckpoint } from '../io/checkpoint';
+import type { FloatFormat } from '../io/convert';
+import { resolveModel, type ResolveOptions } from '../io/hub';
+import { readJson, type JsonObject } from '../io/json';
+import { loadTokenizer, type Tokenizer } from '../io/tokenizer';
+import { familyOf } from '../models';
+import type { CommonConfig } from '../models/family';
+import { Model } from '../models/model';
+import { savePretrained, type Extras } from '../models/save';
+import { Weights, type LoadOptions } from '../nn/weights';
+import { scope } from '../tensor';
+import { generate, type GeneratedToken, type Prompt } from './generate';
+import type { GenerateOptions } from './options';
+
+export interface ModelOptions {
+  /** `cpu`, `cuda`, `cuda:1` or an open device. Default: SELECTIVE_SCAN_DEVICE, or the CPU. */
+  readonly device?: string | Device;
+  /** Of the matrices: `auto`, the default, keeps what the checkpoint has (f32 for a fresh model). */
+  readonly dtype?: 'auto' | FloatFormat;
+}
+
+export interface PretrainedOptions extends ModelOptions, LoadOptions, Pick<ResolveOptions, 'revision' | 'cacheDir' | 'offline' | 'token' | 'endpoint'> {
+  /** Called while files are downloaded from the hub. */
+  readonly onDownload?: ResolveOptions['onProgress'];
+}
+
+/** A generated text with all that is known of it. */
+export interface Completion {
+  readonly text: string;
+  readonly tokens: readonly number[];
+  readonly logprobs: readonly number[];
+  readonly finishReason: GeneratedToken['finishReason'];
+}
+
+/** Tokens as they come, or, with `completions`, whole texts. Can be consumed once. */
+export class Generation implements AsyncIterable<GeneratedToken> {
+  readonly #tokens: AsyncGenerator<GeneratedToken, void, undefined>;
+
+  constructor(tokens: AsyncGenerator<GeneratedToken, void, undefined>) {
+    this.#tokens = tokens;
+  }
+
+  [Symbol.asyncIterator](): AsyncGenerator<GeneratedToken, void, undefined> {
+    return this.#tokens;
+  }
+
+  /** Runs to the end: one completion for each prompt. */
+  async completions(): Promise<Completion[]> {
+    const rows: { text: string; tokens: number[]; logprobs: number[]; finishReason: Completion['finishReason'] }[] = [];
+    for await (const { index, text, token, logprob, finishReason } of this) {
+      const row = (rows[index] ??= { text: '', tokens: [], logprobs: [], finishReason: undefined });
+      row.text += text;
+      row.tokens.push(token);
+      row.logprobs.push(logprob);
+      row.finishReason = finishReason;
+    }
+    return rows;
+  }
+
+  /** Runs to the end: the text of the first prompt's continuation. */
+  async text(): Promise<string> {
+    return (await this.completions())[0]!.text;
+  }
+}
+
+const asList = (ids: number | readonly number[] | undefined) => (ids === undefined ? [] : typeof ids === 'number' ? [ids] : ids);
+
+/** A language model that generates: what `AutoModelForCausalLM` makes. */
+export class CausalLM extends Model {
+  /** Of the model's folder; undefined where there is none. */
+  readonly tokenizer: Tokenizer | undefined;
+  readonly #extras: Extras;
+
+  constructor(config: CommonConfig, options: { device: Device; dtype: FloatFormat; weights: Weights; tokenizer?: Tokenizer; extras?: Extras }) {
+    const { family } = familyOf(config.json);
+    // CPU kernels compute in f32; a GPU's are fastest in the matrices' own dtype.
+    const activations = options.device.id === 'cpu' ? 'f32' : options.dtype;
+    super(config, options.device, family.build(config, options.weights, activations), options.weights);
+    this.tokenizer = options.tokenizer;
+    this.#extras = options.extras ?? {};
+  }
+
+  /** Fills the parameters; called once. */
+  async load(options: LoadOptions = {}): Promise<void> {
+    await this.weights.load(options);
+    scope(() => this.backbone.ready());
+  }
+
+  /**
+   * Continues one prompt or several (of any lengths), as text or token ids. An async iterable of
+   * tokens; leaving the loop stops the work.
+   * @throws TypeError, RangeError, from the iteration's first step, before any work.
+   */
+  generate(prompts: Prompt | readonly Prompt[], options: GenerateOptions = {}): Generation {
+    const configured = this.#extras.generationConfig?.['eos_token_id'] as number | number[] | undefined;
+    const eos = asList(configured ?? this.config.eosTokenId ?? this.tokenizer?.eosId).filter((id) => id < this.config.vocabSize);
+    return new Generation(generate(this, this.tokenizer, eos, prompts, options));
+  }
+
+  /**
+   * Writes config.json, model.safetensors and the tokenizer's files into `folder`, as transformers
+   * reads them. Each file is replaced whole or not at all.
+   */
+  async savePretrained(folder: string): Promise<void> {
+    this.check('savePretrained');
+    await savePretrained(folder, this.config, this.parameters, this.#extras);
+  }
+}
+
+/** Loads or starts language models of every family. */
+export const AutoModelForCausalLM = {
+  /**
+   * Loads a model from a folder, or from the hub by its id (`owner/name`).
+   * @throws FormatError that names the file, field or parameter that is wrong.
+   */
+  async fromPretrained(pathOrId: string, options: PretrainedOptions = {}): Promise<CausalLM> {
+    const device = openDevice(options.device);
+    const folder = await resolveModel(pathOrId, { ...options, onProgress: options.onDownload });
+    const json = await readJson(`${folder}/config.json`);
+    const { config } = familyOf(json);
+    const tokenizer = await loadTokenizer(folder);
+    const checkpoint = await openCheckpoint(folder);
+    try {
+      const dtype = chosenDtype(options.dtype, () => storedDtype(checkpoint));
+      const weights = new Weights({ device, dtype, checkpoint });
+      try {
+        const extras = { generationConfig: await optionalJson(`${folder}/generation_config.json`), tokenizerFolder: tokenizer && folder };
+        const model = new CausalLM(config, { device, dtype, weights, tokenizer, extras });
+        await model.load(options);
+        return model;
+      } catch (error) {
+        weights.dispose();
+        throw error;
+      }
+    } finally {
+      await checkpoint.close();
+    }
+  },
+
+  /** A fresh model with the paper's initialisation. `json` is what config.json would hold. */
+  async fromConfig(json: JsonObject, options: ModelOptions & { readonly seed?: number; readonly tokenizer?: Tokenizer } = {}): Promise<CausalLM> {
+    const device = openDevice(options.device);
+    const { config } = familyOf(json);
+    const dtype = chosenDtype(options.dtype, () => 'f32');
+    const weights = new Weights({ device, dtype, seed: options.seed ?? 0 });
+    try {
+      const model = new CausalLM(config, { device, dtype, weights, tokenizer: options.tokenizer });
+      await model.load();
+      return model;
+    } catch (error) {
+      weights.dispose();
+      throw error;
+    }
+  },
+} as const;
+
+function chosenDtype(dtype: ModelOptions['dtype'], auto: () => FloatFormat): FloatFormat {
+  if (dtype === undefined || dtype === 'auto') return auto();
+  if (dtype === 'f32' || dtype === 'bf16' || dtype === 'f16') return dtype;
+  throw new TypeError(`fromPretrained: dtype is ${String(dtype)}, expected auto, f32, bf16 or f16`);
+}
+
+/** The dtype that most of the checkpoint's bytes have. */
+function storedDtype(checkpoint: Awaited<ReturnType<typeof openCheckpoint>>): FloatFormat {
+  const bytes = new Map<string, number>();
+  for (const name of checkpoint.names()) {
+    const { dtype, begin, end } = checkpoint.info(name);
+    bytes.set(dtype, (bytes.get(dtype) ?? 0) + end - begin);
+  }
+  const [most] = [...bytes].reduce((a, b) => (b[1] > a[1] ? b : a), ['F32', 0]);
+  return most === 'BF16' ? 'bf16' : most === 'F16' ? 'f16' : 'f32';
+}
+
+async function optionalJson(path: string): Promise<JsonObject | undefined> {
+  return existsSync(path) ? readJson(path) : undefined;
+}

@@ -1,0 +1,146 @@
+import type { Tokenizer } from '../io/tokenizer';
+import { integerRows, type Ids } from '../models/inputs';
+import type { Model } from '../models/model';
+import type { State } from '../models/state';
+import { Decoder, type Drawn } from './decoder';
+import { rowOptions, stopIds, stopStrings, type GenerateOptions, type RowOptions } from './options';
+import { StopScanner } from './text';
+
+/** Text (needs a tokenizer) or token ids. */
+export type Prompt = string | Ids;
+
+/** Why a sequence ended: an end-of-sequence token, a stop string, or `maxNewTokens`. */
+export type FinishReason = 'eos' | 'stop' | 'length';
+
+/** One new token of one sequence. */
+export interface GeneratedToken {
+  /** Its id. */
+  readonly token: number;
+  /** What it adds to the text: whole characters, '' while one is incomplete. Without a tokenizer always ''. */
+  readonly text: string;
+  /** Natural logarithm of the model's own probability for it, before temperature and filters. */
+  readonly logprob: number;
+  /** Which prompt it continues: 0 for the first. */
+  readonly index: number;
+  /** Set with the last token of a sequence. */
+  readonly finishReason: FinishReason | undefined;
+}
+
+/** One sequence while it grows. */
+class Row {
+  readonly #options: RowOptions;
+  readonly #stop: ReadonlySet<number>;
+  readonly #decode: ReturnType<Tokenizer['decodeStream']> | undefined;
+  readonly #scanner: StopScanner;
+  #count = 0;
+  done = false;
+
+  constructor(options: RowOptions, stop: readonly number[], stops: readonly string[], tokenizer: Tokenizer | undefined) {
+    this.#options = options;
+    this.#stop = new Set(stop);
+    this.#decode = tokenizer?.decodeStream({ skipSpecialTokens: true });
+    this.#scanner = new StopScanner(stops);
+  }
+
+  /** Whether the token after the next one is certain not to be wanted. */
+  get endsWithNext(): boolean {
+    return this.#count + 1 >= this.#options.maxNewTokens;
+  }
+
+  take(index: number, token: number, logprob: number): GeneratedToken {
+    this.#count++;
+    const eos = this.#stop.has(token);
+    let text = eos ? '' : this.#scanner.push(this.#decode?.push(token) ?? '');
+    let finishReason: FinishReason | undefined;
+    if (eos) finishReason = 'eos';
+    else if (this.#scanner.stopped) finishReason = 'stop';
+    else if (this.#count >= this.#options.maxNewTokens) finishReason = 'length';
+    if (finishReason && !this.#scanner.stopped) {
+      text += this.#scanner.push(this.#decode?.flush() ?? '');
+      if (this.#scanner.stopped) finishReason = 'stop';
+      else text += this.#scanner.flush();
+    }
+    this.done = finishReason !== undefined;
+    return { token, text, logprob, index, finishReason };
+  }
+}
+
+/** Prompts as ids, and whether one prompt was given or several. */
+async function encode(prompts: Prompt | readonly Prompt[], tokenizer: Tokenizer | undefined, vocabSize: number): Promise<Int32Array[]> {
+  const isOne = typeof prompts === 'string' || ArrayBuffer.isView(prompts) || typeof (prompts as readonly unknown[])?.[0] === 'number';
+  const list = (isOne || (prompts as readonly unknown[])?.length === 0 ? [prompts] : prompts) as readonly Prompt[];
+  if (!Array.isArray(list)) throw new TypeError(`generate: prompt is ${typeof prompts}, expected text or token ids`);
+  const ids = list.map((prompt) => {
+    if (typeof prompt !== 'string') return prompt;
+    if (!tokenizer) throw new TypeError('generate: prompt is text, but the model has no tokenizer; expected token ids');
+    return tokenizer.encode(prompt);
+  });
+  return integerRows('generate', 'prompt', ids, 0, vocabSize - 1);
+}
+
+/**
+ * Continues `prompts`, token by token. All sequences advance together; tokens come in the order of
+ * steps, then of prompts. Nothing is computed further than one step ahead of what is asked for.
+ */
+export async function* generate(
+  model: Model,
+  tokenizer: Tokenizer | undefined,
+  eosDefault: readonly number[],
+  prompts: Prompt | readonly Prompt[],
+  options: GenerateOptions = {},
+): AsyncGenerator<GeneratedToken, void, undefined> {
+  model.check('generate');
+  const { vocabSize } = model.config;
+  const sequences = await encode(prompts, tokenizer, vocabSize);
+  const rowsOptions = rowOptions(options, sequences.length);
+  const stop = stopIds(options.eosTokenId ?? eosDefault, vocabSize);
+  const stops = stopStrings(options.stop);
+  if (stops.length > 0 && !tokenizer) throw new TypeError('generate: stop needs a tokenizer, the model has none');
+  if (options.state) model.checkState('generate', options.state, sequences.length);
+  sequences.forEach((ids, i) => {
+    if (ids.length === 0 && !options.state?.lengths[i]) {
+      throw new RangeError(`generate: prompt${sequences.length > 1 ? ` ${i}` : ''} is empty, expected at least one token`);
+    }
+  });
+  options.signal?.throwIfAborted();
+
+  const state = options.state ?? model.createState(sequences.length);
+  const release = state.acquire('generate');
+  let decoder: Decoder | undefined;
+  let ahead: Promise<Drawn> | undefined;
+  try {
+    await model.run(sequences, state, { signal: options.signal });
+    decoder = new Decoder(model, state, rowsOptions, stop, options.capture ?? true);
+    const rows = rowsOptions.map((row) => new Row(row, stop, stops, tokenizer));
+    let drawn = decoder.draw();
+    while (rows.some((row) => !row.done)) {
+      options.signal?.throwIfAborted();
+      // A state that outlives this call must have consumed all that was emitted; ours need not.
+      const last = !options.state && rows.every((row) => row.done || row.endsWithNext);
+      ahead = last ? undefined : decoder.next();
+      // Reported by the loop's next turn; until then nobody listens.
+      ahead?.catch(() => {});
+      const { tokens, logprobs } = await drawn;
+      yield* emit(rows, tokens, logprobs, state, decoder);
+      if (ahead) drawn = ahead;
+    }
+    await ahead;
+  } finally {
+    // What is queued may still write to the state: it is nobody's until then.
+    await ahead?.catch(() => {});
+    decoder?.dispose();
+    release();
+    if (!options.state) state.dispose();
+  }
+}
+
+function* emit(rows: readonly Row[], tokens: Int32Array, logprobs: Float32Array, state: State, decoder: Decoder): Generator<GeneratedToken> {
+  const events: GeneratedToken[] = [];
+  for (const [i, row] of rows.entries()) {
+    if (row.done) continue;
+    events.push(row.take(i, tokens[i]!, logprobs[i]!));
+    state.consumed(i, [tokens[i]!]);
+    if (row.done) decoder.end(i);
+  }
+  yield* events;
+}

@@ -1,0 +1,147 @@
+import type { State } from '../models/state';
+
+/** One value for all prompts, or one for each. */
+export type PerPrompt<T> = T | readonly T[];
+
+export interface GenerateOptions {
+  /** At most so many tokens a prompt. Default 128. */
+  readonly maxNewTokens?: PerPrompt<number>;
+  /** No end-of-sequence token before so many. Default 0. */
+  readonly minNewTokens?: PerPrompt<number>;
+  /** Draws at random; otherwise the likeliest token is taken. Default: true if any sampling option is given. */
+  readonly doSample?: PerPrompt<boolean>;
+  /** Divides the logits. Above 0. Default 1. */
+  readonly temperature?: PerPrompt<number>;
+  /** Draws from the so many likeliest tokens only; 0 is off, the default. */
+  readonly topK?: PerPrompt<number>;
+  /** Draws from the smallest set of tokens with this much probability together; 1 is off, the default. */
+  readonly topP?: PerPrompt<number>;
+  /** Draws no token less likely than this fraction of the likeliest one; 0 is off, the default. */
+  readonly minP?: PerPrompt<number>;
+  /** Divides positive logits of tokens that were there before, multiplies negative ones; 1 is off, the default. */
+  readonly repetitionPenalty?: PerPrompt<number>;
+  /** The same seed gives the same tokens, whatever the batch around it. Default: drawn at random. */
+  readonly seed?: PerPrompt<number | bigint>;
+  /** Ends a text before any of these strings; needs a tokenizer. */
+  readonly stop?: string | readonly string[];
+  /** Tokens that end a sequence. Default: the model's own; `[]` for none. */
+  readonly eosTokenId?: number | readonly number[];
+  /** Stops at once; the iteration then throws the signal's reason. */
+  readonly signal?: AbortSignal;
+  /** Continues these sequences and leaves in it what they have become. */
+  readonly state?: State;
+  /** Runs each step as one recorded graph. Default true; the tokens are the same either way. */
+  readonly capture?: boolean;
+}
+
+/** The options of one prompt, checked and complete. */
+export interface RowOptions {
+  readonly maxNewTokens: number;
+  readonly minNewTokens: number;
+  readonly temperature: number;
+  readonly topK: number;
+  readonly topP: number;
+  readonly minP: number;
+  readonly repetitionPenalty: number;
+  readonly seed: bigint;
+}
+
+interface Range {
+  readonly fallback: number;
+  readonly least: number;
+  readonly most: number;
+  readonly above?: boolean;
+  readonly whole?: boolean;
+}
+const int32 = 2 ** 31 - 1;
+const ranges: Readonly<Record<Exclude<keyof RowOptions, 'seed'>, Range>> = {
+  maxNewTokens: { fallback: 128, least: 1, most: int32, whole: true },
+  minNewTokens: { fallback: 0, least: 0, most: int32, whole: true },
+  temperature: { fallback: 1, least: 0, most: Infinity, above: true },
+  topK: { fallback: 0, least: 0, most: int32, whole: true },
+  topP: { fallback: 1, least: 0, most: 1, above: true },
+  minP: { fallback: 0, least: 0, most: 1 },
+  repetitionPenalty: { fallback: 1, least: 0, most: Infinity, above: true },
+};
+const known: ReadonlySet<string> = new Set([
+  ...Object.keys(ranges),
+  ...['doSample', 'seed', 'stop', 'eosTokenId', 'signal', 'state', 'capture'],
+]);
+
+function inRange(name: string, value: unknown, { least, most, above, whole }: Range): number {
+  const fits =
+    typeof value === 'number' &&
+    Number.isFinite(value) &&
+    (above ? value > least : value >= least) &&
+    value <= most &&
+    (!whole || Number.isInteger(value));
+  if (fits) return value;
+  const kind = whole ? 'a whole number' : 'a number';
+  const upper = most === Infinity ? '' : `, at most ${most}`;
+  const error = typeof value === 'number' ? RangeError : TypeError;
+  throw new error(`generate: ${name} is ${String(value)}, expected ${kind} ${above ? 'above' : 'from'} ${least}${upper}`);
+}
+
+function seedOf(value: unknown): bigint {
+  if (typeof value === 'bigint' || Number.isSafeInteger(value)) return BigInt.asUintN(64, BigInt(value as number));
+  throw new TypeError(`generate: seed is ${String(value)}, expected a whole number`);
+}
+
+const randomSeed = () => BigInt(Math.floor(Math.random() * 2 ** 32)) * 2n ** 21n + BigInt(Date.now() % 2 ** 21);
+
+/** The options of each of `rows` prompts. @throws RangeError, TypeError that name the option. */
+export function rowOptions(options: GenerateOptions, rows: number): RowOptions[] {
+  for (const name of Object.keys(options)) {
+    if (!known.has(name)) throw new TypeError(`generate: there is no option ${name}`);
+  }
+  const of = (name: keyof GenerateOptions, row: number): unknown => {
+    const value = options[name];
+    if (!Array.isArray(value)) return value;
+    if (value.length !== rows) {
+      throw new RangeError(`generate: ${name} has ${value.length} values, expected one for each of ${rows} prompts`);
+    }
+    return value[row];
+  };
+  return Array.from({ length: rows }, (_, row) => {
+    const number = (name: keyof typeof ranges) => inRange(name, of(name, row) ?? ranges[name].fallback, ranges[name]);
+    const samples = (['temperature', 'topK', 'topP', 'minP', 'seed'] as const).some((name) => options[name] !== undefined);
+    const doSample = of('doSample', row) ?? samples;
+    if (typeof doSample !== 'boolean') {
+      throw new TypeError(`generate: doSample is ${String(doSample)}, expected true or false`);
+    }
+    const temperature = number('temperature');
+    const seed = of('seed', row);
+    return {
+      maxNewTokens: number('maxNewTokens'),
+      minNewTokens: number('minNewTokens'),
+      temperature: doSample ? temperature : 0,
+      topK: number('topK'),
+      topP: number('topP'),
+      minP: number('minP'),
+      repetitionPenalty: number('repetitionPenalty'),
+      seed: seed === undefined ? randomSeed() : seedOf(seed),
+    };
+  });
+}
+
+/** The strings in `stop`. */
+export function stopStrings(stop: unknown): readonly string[] {
+  const list: readonly unknown[] = stop === undefined ? [] : Array.isArray(stop) ? stop : [stop];
+  for (const text of list) {
+    if (typeof text !== 'string' || text === '') {
+      throw new TypeError(`generate: stop holds ${JSON.stringify(text)}, expected strings that are not empty`);
+    }
+  }
+  return list as readonly string[];
+}
+
+/** The ids in `eosTokenId`, each below `vocabSize`. */
+export function stopIds(ids: unknown, vocabSize: number): readonly number[] {
+  const list: readonly unknown[] = ids === undefined ? [] : Array.isArray(ids) ? ids : [ids];
+  for (const id of list) {
+    if (!Number.isInteger(id) || (id as number) < 0 || (id as number) >= vocabSize) {
+      throw new RangeError(`generate: eosTokenId holds ${String(id)}, expected token ids from 0 to ${vocabSize - 1}`);
+    }
+  }
+  return list as readonly number[];
+}

@@ -1,0 +1,23 @@
+/** State-space language models in Node: fused selective-scan kernels, Mamba models, generation. */
+export { AutoModelForCausalLM, CausalLM, Generation } from './generation/causal-lm';
+export type { Completion, ModelOptions, PretrainedOptions } from './generation/causal-lm';
+export type { FinishReason, GeneratedToken, Prompt } from './generation/generate';
+export type { GenerateOptions, PerPrompt } from './generation/options';
+export type { ForwardInput, ForwardOutput } from './models/model';
+export type { Ids, IdsBatch } from './models/inputs';
+export { State } from './models/state';
+export { Tokenizer } from './io/tokenizer';
+export { device, Device, setThreads, threads } from './device';
+export type { DeviceInfo } from './device';
+export { keep, scope, Tensor } from './tensor';
+export type { DType, TensorLike, TypedArray } from './tensor';
+export { capture, Graph } from './capture';
+export { DeviceError, DisposedError, FormatError, LoadError } from './errors';
+export { rmsNorm, addRmsNorm, layerNorm } from './ops/norm';
+export { matmul, embedding } from './ops/matmul';
+export { selectiveScan } from './ops/selective-scan';
+export type { SelectiveScanInput, SelectiveScanOutput } from './ops/selective-scan';
+export { selectiveScanPacked, causalConv1dPacked } from './ops/scan';
+export { add, cast, copySlots, crossEntropy, negExp, takeRows, zeroSlots } from './ops/elementwise';
+export { sample } from './ops/sample';
+export { ops } from './op';

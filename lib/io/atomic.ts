@@ -1,0 +1,54 @@
+import { randomBytes } from 'node:crypto';
+import { open, rename, rm, type FileHandle } from 'node:fs/promises';
+import { dirname } from 'node:path';
+
+/**
+ * Writes a file so that readers see the old content or the new, never a part: `write` fills a temporary file
+ * beside `path`, which replaces it once it is on disk. On any failure (a full disk, a throwing `write`) the old
+ * file is as it was, the temporary file is gone, and the error says so.
+ */
+export async function writeAtomically(
+  path: string,
+  write: (file: FileHandle) => Promise<void>,
+): Promise<void> {
+  const temporary = `${path}.${process.pid}.${randomBytes(4).toString('hex')}.tmp`;
+  try {
+    const file = await open(temporary, 'wx');
+    try {
+      await write(file);
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    await rename(temporary, path);
+  } catch (error) {
+    await rm(temporary, { force: true });
+    throw explain(error as NodeJS.ErrnoException, path);
+  }
+  await syncFolder(dirname(path));
+}
+
+/** Writes all of `bytes` at the file's current position; a single `write` may stop short. */
+export async function writeFully(file: FileHandle, bytes: Uint8Array): Promise<void> {
+  for (let done = 0; done < bytes.length;) {
+    const { bytesWritten } = await file.write(bytes, done, Math.min(bytes.length - done, 1 << 30));
+    done += bytesWritten;
+  }
+}
+
+/** System errors get the path and what became of the old file; errors of the caller's `write` pass as they are. */
+function explain(error: NodeJS.ErrnoException, path: string): Error {
+  if (error.code === undefined || error.syscall === undefined) return error;
+  const reason = error.code === 'ENOSPC' ? 'the disk is full' : error.message;
+  const explained = new Error(`${path}: cannot be written, ${reason}; what was there before is unchanged`, {
+    cause: error,
+  });
+  return Object.assign(explained, { code: error.code });
+}
+
+/** Makes the rename itself survive a power cut; where folders cannot be synced (Windows) it is left to the system. */
+async function syncFolder(path: string): Promise<void> {
+  const folder = await open(path, 'r').catch(() => undefined);
+  await folder?.sync().catch(() => undefined);
+  await folder?.close();
+}

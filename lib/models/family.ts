@@ -1,0 +1,46 @@
+import type { JsonObject } from '../io/json';
+import type { Batch } from '../nn/mamba';
+import type { Weights } from '../nn/weights';
+import type { DType, Tensor } from '../tensor';
+
+/** What every configuration says, whatever the family. */
+export interface CommonConfig {
+  readonly modelType: string;
+  readonly vocabSize: number;
+  readonly hiddenSize: number;
+  readonly numLayers: number;
+  readonly eosTokenId: number | readonly number[] | undefined;
+  /** The parsed config.json, as it is saved again. */
+  readonly json: JsonObject;
+}
+
+/** One tensor of a sequence's state: `shape` without the slots in front. */
+export interface StatePart {
+  readonly name: string;
+  readonly shape: readonly number[];
+  readonly dtype: DType;
+}
+
+/** A model's computation over packed tokens. */
+export interface Backbone {
+  readonly stateParts: readonly StatePart[];
+  /** Called once all parameters are loaded. */
+  ready(): void;
+  /**
+   * ids i32[t] to the normalised output of the last layer [t, hiddenSize]. `pools` holds one tensor
+   * [slots, ...] for each of `stateParts`. `visit` sees the input of each layer in turn, f32[t, hiddenSize].
+   */
+  forward(ids: Tensor, batch: Batch, pools: readonly Tensor[], visit?: (hidden: Tensor) => void): Tensor;
+  /** [t, hiddenSize] to f32[t, vocabSize]. */
+  logits(hidden: Tensor): Tensor;
+  dispose(): void;
+}
+
+/** A kind of model: one file, and one line in the registry. */
+export interface Family<C extends CommonConfig = CommonConfig> {
+  /** `model_type` in config.json. */
+  readonly type: string;
+  /** @throws FormatError that names a field which is missing, unknown, or of a value that is not supported. */
+  config(json: JsonObject): C;
+  build(config: C, weights: Weights, activations: DType): Backbone;
+}

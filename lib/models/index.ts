@@ -1,0 +1,17 @@
+import { FormatError } from '../errors';
+import { kind, type JsonObject } from '../io/json';
+import type { CommonConfig, Family } from './family';
+import { mamba } from './mamba';
+
+/** Every family that `fromPretrained` knows. */
+export const families: readonly Family[] = [mamba as Family<never> as Family];
+
+/** The family that `model_type` names, and the configuration it makes of config.json. */
+export function familyOf(json: JsonObject): { readonly family: Family; readonly config: CommonConfig } {
+  const family = families.find(({ type }) => type === json['model_type']);
+  if (!family) {
+    const known = families.map(({ type }) => type).join(', ');
+    throw new FormatError(`config.json: model_type is ${kind(json['model_type'])}, expected one of: ${known}`);
+  }
+  return { family, config: family.config(json) };
+}

@@ -1,0 +1,154 @@
+import type { JsonObject } from '../io/json';
+import * as init from '../nn/init';
+import { Linear } from '../nn/linear';
+import { MambaMixer, type Batch, type MixerConfig } from '../nn/mamba';
+import type { Weights } from '../nn/weights';
+import { embedding, matmul } from '../ops/matmul';
+import { addRmsNorm, rmsNorm } from '../ops/norm';
+import { scope, type DType, type Tensor } from '../tensor';
+import type { Backbone, CommonConfig, Family, StatePart } from './family';
+import { Fields } from './fields';
+
+/** Hugging Face's `MambaConfig`. */
+export interface MambaConfig extends CommonConfig {
+  readonly mixer: MixerConfig;
+  readonly layerNormEpsilon: number;
+  readonly tieWordEmbeddings: boolean;
+}
+
+function config(json: JsonObject): MambaConfig {
+  const fields = new Fields(json);
+  fields.choice('model_type', ['mamba']);
+  const hiddenSize = fields.whole('hidden_size', 768);
+  const expand = fields.positive('expand', 2);
+  const dInner = Math.trunc(expand * hiddenSize);
+  const dState = fields.whole('state_size', 16);
+  const numLayers = fields.whole('num_hidden_layers', 32);
+  const vocabSize = fields.whole('vocab_size', 50280);
+  const automatic = json['time_step_rank'] === undefined || json['time_step_rank'] === 'auto';
+  fields.ignore(...(automatic ? ['time_step_rank'] : []));
+  const mixer: MixerConfig = {
+    dModel: hiddenSize,
+    dInner,
+    dState,
+    dConv: fields.whole('conv_kernel', 4),
+    dtRank: automatic ? Math.ceil(hiddenSize / 16) : fields.whole('time_step_rank'),
+    bias: fields.flag('use_bias', false),
+    convBias: fields.flag('use_conv_bias', true),
+    dtMin: fields.positive('time_step_min', 0.001),
+    dtMax: fields.positive('time_step_max', 0.1),
+    dtFloor: fields.positive('time_step_floor', 1e-4),
+    dtScale: fields.positive('time_step_scale', 1),
+    dtInit: fields.choice('time_step_init_scheme', ['random', 'constant']),
+    initializerRange: fields.positive('initializer_range', 0.1),
+  };
+  const layerNormEpsilon = fields.positive('layer_norm_epsilon', 1e-5, true);
+  const tieWordEmbeddings = fields.flag('tie_word_embeddings', true);
+  const eosTokenId = fields.ids('eos_token_id');
+  fields.choice('hidden_act', ['silu', 'swish']);
+  // The residual is always kept in f32, which is what true asks for; false only allows less.
+  fields.flag('residual_in_fp32', true);
+  fields.flag('rescale_prenorm_residual', false);
+  // What the first converted checkpoints say a second time, in the original names.
+  fields.same('intermediate_size', dInner);
+  fields.same('d_inner', dInner);
+  fields.same('d_model', hiddenSize);
+  fields.same('n_layer', numLayers);
+  fields.same('rms_norm', true);
+  fields.same('ssm_cfg', {});
+  fields.ignore('fused_add_norm', 'pad_vocab_size_multiple', 'use_mambapy', 'use_associative_scan');
+  fields.end();
+  return {
+    modelType: 'mamba',
+    vocabSize,
+    hiddenSize,
+    numLayers,
+    eosTokenId,
+    json,
+    mixer,
+    layerNormEpsilon,
+    tieWordEmbeddings,
+  };
+}
+
+class MambaBackbone implements Backbone {
+  readonly stateParts: readonly StatePart[];
+  readonly #config: MambaConfig;
+  readonly #activations: DType;
+  readonly #embeddings: Tensor; // [vocabSize, hiddenSize]
+  readonly #layers: readonly { readonly norm: Tensor; readonly mixer: MambaMixer }[];
+  readonly #norm: Tensor; // [hiddenSize]
+  readonly #head: Tensor; // [vocabSize, hiddenSize]
+
+  constructor(config: MambaConfig, weights: Weights, activations: DType) {
+    const { hiddenSize, vocabSize, numLayers, mixer } = config;
+    this.#config = config;
+    this.#activations = activations;
+    const backbone = weights.at('backbone');
+    this.#embeddings = backbone
+      .at('embeddings')
+      .matrix('weight', [vocabSize, hiddenSize], init.normal(mixer.initializerRange));
+    this.#layers = Array.from({ length: numLayers }, (_, i) => {
+      const layer = backbone.at('layers').at(i);
+      return {
+        norm: layer.at('norm').get('weight', [hiddenSize], init.ones),
+        mixer: new MambaMixer(layer.at('mixer'), mixer),
+      };
+    });
+    this.#norm = backbone.at('norm_f').get('weight', [hiddenSize], init.ones);
+    this.#head = config.tieWordEmbeddings
+      ? this.#embeddings
+      : new Linear(weights.at('lm_head'), hiddenSize, vocabSize, { bias: false }).weight;
+    weights.checkAllUsed(config.tieWordEmbeddings ? ['lm_head.weight'] : []);
+
+    const { dInner, dState, dConv } = mixer;
+    this.stateParts = this.#layers.flatMap((_, i) => [
+      { name: `layers.${i}.conv`, shape: [dInner, dConv - 1], dtype: activations },
+      { name: `layers.${i}.scan`, shape: [dInner, dState], dtype: 'f32' as const },
+    ]);
+  }
+
+  ready(): void {
+    for (const { mixer } of this.#layers) mixer.ready();
+  }
+
+  forward(ids: Tensor, batch: Batch, pools: readonly Tensor[], visit?: (hidden: Tensor) => void): Tensor {
+    const eps = this.#config.layerNormEpsilon;
+    return scope(() => {
+      let residual = embedding({ ids, weight: this.#embeddings, dtype: 'f32' });
+      let mixed: Tensor | undefined;
+      for (const [i, { norm, mixer }] of this.#layers.entries()) {
+        const [y, sum] = this.#normed(mixed, residual, norm, eps);
+        visit?.(sum);
+        // What this layer no longer needs goes at once: a long prompt's memory is one layer's.
+        mixed?.dispose();
+        if (sum !== residual && !visit) residual.dispose();
+        residual = sum;
+        mixed = mixer.forward(y, batch, pools[2 * i]!, pools[2 * i + 1]!);
+        y.dispose();
+      }
+      return this.#normed(mixed, residual, this.#norm, eps)[0];
+    });
+  }
+
+  #normed(mixed: Tensor | undefined, residual: Tensor, weight: Tensor, eps: number): readonly [Tensor, Tensor] {
+    if (!mixed) return [rmsNorm({ x: residual, weight, eps, dtype: this.#activations }), residual];
+    const { y, sum } = addRmsNorm({ x: mixed, residual, weight, eps });
+    return [y, sum];
+  }
+
+  logits(hidden: Tensor): Tensor {
+    return matmul({ x: hidden, weight: this.#head, dtype: 'f32' });
+  }
+
+  dispose(): void {
+    for (const { mixer } of this.#layers) mixer.dispose();
+  }
+}
+
+/** Mamba (Gu and Dao 2023) as transformers' `MambaForCausalLM` writes it. */
+export const mamba: Family<MambaConfig> = {
+  type: 'mamba',
+  config,
+  build: (config, weights, activations) => new MambaBackbone(config, weights, activations),
+};

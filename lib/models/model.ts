@@ -1,0 +1,306 @@
+import type { Device } from '../device';
+import { DisposedError } from '../errors';
+import type { Batch } from '../nn/mamba';
+import { countParameters, type Weights } from '../nn/weights';
+import { cast, copySlots, crossEntropy, takeRows, zeroSlots } from '../ops/elementwise';
+import { keep, scope, Tensor } from '../tensor';
+import type { Backbone, CommonConfig } from './family';
+import { integerRows, pack, type Dense, type IdsBatch } from './inputs';
+import { State, type StateLayout } from './state';
+
+/** Tokens that go through the layers at once: more would not be faster, but take more memory. */
+export const chunkTokens = 2048;
+
+export interface ForwardInput {
+  /** Token ids: one sequence, several (of any lengths), or a tensor i32[batch, length]. */
+  readonly inputIds: IdsBatch;
+  /** 1 for tokens, 0 for padding, in the shape of `inputIds`; on the left, the right or in between. */
+  readonly attentionMask?: IdsBatch;
+  /** Class ids in the shape of `inputIds`; -100 is left out. Column j+1 is what column j should predict. */
+  readonly labels?: IdsBatch;
+  readonly outputHiddenStates?: boolean;
+  /** Logits for the last so many columns only; 0, the default, for all. */
+  readonly logitsToKeep?: number;
+  /** Continues these sequences, and updates them. */
+  readonly state?: State;
+}
+
+export interface ForwardOutput {
+  /** f32[batch, length or logitsToKeep, vocabSize]; zero at padding. */
+  readonly logits: Tensor;
+  /** As in transformers: the input of each layer, then the normalised output of the last; f32[batch, length, hiddenSize]. */
+  readonly hiddenStates?: readonly Tensor[];
+  /** Mean cross-entropy, in nats. */
+  readonly loss?: number;
+}
+
+/** Some tokens of some sequences, one after the other. */
+interface Piece {
+  readonly row: number;
+  readonly begin: number;
+  readonly end: number;
+}
+
+/** Cuts sequences into pieces that fill chunks of `size` tokens. */
+export function chunked(lengths: readonly number[], size: number): Piece[][] {
+  const chunks: Piece[][] = [];
+  let room = 0;
+  lengths.forEach((length, row) => {
+    for (let begin = 0; begin < length; ) {
+      if (room === 0) {
+        chunks.push([]);
+        room = size;
+      }
+      const end = Math.min(length, begin + room);
+      chunks.at(-1)!.push({ row, begin, end });
+      room -= end - begin;
+      begin = end;
+    }
+  });
+  return chunks;
+}
+
+/** A language model on a device: parameters, and the computation over them. */
+export class Model<C extends CommonConfig = CommonConfig> {
+  readonly config: C;
+  readonly device: Device;
+  readonly stateLayout: StateLayout;
+  protected readonly backbone: Backbone;
+  protected readonly weights: Weights;
+  #disposed = false;
+
+  constructor(config: C, device: Device, backbone: Backbone, weights: Weights) {
+    this.config = config;
+    this.device = device;
+    this.backbone = backbone;
+    this.weights = weights;
+    const { modelType, vocabSize } = config;
+    this.stateLayout = { modelType, vocabSize, parts: backbone.stateParts };
+  }
+
+  /** All parameters by the checkpoint's names. */
+  get parameters(): ReadonlyMap<string, Tensor> {
+    return this.weights.parameters;
+  }
+
+  get numParameters(): number {
+    return countParameters(this.parameters);
+  }
+
+  get disposed(): boolean {
+    return this.#disposed;
+  }
+
+  /** Throws when the model is disposed. */
+  check(call: string): void {
+    if (this.#disposed) throw new DisposedError(`${call}: model is disposed`);
+  }
+
+  /** A state of `rows` sequences that have seen nothing yet. */
+  createState(rows = 1): State {
+    this.check('createState');
+    if (!Number.isInteger(rows) || rows < 1) {
+      throw new RangeError(`createState: rows is ${rows}, expected a whole number, 1 or more`);
+    }
+    return new State(this.device, this.stateLayout, rows);
+  }
+
+  /** The state in `bytes` that `State.snapshot` made, in this process or another. */
+  restoreState(bytes: Uint8Array): State {
+    this.check('restoreState');
+    return State.restore(bytes, this.device, this.stateLayout);
+  }
+
+  /** Whether `state` belongs to a model like this one, on this device. */
+  checkState(call: string, state: State, rows: number): void {
+    state.check(call);
+    if (state.device !== this.device || JSON.stringify(state.layout) !== JSON.stringify(this.stateLayout)) {
+      throw new TypeError(`${call}: state belongs to another model or device`);
+    }
+    if (state.rows !== rows) throw new RangeError(`${call}: state has ${state.rows} sequences, expected ${rows}`);
+  }
+
+  /** Queues one step: ids i32[t] through all layers. Ops only, so that it can be captured. */
+  step(ids: Tensor, batch: Batch, state: State, visit?: (hidden: Tensor) => void): Tensor {
+    return this.backbone.forward(ids, batch, state.pools, visit);
+  }
+
+  /** The logits of normalised hidden states [t, hiddenSize]. */
+  head(hidden: Tensor): Tensor {
+    return this.backbone.logits(hidden);
+  }
+
+  /**
+   * Runs `sequences` (row i continues row i of `state`) chunk by chunk, letting the event loop
+   * breathe in between. `each` is called once a chunk, inside a scope, with the normalised output
+   * [t, hiddenSize] of the pieces in it. The state's `logits` are those of each last token.
+   */
+  async run(
+    sequences: readonly Int32Array[],
+    state: State,
+    options: {
+      readonly signal?: AbortSignal;
+      readonly visit?: (layer: number, hidden: Tensor, pieces: readonly Piece[]) => void;
+      readonly each?: (hidden: Tensor, pieces: readonly Piece[]) => void;
+    } = {},
+  ): Promise<void> {
+    let before: Promise<number> | undefined;
+    for (const pieces of chunked(sequences.map(({ length }) => length), chunkTokens)) {
+      options.signal?.throwIfAborted();
+      this.check('forward');
+      scope(() => {
+        const ids = pieces.flatMap(({ row, begin, end }) => [...sequences[row]!.subarray(begin, end)]);
+        const lengths = pieces.map(({ begin, end }) => end - begin);
+        const batch = this.batch(lengths, pieces.map(({ row }) => row));
+        let layer = 0;
+        const visit = options.visit && ((hidden: Tensor) => options.visit!(layer++, hidden, pieces));
+        const hidden = this.step(this.#ints(ids), batch, state, visit);
+        options.each?.(hidden, pieces);
+        this.#keepLastLogits(hidden, pieces, sequences, state);
+      });
+      for (const { row, begin, end } of pieces) state.consumed(row, sequences[row]!.subarray(begin, end));
+      // One chunk is under way while the next one is queued.
+      await before;
+      before = this.device.stamp();
+    }
+    await before;
+  }
+
+  /** offsets and slots for pieces of these lengths. */
+  batch(lengths: readonly number[], slots: readonly number[]): Batch {
+    let sum = 0;
+    return { offsets: this.#ints([0, ...lengths.map((length) => (sum += length))]), slots: this.#ints(slots) };
+  }
+
+  #ints(values: readonly number[]): Tensor {
+    return Tensor.from(Int32Array.from(values), [values.length], { device: this.device });
+  }
+
+  #keepLastLogits(hidden: Tensor, pieces: readonly Piece[], sequences: readonly Int32Array[], state: State): void {
+    const rows: number[] = [];
+    const slots: number[] = [];
+    let at = 0;
+    for (const { row, begin, end } of pieces) {
+      at += end - begin;
+      if (end !== sequences[row]!.length) continue;
+      rows.push(at - 1);
+      slots.push(row);
+    }
+    if (rows.length === 0) return;
+    const logits = this.head(takeRows({ x: hidden, rows: this.#ints(rows) }));
+    copySlots({ from: logits, fromSlots: this.#ints([...rows.keys()]), to: state.logits, toSlots: this.#ints(slots) });
+  }
+
+  /**
+   * The model's output for whole sequences, as transformers' `forward`. Padding that the mask marks
+   * changes nothing, wherever it stands. Long inputs are run in chunks; only reading the results waits.
+   * @throws TypeError, RangeError for bad arguments, before any work.
+   */
+  async forward(input: ForwardInput): Promise<ForwardOutput> {
+    this.check('forward');
+    const { vocabSize, hiddenSize, numLayers } = this.config;
+    const { logitsToKeep = 0 } = input;
+    const rows = await integerRows('forward', 'inputIds', input.inputIds, 0, vocabSize - 1);
+    const mask = input.attentionMask && (await integerRows('forward', 'attentionMask', input.attentionMask, 0, 1));
+    const labels = input.labels && (await integerRows('forward', 'labels', input.labels, -100, vocabSize - 1));
+    const dense = pack('forward', rows, mask);
+    const { batch, length } = dense;
+    if (!Number.isInteger(logitsToKeep) || logitsToKeep < 0) {
+      throw new RangeError(`forward: logitsToKeep is ${logitsToKeep}, expected a whole number, 0 or more`);
+    }
+    if (labels && labels.some((row, i) => row.length !== rows[i]!.length)) {
+      throw new TypeError('forward: labels has another shape than inputIds');
+    }
+    if (labels && logitsToKeep > 0) throw new TypeError('forward: labels need all logits, logitsToKeep keeps some');
+    if (input.state) this.checkState('forward', input.state, batch);
+
+    const first = logitsToKeep === 0 ? 0 : Math.max(0, length - logitsToKeep);
+    const state = input.state ?? this.createState(batch);
+    const release = state.acquire('forward');
+    const made: Tensor[] = [];
+    const place = (columns: number, size: number) => {
+      made.push(this.#zeros(batch * columns, size));
+      return made.at(-1)!;
+    };
+    try {
+      const logits = place(length - first, vocabSize);
+      const hidden = input.outputHiddenStates
+        ? Array.from({ length: numLayers + 1 }, () => place(length, hiddenSize))
+        : undefined;
+      await this.run(dense.sequences, state, {
+        visit: hidden && ((layer, x, pieces) => this.#unpack(x, pieces, dense, 0, hidden[layer]!)),
+        each: (x, pieces) => {
+          if (hidden) this.#unpack(x, pieces, dense, 0, hidden[numLayers]!);
+          this.#unpack(x, pieces, dense, first, logits, (chosen) => this.head(chosen));
+        },
+      });
+      const shaped = (tensor: Tensor) => tensor.reshape([batch, tensor.shape[0]! / batch, tensor.shape[1]!]);
+      return {
+        logits: keep(shaped(logits)),
+        ...(hidden && { hiddenStates: hidden.map((tensor) => keep(shaped(tensor))) }),
+        ...(labels && { loss: await this.#loss(logits, labels, dense) }),
+      };
+    } finally {
+      release();
+      for (const tensor of made) tensor.dispose();
+      if (!input.state) state.dispose();
+    }
+  }
+
+  #zeros(rows: number, size: number): Tensor {
+    const out = keep(Tensor.empty([rows, size], 'f32', this.device));
+    scope(() => zeroSlots({ pool: out, slots: this.#ints([...Array(rows).keys()]) }));
+    return out;
+  }
+
+  /** Puts the packed rows of `x` where they belong in a dense [batch · columns, size], from column `first` on. */
+  #unpack(
+    x: Tensor,
+    pieces: readonly Piece[],
+    dense: Dense,
+    first: number,
+    to: Tensor,
+    map: (rows: Tensor) => Tensor = (rows) => (rows.dtype === 'f32' ? rows : cast({ x: rows, dtype: 'f32' })),
+  ): void {
+    const width = to.shape[0]! / dense.batch;
+    const from: number[] = [];
+    const places: number[] = [];
+    let at = 0;
+    for (const { row, begin, end } of pieces) {
+      for (let i = begin; i < end; i++, at++) {
+        const column = dense.columns[row]![i]! - first;
+        if (column < 0) continue;
+        from.push(at);
+        places.push(row * width + column);
+      }
+    }
+    if (from.length === 0) return;
+    scope(() => {
+      const all = from.length === x.shape[0]!;
+      const chosen = map(all ? x : takeRows({ x, rows: this.#ints(from) }));
+      const numbers = this.#ints([...from.keys()]);
+      copySlots({ from: chosen, fromSlots: numbers, to, toSlots: this.#ints(places) });
+    });
+  }
+
+  async #loss(logits: Tensor, labels: readonly Int32Array[], { batch, length, columns }: Dense): Promise<number> {
+    const targets = new Int32Array(batch * length).fill(-100);
+    columns.forEach((row, i) => {
+      for (const j of row) if (j + 1 < labels[i]!.length) targets[i * length + j] = labels[i]![j + 1]!;
+    });
+    const wrong = targets.findIndex((target) => target < 0 && target !== -100);
+    if (wrong >= 0) throw new RangeError(`forward: labels hold ${targets[wrong]}, expected token ids or -100`);
+    const losses = scope(() => crossEntropy({ logits, labels: this.#ints([...targets]) }));
+    const values = (await losses.data()) as Float32Array;
+    losses.dispose();
+    const count = targets.filter((target) => target >= 0).length;
+    return values.reduce((sum, value) => sum + value, 0) / count;
+  }
+
+  /** Frees the parameters. Generations that are under way end with a `DisposedError`. */
+  dispose(): void {
+    this.#disposed = true;
+    this.backbone.dispose();
+    this.weights.dispose();
+  }
+}

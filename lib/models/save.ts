@@ -1,0 +1,63 @@
+import { mkdir, readFile, stat } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
+import { writeAtomically, writeFully } from '../io/atomic';
+import type { FloatFormat } from '../io/convert';
+import type { JsonObject } from '../io/json';
+import { writeSafetensors, type TensorSource } from '../io/safetensors';
+import type { Tensor } from '../tensor';
+import type { CommonConfig } from './family';
+
+/** What belongs to a model beside its configuration and parameters. */
+export interface Extras {
+  readonly generationConfig?: JsonObject;
+  /** Where the tokenizer's files are. */
+  readonly tokenizerFolder?: string;
+}
+
+const stored = { f32: 'F32', bf16: 'BF16', f16: 'F16' } as const;
+const named = { f32: 'float32', bf16: 'bfloat16', f16: 'float16' } as const;
+const tokenizerFiles = ['tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'];
+const architectures: ReadonlyMap<string, string> = new Map([['mamba', 'MambaForCausalLM']]);
+
+async function writeJson(path: string, json: unknown): Promise<void> {
+  await writeAtomically(path, (file) => writeFully(file, Buffer.from(`${JSON.stringify(json, undefined, 2)}\n`)));
+}
+
+/** Writes a folder that transformers' `from_pretrained` reads. Matrices keep their dtype, the rest is f32. */
+export async function savePretrained(
+  folder: string,
+  config: CommonConfig,
+  parameters: ReadonlyMap<string, Tensor>,
+  extras: Extras,
+): Promise<void> {
+  if ((await stat(folder).catch(() => undefined))?.isDirectory() === false) {
+    throw new Error(`savePretrained: ${folder} is a file, expected a folder`);
+  }
+  await mkdir(folder, { recursive: true });
+  const tensors = [...parameters].map(
+    ([name, tensor]): TensorSource => ({
+      name,
+      dtype: stored[tensor.dtype as FloatFormat],
+      shape: tensor.shape,
+      read: async () => {
+        const { buffer, byteOffset, byteLength } = await tensor.data();
+        return new Uint8Array(buffer, byteOffset, byteLength);
+      },
+    }),
+  );
+  await writeSafetensors(join(folder, 'model.safetensors'), tensors);
+  const dtypes = [...parameters.values()].map(({ dtype }) => dtype as FloatFormat);
+  const dtype = named[dtypes.find((dtype) => dtype !== 'f32') ?? 'f32'];
+  const architecture = architectures.get(config.modelType);
+  await writeJson(join(folder, 'config.json'), {
+    ...(architecture && { architectures: [architecture] }),
+    ...config.json,
+    ...('torch_dtype' in config.json ? { torch_dtype: dtype } : { dtype }),
+  });
+  if (extras.generationConfig) await writeJson(join(folder, 'generation_config.json'), extras.generationConfig);
+  if (extras.tokenizerFolder === undefined || resolve(extras.tokenizerFolder) === resolve(folder)) return;
+  for (const name of tokenizerFiles) {
+    const content = await readFile(join(extras.tokenizerFolder, name)).catch(() => undefined);
+    if (content) await writeAtomically(join(folder, name), (file) => writeFully(file, content));
+  }
+}

@@ -1,0 +1,110 @@
+import { negExp } from '../ops/elementwise';
+import { matmul } from '../ops/matmul';
+import { causalConv1dPacked, selectiveScanPacked } from '../ops/scan';
+import { keep, scope, Tensor } from '../tensor';
+import * as init from './init';
+import { Linear } from './linear';
+import type { Weights } from './weights';
+
+/** Which rows of a packed batch belong together, and where their states live. */
+export interface Batch {
+  readonly offsets: Tensor; // i32[s+1]
+  readonly slots: Tensor; // i32[s]
+}
+
+/** The sizes of a Mamba mixer, in the paper's names. */
+export interface MixerConfig {
+  readonly dModel: number;
+  readonly dInner: number;
+  readonly dState: number;
+  readonly dConv: number;
+  readonly dtRank: number;
+  readonly bias: boolean;
+  readonly convBias: boolean;
+  readonly dtMin: number;
+  readonly dtMax: number;
+  readonly dtFloor: number;
+  readonly dtScale: number;
+  readonly dtInit: 'random' | 'constant';
+  /** Standard deviation of `out_proj` and `in_proj` when they start afresh. */
+  readonly initializerRange: number;
+}
+
+/** The Mamba block without its norm and residual (Gu and Dao 2023, figure 3). */
+export class MambaMixer {
+  readonly #config: MixerConfig;
+  readonly #inProj: Linear;
+  readonly #outProj: Linear;
+  readonly #xProj: Linear;
+  readonly #dtWeight: Tensor; // [dInner, dtRank]
+  readonly #dtBias: Tensor; // [dInner]
+  readonly #convWeight: Tensor; // [dInner, dConv]
+  readonly #convBias: Tensor | undefined; // [dInner]
+  readonly #aLog: Tensor; // [dInner, dState]
+  readonly #D: Tensor; // [dInner]
+  #A: Tensor | undefined;
+
+  constructor(w: Weights, config: MixerConfig) {
+    const { dModel, dInner, dState, dConv, dtRank } = config;
+    this.#config = config;
+    const range = init.normal(config.initializerRange);
+    this.#inProj = new Linear(w.at('in_proj'), dModel, 2 * dInner, { bias: config.bias, init: range, biasInit: init.zeros });
+    const conv = w.at('conv1d');
+    this.#convWeight = keep(conv.get('weight', [dInner, 1, dConv], init.linear(dConv)).reshape([dInner, dConv]));
+    this.#convBias = config.convBias ? conv.get('bias', [dInner], init.linear(dConv)) : undefined;
+    this.#xProj = new Linear(w.at('x_proj'), dInner, dtRank + 2 * dState, { bias: false, init: range });
+    const dtStd = config.dtScale / Math.sqrt(dtRank);
+    const dt = w.at('dt_proj');
+    const dtInit: init.Init = config.dtInit === 'random' ? init.uniform(dtStd) : (out) => out.fill(dtStd);
+    this.#dtWeight = dt.matrix('weight', [dInner, dtRank], dtInit);
+    this.#dtBias = dt.get('bias', [dInner], init.inverseSoftplusOfLogUniform(config.dtMin, config.dtMax, config.dtFloor));
+    this.#aLog = w.get('A_log', [dInner, dState], init.s4dRealLog(dState));
+    this.#D = w.get('D', [dInner], init.ones);
+    this.#outProj = new Linear(w.at('out_proj'), dInner, dModel, { bias: config.bias, init: range, biasInit: init.zeros });
+  }
+
+  /** Once the parameters are loaded: A = -exp(A_log), which every step needs. */
+  ready(): void {
+    this.#A = keep(negExp({ x: this.#aLog }));
+  }
+
+  /** x [t, dModel] to [t, dModel]; updates the batch's rows of both pools. */
+  forward(x: Tensor, { offsets, slots }: Batch, convState: Tensor, scanState: Tensor): Tensor {
+    const { dInner, dState, dtRank } = this.#config;
+    const tokens = x.shape[0]!;
+    return scope(() => {
+      const xz = this.#inProj.forward(x); // [t, 2 dInner]
+      const u = causalConv1dPacked({
+        x: xz.columns(0, dInner),
+        weight: this.#convWeight,
+        bias: this.#convBias,
+        offsets,
+        slots,
+        state: convState,
+        silu: true,
+      });
+      const dbc = this.#xProj.forward(u); // [t, dtRank + 2 dState]
+      const group = (begin: number) => dbc.columns(begin, begin + dState).reshape([tokens, 1, dState]);
+      const y = selectiveScanPacked({
+        u,
+        delta: matmul({ x: dbc.columns(0, dtRank), weight: this.#dtWeight }),
+        A: this.#A!,
+        B: group(dtRank),
+        C: group(dtRank + dState),
+        D: this.#D,
+        z: xz.columns(dInner, 2 * dInner),
+        deltaBias: this.#dtBias,
+        offsets,
+        slots,
+        state: scanState,
+        deltaSoftplus: true,
+      });
+      return this.#outProj.forward(y);
+    });
+  }
+
+  dispose(): void {
+    this.#A?.dispose();
+    this.#convWeight.dispose();
+  }
+}
