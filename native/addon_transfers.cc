@@ -21,7 +21,18 @@ void finished(void* context, const Status& status, double value) {
   auto* transfer = static_cast<Transfer*>(context);
   transfer->status = status;
   transfer->value = value;
-  napi_call_threadsafe_function(transfer->addon->wake, transfer, napi_tsfn_nonblocking);
+  if (napi_call_threadsafe_function(transfer->addon->wake, transfer, napi_tsfn_nonblocking) == napi_ok)
+    return;
+  std::free(transfer->staged);  // the environment is being torn down: nobody will settle it
+  delete transfer;
+}
+// Bytes of a tensor that is read or written: one piece.
+int64_t bytes_of(Napi::Env env, const View& view) {
+  int64_t row = 1;
+  for (int i = 1; i < view.rank; i++) row *= view.shape[i];
+  if (view.shape[0] > 1 && view.stride != row)
+    throw Napi::TypeError::New(env, "rows are strided, expected a dense tensor");
+  return view.shape[0] * row * size_of(view.dtype);
 }
 Napi::Value start(Napi::Env env, Transfer* transfer, const Status& queued) {
   if (transfer->addon->pending++ == 0) napi_ref_threadsafe_function(env, transfer->addon->wake);
@@ -63,9 +74,7 @@ void open_transfers(Napi::Env env, Addon* addon) {
 Napi::Value read(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   Handle& from = tensor(env, info[0]);
-  int64_t count = from.view.shape[0];
-  for (int i = 1; i < from.view.rank; i++) count *= from.view.shape[i];
-  const size_t bytes = static_cast<size_t>(count * size_of(from.view.dtype));
+  const size_t bytes = static_cast<size_t>(bytes_of(env, from.view));
   auto buffer = Napi::ArrayBuffer::New(env, bytes);
   auto* transfer = new Transfer{.addon = &addon_of(env), .is_read = true};
   napi_value promise;
@@ -84,9 +93,7 @@ Napi::Value write(const Napi::CallbackInfo& info) {
   Handle& to = tensor(env, info[0]);
   const int64_t offset = info[1].As<Napi::Number>().Int64Value();
   const auto source = info[2].As<Napi::Uint8Array>();
-  int64_t room = to.view.shape[0];
-  for (int i = 1; i < to.view.rank; i++) room *= to.view.shape[i];
-  room *= size_of(to.view.dtype);
+  const int64_t room = bytes_of(env, to.view);
   const size_t bytes = source.ByteLength();
   if (offset < 0 || offset > room || static_cast<int64_t>(bytes) > room - offset)
     throw Napi::RangeError::New(env, "more bytes than the tensor holds");

@@ -18,6 +18,8 @@ const char* make_view(const Storage& storage, DType dtype, const std::vector<int
   const int64_t room = static_cast<int64_t>(storage.bytes) / size_of(dtype);
   int64_t end = 0;
   if (offset < 0 || stride < 0) return "offset and stride cannot be negative";
+  if (rows > 1 && row > 0 && stride < row) return "rows of a view cannot overlap";
+  if (rows > 1 && shape.size() == 1 && stride != 1) return "a tensor of one dimension is dense";
   if (total > 0 && (__builtin_mul_overflow(rows - 1, stride, &end) ||
                     __builtin_add_overflow(end, offset, &end) || end > room - row))
     return "the view reaches beyond its tensor";

@@ -22,7 +22,7 @@ struct f16 {
 constexpr int kMaxRank = 4;
 
 // Row-major. Only dimension 0 may be strided: row i starts at data + i * stride elements, and what
-// lies inside a row is dense. So halves of a projection are read in place.
+// lies inside a row is dense. So halves of a projection are read in place. One dimension: always dense.
 struct View {
   void* data;
   int64_t shape[kMaxRank];

@@ -164,7 +164,7 @@ function chosenDtype(dtype: ModelOptions['dtype'], auto: () => FloatFormat): Flo
 }
 
 /** The dtype that most of the checkpoint's bytes have. */
-function storedDtype(checkpoint: Awaited<ReturnType<typeof openCheckpoint>>): FloatFormat {
+export function storedDtype(checkpoint: Awaited<ReturnType<typeof openCheckpoint>>): FloatFormat {
   const bytes = new Map<string, number>();
   for (const name of checkpoint.names()) {
     const { dtype, begin, end } = checkpoint.info(name);

@@ -28,7 +28,7 @@ export interface Backbone {
   ready(): void;
   /**
    * ids i32[t] to the normalised output of the last layer [t, hiddenSize]. `pools` holds one tensor
-   * [slots, ...] for each of `stateParts`. `visit` sees the input of each layer in turn, f32[t, hiddenSize].
+   * [slots, ...] for each of `stateParts`. `visit` sees the output of each layer in turn (with its residual), f32[t, hiddenSize].
    */
   forward(ids: Tensor, batch: Batch, pools: readonly Tensor[], visit?: (hidden: Tensor) => void): Tensor;
   /** [t, hiddenSize] to f32[t, vocabSize]. */

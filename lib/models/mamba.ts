@@ -119,15 +119,17 @@ class MambaBackbone implements Backbone {
       let mixed: Tensor | undefined;
       for (const [i, { norm, mixer }] of this.#layers.entries()) {
         const [y, sum] = this.#normed(mixed, residual, norm, eps);
-        visit?.(sum);
+        if (i > 0) visit?.(sum);
         // What this layer no longer needs goes at once: a long prompt's memory is one layer's.
         mixed?.dispose();
-        if (sum !== residual && !visit) residual.dispose();
+        if (sum !== residual) residual.dispose();
         residual = sum;
         mixed = mixer.forward(y, batch, pools[2 * i]!, pools[2 * i + 1]!);
         y.dispose();
       }
-      return this.#normed(mixed, residual, this.#norm, eps)[0];
+      const [y, sum] = this.#normed(mixed, residual, this.#norm, eps);
+      visit?.(sum);
+      return y;
     });
   }
 

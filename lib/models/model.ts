@@ -28,7 +28,7 @@ export interface ForwardInput {
 export interface ForwardOutput {
   /** f32[batch, length or logitsToKeep, vocabSize]; zero at padding. */
   readonly logits: Tensor;
-  /** As in transformers: the input of each layer, then the normalised output of the last; f32[batch, length, hiddenSize]. */
+  /** As transformers' Mamba: the output of each layer, then the last one normalised; f32[batch, length, hiddenSize]. */
   readonly hiddenStates?: readonly Tensor[];
   /** Mean cross-entropy, in nats. */
   readonly loss?: number;

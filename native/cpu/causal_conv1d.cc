@@ -50,7 +50,7 @@ SS_INLINE void convolve(const Conv& s, const Work& k, Tap tap, T* y) {
     Vec sum = load(k.bias + c);
     for (int64_t i = 0; i < w; i++)
       sum += load(k.weight + i * s.width + c) * load_some((W ? rows[W ? i : 0] : tap(i)) + c, left);
-    store_some(y + c, Silu ? silu(sum) : sum, left);
+    store_some(y + c, Silu ? times_sigmoid(sum) : sum, left);
   }
 }
 
@@ -107,13 +107,17 @@ void causal_conv1d(Stream& stream, In x, In weight, Opt bias, In offsets, Opt sl
   };
   with_float(x.dtype(), [&](auto t) {
     using T = decltype(t);
-    const auto of_width = [&](auto taps) {
-      constexpr int W = sizeof(taps) - 1;
+    const auto with_taps = [&]<int W>(Indices<W>) {
       silu ? run(convolve_sequence<T, W, true>) : run(convolve_sequence<T, W, false>);
     };
-    switch (w) {
-      case 2: return of_width(Taps<2>{});
-    }
+    if (w == 2)
+      with_taps(Indices<2>{});
+    else if (w == 3)
+      with_taps(Indices<3>{});
+    else if (w == 4)
+      with_taps(Indices<4>{});
+    else
+      with_taps(Indices<0>{});
   });
 }
 KERNEL(causal_conv1d)

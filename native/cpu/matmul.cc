@@ -38,19 +38,11 @@ void pack(In x, int64_t first, int64_t rows, float* to) {
   });
 }
 
-// y[row, column...] = total + bias, n of them.
-SS_INLINE void write(Out y, int64_t row, int64_t column, Quad total, const float* bias, int64_t n) {
-  if (bias) {
-    Quad b{};
-    memcpy(&b, bias + column, (n < 4 ? n : 4) * sizeof(float));
-    total += b;
-  }
+// y[row, column...] = sums + bias, n of them.
+SS_INLINE void write(Out y, int64_t row, int64_t column, const float* sums, const float* bias, int64_t n) {
   with_float(y.dtype(), [&](auto t) {
     auto* to = y.row<decltype(t)>(row) + column;
-    if (n >= 4)
-      for (int c = 0; c < 4; c++) from_float(to[c], total[c]);
-    else
-      for (int c = 0; c < n; c++) from_float(to[c], total[c]);
+    for (int64_t c = 0; c < n; c++) from_float(to[c], bias ? sums[c] + bias[column + c] : sums[c]);
   });
 }
 
@@ -58,8 +50,7 @@ SS_INLINE void write(Out y, int64_t row, int64_t column, Quad total, const float
 // accumulators.
 template <class W, int Q>
 void multiply(Stream& s, In x, In weight, const float* bias, Out y) {
-  constexpr int kColumns = 4 * Q;
-  constexpr int64_t kHeight = kTileRows / Q;
+  constexpr int64_t kColumns = 4 * kQuads, kHeight = kTileRows / Q;
   const int64_t m = x.size(0), k = x.size(1), n = weight.size(0);
   const int64_t width = ceil_div(k, kLanes) * kLanes, groups = ceil_div(n, kColumns);
   const int64_t fits = kBlockBytes / 4 / max(width, 1) / kHeight * kHeight;
@@ -72,22 +63,20 @@ void multiply(Stream& s, In x, In weight, const float* bias, Out y) {
         pack(x, first + i, height, packed + i * width);
       });
       for (const int64_t stop = min(end, (block + 1) * groups); at < stop; at++) {
-        const int64_t column = (at - block * groups) * kColumns;
+        const int64_t column = (at - block * groups) * kColumns, columns = min(kColumns, n - column);
         for_tiles(count, kHeight, [&](int64_t i, int64_t height) {
           with_rows<kHeight>(height, [&](auto value) {
             constexpr int M = value.value;
-            Quad total[M][Q] = {};
-            for (int64_t k0 = 0; k0 < k; k0 += kBlock) {
-              Rows<W, kColumns> w;
-              w.ahead = 8 * weight.stride();
-              for (int r = 0; r < kColumns; r++) w.row[r] = weight.row<W>(min(column + r, n - 1)) + k0;
-              add_tile<M, Q>(packed + i * width + k0 * M, w, min(kBlock, k - k0), total);
-            }
-            for (int r = 0; r < M; r++)
-              for (int q = 0; q < Q; q++) {
-                const int64_t c = column + 4 * q;
-                if (c < n) write(y, first + i + r, c, total[r][q], bias, n - c);
+            Quad total[M * kQuads] = {};
+            for (int64_t k0 = 0; k0 < k; k0 += kBlock)
+              for (int64_t c = 0; c < columns; c += 4 * Q) {
+                Rows<W, 4 * Q> w;
+                w.ahead = 8 * weight.stride();
+                for (int r = 0; r < 4 * Q; r++) w.row[r] = weight.row<W>(min(column + c + r, n - 1)) + k0;
+                add_tile<M, Q>(packed + i * width + k0 * M, w, min(kBlock, k - k0), total + c / 4);
               }
+            for (int r = 0; r < M; r++)
+              write(y, first + i + r, column, reinterpret_cast<float*>(total + kQuads * r), bias, columns);
           });
         });
       }

@@ -21,6 +21,7 @@ constexpr int kTileRows = 6;  // of x
 #else
 constexpr int kTileRows = 3;
 #endif
+constexpr int kQuads = 4;
 constexpr int64_t kBlock = 1024;  // of k: six rows of it fill three quarters of a 32 KiB L1
 
 // The halves of v folded onto each other until one Quad is left.
@@ -86,18 +87,12 @@ struct Rows {
     __builtin_prefetch(row[r] + k + ahead, 0, 1);
     return load_weights(row[r] + k);
   }
-  SS_INLINE Vec part(int64_t k, int r, int64_t n) const { return load_part(row[r] + k, n); }
 };
 
-// Weight rows copied as f32: for each step of k, a Vec of each of four rows.
-struct Panel {
-  const float* data;
-  SS_INLINE Vec at(int64_t k, int r) const { return load(data + k * 4 + r * kLanes); }
-};
-
-// total[i] += x[i] . w over k, for M rows of x (interleaved like a Panel, zero after k) and 4 Q of w.
-template <int M, int Q, class Weights>
-SS_INLINE void add_tile(const float* x, const Weights& w, int64_t k, Quad (&total)[M][Q]) {
+// total[kQuads i + q] += x[i] . w[4 q + c] over k, for M rows of x (interleaved: a Vec of each in turn,
+// filled up with zeros after k) and 4 Q rows of w.
+template <int M, int Q, class W>
+SS_INLINE void add_tile(const float* x, const Rows<W, 4 * Q>& w, int64_t k, Quad* total) {
   Vec acc[M][4 * Q] = {};
   const auto step = [&](int64_t at, auto&& weights) {
     Vec v[M];
@@ -112,17 +107,16 @@ SS_INLINE void add_tile(const float* x, const Weights& w, int64_t k, Quad (&tota
   };
   const int64_t whole = k / kLanes * kLanes;
   for (int64_t at = 0; at < whole; at += kLanes) step(at, [&](int r) { return w.at(at, r); });
-  if constexpr (requires { w.part(k, 0, k); })
-    if (whole < k) {
-      float tail[4 * Q * kLanes];
+  if (whole < k) {
+    Vec rest[4 * Q];
 #pragma GCC unroll 1
-      for (int r = 0; r < 4 * Q; r++) store(tail + r * kLanes, w.part(whole, r, k - whole));
-      step(whole, [&](int r) { return load(tail + r * kLanes); });
-    }
+    for (int r = 0; r < 4 * Q; r++) rest[r] = load_part(w.row[r] + whole, k - whole);
+    step(whole, [&](int r) { return rest[r]; });
+  }
 #pragma GCC unroll 8
   for (int i = 0; i < M; i++)
 #pragma GCC unroll 8
-    for (int q = 0; q < Q; q++) total[i][q] += fold(&acc[i][4 * q]);
+    for (int q = 0; q < Q; q++) total[kQuads * i + q] += fold(&acc[i][4 * q]);
 }
 
 template <int V>

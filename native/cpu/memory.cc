@@ -83,7 +83,9 @@ Block* Memory::map(size_t bytes) {
     if (!base) return nullptr;
     start = static_cast<char*>(base);
   }
-  return new (start) Block{bytes, mapped, base, nullptr};
+  Block* block = new (start) Block{bytes, mapped, base, nullptr, &all_, all_.after};
+  all_.after = block->after->before = block;
+  return block;
 }
 
 void Memory::unmap(Block* block) {
@@ -138,6 +140,7 @@ std::vector<Block*> Memory::evict(int64_t keep) {
   while (use_.cached > keep && !own_.unused.empty()) {
     const auto last = std::prev(own_.unused.end());
     use_.cached -= static_cast<int64_t>(last->second->bytes);
+    unlink(last->second);
     out.push_back(last->second);
     own_.unused.erase(last);
   }
@@ -167,8 +170,17 @@ void Memory::drop(Arena* arena) {
   if (arena->live == 0) delete arena;
 }
 
+void Memory::unlink(Block* block) {
+  block->before->after = block->after;
+  block->after->before = block->before;
+}
+
 Memory::~Memory() {
-  for (Block* block : trim()) unmap(block);
+  while (all_.after != &all_) {
+    Block* block = all_.after;
+    unlink(block);
+    unmap(block);
+  }
 }
 
 }  // namespace ss

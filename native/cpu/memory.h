@@ -17,6 +17,7 @@ struct Block {  // stands in the 64 bytes before the memory it describes
   size_t mapped;  // whole mapping, this header included; 0: from the heap
   void* base;
   Arena* arena;
+  Block *before, *after;  // all blocks of a Memory, in a ring
 };
 
 // Blocks that may follow one another: the device's own, or those of one captured graph.
@@ -28,7 +29,7 @@ struct Arena {
 
 class Memory {
  public:
-  ~Memory();
+  ~Memory();  // gives back what was never freed, too: nothing is queued any more
   Status alloc(size_t bytes, Arena* arena, void** out);
   // Blocks that fell out of the cache: the caller unmaps them once the queue is past this point.
   std::vector<Block*> free(void* memory);
@@ -46,7 +47,10 @@ class Memory {
   Block* map(size_t bytes);
   std::vector<Block*> evict(int64_t keep);
 
+  void unlink(Block* block);
+
   Arena own_;
+  Block all_{0, 0, nullptr, nullptr, &all_, &all_};
   MemoryUse use_{};
 };
 

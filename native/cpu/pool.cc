@@ -5,13 +5,14 @@
 #include <fstream>
 #include <set>
 #include <string>
+#include <system_error>
 
 namespace ss {
 namespace {
 
 constexpr uint64_t kOpen = 1ull << 31;
 constexpr uint64_t kCount = kOpen - 1;
-constexpr int kMaxThreads = 256;
+constexpr int kMaxThreads = Pool::kMaxThreads;
 // A decode step is a chain of short regions: a worker that has just worked looks out for the next
 // one for some 20 to 50 microseconds before it sleeps. Idle processes use no time at all.
 constexpr int kSpins = 1000;
@@ -67,8 +68,12 @@ Pool::Pool() : threads_(default_threads()) {}
 void Pool::start_workers(int count) {
   // The epoch they have seen is fixed here: a thread that starts late must still take part.
   const uint64_t seen = gate_.load() >> 32;
-  for (int worker = static_cast<int>(workers_.size()) + 1; worker <= count; worker++)
-    workers_.emplace_back([this, worker, seen] { work(worker, seen); });
+  try {
+    for (int worker = static_cast<int>(workers_.size()) + 1; worker <= count; worker++)
+      workers_.emplace_back([this, worker, seen] { work(worker, seen); });
+  } catch (const std::system_error&) {
+    // The system has no more threads for us: those that there are do the work.
+  }
 }
 
 void Pool::stop_workers() {

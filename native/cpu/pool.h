@@ -12,6 +12,7 @@ namespace ss {
 class Pool {
  public:
   using Piece = void (*)(void* context, int64_t begin, int64_t end, int worker);
+  static constexpr int kMaxThreads = 256;
 
   static Pool& instance();
 

@@ -6,21 +6,15 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "pool.h"
-
 namespace ss {
 
 int Stream::threads() const { return Pool::instance().threads(); }
 
 void Stream::parallel_pieces(int64_t n, int64_t grain, Piece piece, void* context) {
-  // Grown here, on one thread: workers only touch their own entry.
-  if (const size_t workers = static_cast<size_t>(threads()); impl->scratch.size() < workers)
-    impl->scratch.resize(workers);
   Pool::instance().run(n, grain, piece, context);
 }
 
 void* Stream::scratch(int worker, size_t bytes) {
-  if (impl->scratch.empty()) impl->scratch.resize(static_cast<size_t>(threads()));
   auto& own = impl->scratch[static_cast<size_t>(worker)];
   if (own.bytes < bytes) {
     own.bytes = (bytes + bytes / 4 + 63) / 64 * 64;
@@ -83,11 +77,17 @@ void Queue::run(const Call& call) {
 void Queue::run(Task& task) {
   Status status;
   double value = 0;
+  if (closing_ && task.kind != Task::unmap) {
+    status.code = Status::lost;
+    if (task.done.call) task.done.call(task.done.context, status, 0);
+    return;
+  }
   switch (task.kind) {
     case Task::call:
       return run(task.what);
     case Task::replay:
-      for (const Call& call : task.graph->calls) run(call);
+      for (const Call& call : task.graph->calls)
+        if (!closing_) run(call);
       return;
     case Task::unmap:
       for (Block* block : task.blocks) Memory::unmap(block);

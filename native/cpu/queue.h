@@ -1,5 +1,6 @@
 // A thread that runs tasks in order.
 #pragma once
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <deque>
@@ -11,6 +12,7 @@
 
 #include "../backend.h"
 #include "memory.h"
+#include "pool.h"
 #include "stream.h"
 
 namespace ss {
@@ -43,13 +45,13 @@ struct Stream::Impl {
     std::unique_ptr<char, void (*)(void*)> memory{nullptr, std::free};
     size_t bytes = 0;
   };
-  std::vector<Scratch> scratch;
+  std::array<Scratch, Pool::kMaxThreads> scratch;
 };
 
 class Queue {
  public:
   Queue();
-  ~Queue();  // runs what is queued, then stops
+  ~Queue();  // stops after the kernel that is running; what waits is dropped
   void push(Task&& task);
 
  private:
@@ -62,7 +64,7 @@ class Queue {
   std::mutex mutex_;
   std::condition_variable more_;
   std::deque<Task> tasks_;
-  bool closing_ = false;
+  std::atomic<bool> closing_{false};
   std::thread thread_;  // last: it uses all of the above
 };
 

@@ -208,7 +208,7 @@ void leave_tile(const Scan& s, const Work& w, int64_t t, int64_t steps) {
     T* y = s.y.row<T>(t + i) + w.first;
     for (int64_t c = 0; c < w.channels; c += kLanes) {
       Vec v = load(w.y + i * s.width + c);
-      if (s.z) v *= silu(load_some(s.z.row<T>(t + i) + w.first + c, w.channels - c));
+      if (s.z) v *= times_sigmoid(load_some(s.z.row<T>(t + i) + w.first + c, w.channels - c));
       store_some(y + c, v, w.channels - c);
     }
   }

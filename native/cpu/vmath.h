@@ -135,6 +135,6 @@ SS_INLINE Vec softplus(Vec x) {
 }
 
 SS_INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
-SS_INLINE Vec silu(Vec x) { return x / (1.0f + exp(-x)); }
+SS_INLINE Vec times_sigmoid(Vec x) { return x / (1.0f + exp(-x)); }  // silu, an op of that name
 
 }  // namespace ss::SS_LEVEL
