@@ -44,7 +44,10 @@ export function capture<R>(device: Device, fn: () => R): Graph<R> {
   let result: R;
   try {
     result = fn();
-    if (result instanceof Promise) throw new TypeError('capture: fn is async, expected a plain function');
+    if (result instanceof Promise) {
+      result.catch(() => {}); // it may fail on what is dropped here; this error says why
+      throw new TypeError('capture: fn is async, expected a plain function');
+    }
   } catch (error) {
     device.capturing = false;
     native().drop(native().endCapture(device.handle));

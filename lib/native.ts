@@ -53,8 +53,12 @@ export function native(): Native {
   return (loaded ??= loadAddon(addonPath()) as Native);
 }
 
-/** Turns what the addon throws about a device into a `DeviceError`, with the call's name in front. */
+/**
+ * Turns what the addon throws about a device into a `DeviceError`, with the call's name in front. The
+ * addon's errors belong to the context that loaded it first, so that `instanceof` would not do in jest.
+ */
 export function deviceError(call: string, error: unknown): unknown {
-  const known = error instanceof Error && (error as { code?: unknown }).code === 'SELECTIVE_SCAN_DEVICE';
-  return known ? new DeviceError(`${call}: ${error.message}`, { cause: error }) : error;
+  const { code, message } = (error ?? {}) as { code?: unknown; message?: unknown };
+  if (code !== 'SELECTIVE_SCAN_DEVICE') return error;
+  return new DeviceError(`${call}: ${String(message)}`, { cause: error });
 }

@@ -1,7 +1,7 @@
 import type { Device } from './device';
 import { deviceError, native, type TensorHandle } from './native';
 import { bind, parseSpec, resolve, Symbols, type Spec } from './schema';
-import { Tensor, type DType } from './tensor';
+import { dtypes, Tensor, type DType } from './tensor';
 
 /** An op's declaration; see `schema.ts` for how tensors are written. */
 export interface Schema {
@@ -9,6 +9,8 @@ export interface Schema {
   /** Constants of the model, with their defaults. */
   readonly attrs?: Readonly<Record<string, number | boolean>>;
   readonly out: Readonly<Record<string, string>>;
+  /** What the sizes must satisfy besides, by their names in the texts: a complaint, or nothing. */
+  readonly check?: (size: (name: string) => number | undefined) => string | undefined;
 }
 
 type Optional<S extends string> = S extends `${string}?` | `${string}?!` ? true : false;
@@ -97,7 +99,9 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
   const inputs = specs(schema.in, symbols);
   const outputs = specs(schema.out, symbols);
   const attrs = Object.entries(schema.attrs ?? {});
-  const known = new Set([...inputs.keys(), ...attrs.map(([name]) => name), 'dtype']);
+  const given = new Set([...inputs.values()].flatMap(({ forms }) => forms.map(({ letter }) => letter)));
+  const freeDtype = [...outputs.values()].some(({ forms: [form] }) => form!.letter >= 0 && !given.has(form!.letter));
+  const known = new Set([...inputs.keys(), ...attrs.map(([name]) => name), ...(freeDtype ? ['dtype'] : [])]);
 
   const call = (args: Readonly<Record<string, unknown>>) => {
     let device: Device | undefined;
@@ -121,16 +125,24 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
       values.push(attribute(opName, name, fallback, args[name], kernel.signature[inputs.size + i]!));
     }
 
+    const free = args['dtype'] as DType | undefined;
+    if (free !== undefined && (free === 'i32' || !dtypes.includes(free))) {
+      throw new TypeError(`${opName}: dtype is ${String(free)}, expected f32, bf16 or f16`);
+    }
+    const complaint = schema.check?.((name) => symbols.value(name) as number | undefined);
+    if (complaint) throw new TypeError(`${opName}: ${complaint}`);
+
     const results: Record<string, Tensor> = {};
     let only: Tensor | undefined;
-    for (const [name, spec] of outputs) {
-      const [dtype, shape] = resolve(opName, spec, symbols, args['dtype'] as DType | undefined);
-      only = results[name] = Tensor.empty(shape, dtype, device);
-      values.push(only.handle(opName, name));
-    }
     try {
+      for (const [name, spec] of outputs) {
+        const [dtype, shape] = resolve(opName, spec, symbols, free);
+        only = results[name] = Tensor.empty(shape, dtype, device);
+        values.push(only.handle(opName, name));
+      }
       native().run(device.handle, kernel.id, ...values);
     } catch (error) {
+      for (const name in results) results[name]!.dispose();
       throw deviceError(opName, error);
     }
     return outputs.size > 1 ? results : only;

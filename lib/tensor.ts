@@ -14,6 +14,28 @@ export function sizeOf(shape: readonly number[]): number {
   return shape.reduce((product, size) => product * size, 1);
 }
 
+const arrayOf = { f32: Float32Array, i32: Int32Array, bf16: Uint16Array, f16: Uint16Array } as const;
+
+function checkShape(call: string, shape: readonly number[]): void {
+  for (const size of shape) {
+    if (!Number.isSafeInteger(size) || size < 0) {
+      throw new RangeError(`${call}: shape is [${shape.join(',')}], expected whole numbers, 0 or more`);
+    }
+  }
+  if (shape.length < 1 || shape.length > 4) {
+    throw new RangeError(`${call}: shape is [${shape.join(',')}], expected 1 to 4 dimensions`);
+  }
+  if (sizeOf(shape.filter((size) => size > 0)) > 2 ** 48) {
+    throw new RangeError(`${call}: shape is [${shape.join(',')}], expected at most 2^48 elements`);
+  }
+}
+
+/** What a value is, for messages. */
+function kindOf(value: unknown): string {
+  if (value === null || typeof value !== 'object') return value === null ? 'null' : typeof value;
+  return value.constructor?.name ?? 'an object';
+}
+
 const scopes: Set<Tensor>[] = [];
 const disposeSymbol: typeof Symbol.dispose = Symbol.dispose ?? Symbol.for('Symbol.dispose');
 
@@ -41,14 +63,7 @@ export class Tensor {
   /** A tensor with undefined contents. @throws DeviceError when the device is out of memory. */
   static empty(shape: readonly number[], dtype: DType, on?: Device | string): Tensor {
     const device = openDevice(on);
-    for (const size of shape) {
-      if (!Number.isSafeInteger(size) || size < 0) {
-        throw new RangeError(`Tensor: shape is [${shape.join(',')}], expected whole numbers, 0 or more`);
-      }
-    }
-    if (shape.length < 1 || shape.length > 4) {
-      throw new RangeError(`Tensor: shape is [${shape.join(',')}], expected 1 to 4 dimensions`);
-    }
+    checkShape('Tensor', shape);
     const code = dtypes.indexOf(dtype);
     if (code < 0) throw new TypeError(`Tensor: dtype is ${String(dtype)}, expected one of ${dtypes.join(', ')}`);
     try {
@@ -69,17 +84,22 @@ export class Tensor {
     options: { readonly dtype?: DType; readonly device?: Device | string } = {},
   ): Tensor {
     const dtype = options.dtype ?? (data instanceof Int32Array ? 'i32' : 'f32');
-    const Wanted = dtype === 'f32' ? Float32Array : dtype === 'i32' ? Int32Array : Uint16Array;
-    if (ArrayBuffer.isView(data) ? !(data instanceof Wanted) : dtype === 'bf16' || dtype === 'f16') {
-      throw new TypeError(`Tensor.from: data is ${data.constructor.name}, expected ${Wanted.name} for ${dtype}`);
+    const Wanted = arrayOf[dtype];
+    if (!Wanted) throw new TypeError(`Tensor.from: dtype is ${String(dtype)}, expected one of ${dtypes.join(', ')}`);
+    if (!(data instanceof Wanted) && !(Array.isArray(data) && (dtype === 'f32' || dtype === 'i32'))) {
+      throw new TypeError(`Tensor.from: data is ${kindOf(data)}, expected ${Wanted.name} for ${dtype}`);
     }
     if (data.length !== sizeOf(shape)) {
       throw new TypeError(`Tensor.from: data has ${data.length} elements, expected ${sizeOf(shape)} for [${shape.join(',')}]`);
     }
     const made = Tensor.empty(shape, dtype, options.device);
-    const values = ArrayBuffer.isView(data) ? data : Wanted.from(data);
-    made.set(values);
-    return made;
+    try {
+      made.set(data instanceof Wanted ? data : Wanted.from(data));
+      return made;
+    } catch (error) {
+      made.dispose();
+      throw error;
+    }
   }
 
   /** Whether `dispose` was called. */
@@ -127,11 +147,12 @@ export class Tensor {
 
   /** The same elements in another shape. Rows that are strided can only be split or kept. */
   reshape(shape: readonly number[]): Tensor {
-    const same = shape[0] === this.shape[0];
+    checkShape('reshape', shape);
+    const same = shape[0] === this.shape[0] && (shape.length > 1 || this.dense);
     if (sizeOf(shape) !== this.size || (!same && !this.dense)) {
       throw new TypeError(`reshape: tensor is ${this}, expected as many elements as [${shape.join(',')}]${this.dense ? '' : ', row by row'}`);
     }
-    return this.#view('reshape', 0, shape, same ? this.stride : sizeOf(shape.slice(1)));
+    return this.#view('reshape', 0, [...shape], same ? this.stride : sizeOf(shape.slice(1)));
   }
 
   #checkRange(call: string, begin: number, end: number, most: number): void {
@@ -144,7 +165,10 @@ export class Tensor {
   set(values: TypedArray): void {
     const handle = this.handle('set', 'tensor');
     if (!this.dense) throw new TypeError(`set: tensor is ${this} with strided rows, expected a dense one`);
-    if (values.byteLength !== this.size * dtypeBytes[this.dtype]) {
+    if (!(values instanceof arrayOf[this.dtype])) {
+      throw new TypeError(`set: values is ${kindOf(values)}, expected ${arrayOf[this.dtype].name} for ${this.dtype}`);
+    }
+    if (values.length !== this.size) {
       throw new TypeError(`set: values has ${values.length} elements, expected ${this.size}`);
     }
     try {
@@ -157,6 +181,12 @@ export class Tensor {
   /** Writes raw bytes at `byteOffset`. They must not change until the promise resolves. */
   async write(bytes: Uint8Array, byteOffset = 0): Promise<void> {
     const handle = this.handle('write', 'tensor');
+    if (!this.dense) throw new TypeError(`write: tensor is ${this} with strided rows, expected a dense one`);
+    if (!(bytes instanceof Uint8Array)) throw new TypeError(`write: bytes is ${kindOf(bytes)}, expected Uint8Array`);
+    const room = this.size * dtypeBytes[this.dtype];
+    if (!Number.isSafeInteger(byteOffset) || byteOffset < 0 || byteOffset + bytes.length > room) {
+      throw new RangeError(`write: byteOffset is ${byteOffset} for ${bytes.length} bytes, expected them within ${room}`);
+    }
     try {
       await native().write(handle, byteOffset, bytes, false);
     } catch (error) {
@@ -214,7 +244,10 @@ export function scope<R>(fn: () => R): R {
   let result: R | undefined;
   try {
     result = fn();
-    if (result instanceof Promise) throw new TypeError('scope: fn is async, expected a plain function');
+    if (result instanceof Promise) {
+      result.catch(() => {}); // it fails on the tensors that are disposed here; this error says why
+      throw new TypeError('scope: fn is async, expected a plain function');
+    }
     return result;
   } finally {
     scopes.splice(scopes.lastIndexOf(own), 1);

@@ -25,4 +25,11 @@ export const sample = op('sample', {
     logprob: 'f32[b]!',
   },
   out: {},
+  check: (size) => {
+    const v = size('v')!;
+    if (v === 0) return 'logits has no columns, expected 1 or more';
+    const words = Math.ceil(v / 32);
+    const m = size('m') ?? words;
+    return m < words ? `seen has ${m} columns, expected ${words}: one bit for each of ${v} ids` : undefined;
+  },
 });

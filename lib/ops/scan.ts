@@ -28,6 +28,11 @@ export const selectiveScanPacked = op('selective_scan', {
   },
   attrs: { deltaSoftplus: false },
   out: { y: 'T[t,d]' },
+  check: (size) => {
+    const d = size('d')!;
+    const g = size('g') ?? 1;
+    return d % g === 0 ? undefined : `B and C have ${g} groups, expected a divisor of d, which is ${d}`;
+  },
 });
 
 /**
@@ -46,4 +51,5 @@ export const causalConv1dPacked = op('causal_conv1d', {
   },
   attrs: { silu: false },
   out: { y: 'T[t,d]' },
+  check: (size) => (size('w') === 0 ? 'weight has no taps, expected 1 or more' : undefined),
 });

@@ -42,14 +42,15 @@ SS_INLINE void map(Stream& s, F&& f, Out y, P... inputs) {
           Y* to = y.row<Y>(row) + column;
           for (int64_t j = 0; j < count; j += kLanes) {
             const int64_t left = count - j;
-            store_some(to + j, f(load_some(inputs.template row<T>(row) + column + j, left)...), left);
+            const Vec v = f(load_some(inputs.template row<T>(row) + column + j, left)...);
+            store_some(to + j, v, left);
           }
         },
         y, inputs...);
   });
 }
 
-// False: s has failed, since a row number is not below `count`, or negative where that means nothing.
+// False: s has failed, since a row number is not below `count`, or negative and must not be.
 bool check_rows(Stream& s, const char* name, In rows, bool negative, int64_t count) {
   for (int64_t i = 0; i < rows.size(0); i++) {
     const int32_t row = *rows.row<int32_t>(i);
@@ -75,8 +76,8 @@ void cast(Stream& s, In x, Out y) {
     return cover(
         s,
         [&](int64_t row, int64_t column, int64_t count) {
-          const int64_t size = size_of(x.dtype());
-          memcpy(row_bytes(y, row) + column * size, row_bytes(x, row) + column * size, count * size);
+          const int64_t size = size_of(x.dtype()), skipped = column * size;
+          memcpy(row_bytes(y, row) + skipped, row_bytes(x, row) + skipped, count * size);
         },
         y, x);
   with_float(x.dtype(), [&](auto t) { map<decltype(t)>(s, [](Vec v) { return v; }, y, x); });
@@ -98,7 +99,9 @@ void mul(Stream& s, In a, In b, Out y) {
 KERNEL(mul)
 
 void silu(Stream& s, In x, Out y) {
-  with_float(x.dtype(), [&](auto t) { map<decltype(t)>(s, [](Vec v) { return times_sigmoid(v); }, y, x); });
+  with_float(x.dtype(), [&](auto t) {
+    map<decltype(t)>(s, [](Vec v) { return times_sigmoid(v); }, y, x);
+  });
 }
 KERNEL(silu)
 
@@ -107,8 +110,10 @@ void neg_exp(Stream& s, In x, Out y) {
   cover(
       s,
       [&](int64_t row, int64_t column, int64_t count) {
-        for (int64_t j = column; j < column + count; j++)
-          y.row<float>(row)[j] = static_cast<float>(-::exp(static_cast<double>(x.row<float>(row)[j])));
+        const float* from = x.row<float>(row) + column;
+        float* to = y.row<float>(row) + column;
+        for (int64_t j = 0; j < count; j++)
+          to[j] = static_cast<float>(-::exp(static_cast<double>(from[j])));
       },
       y, x);
 }

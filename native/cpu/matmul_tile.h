@@ -21,7 +21,7 @@ constexpr int kTileRows = 6;  // of x
 #else
 constexpr int kTileRows = 3;
 #endif
-constexpr int kQuads = 4;
+constexpr int kStrip = 16;            // weight rows that a tile of x meets in turn: a cache line of y
 constexpr int64_t kBlock = 1024;  // of k: six rows of it fill three quarters of a 32 KiB L1
 
 // The halves of v folded onto each other until one Quad is left.
@@ -78,21 +78,14 @@ SS_INLINE Vec load_weights(const bf16* p) { return load(p); }
 SS_INLINE Vec load_weights(const f16* p) { return load(p); }
 #endif
 
-// N weight rows where they lie.
-template <class W, int N>
-struct Rows {
-  const W* row[N];
-  int64_t ahead;  // from a row to one that is read later, in elements
-  SS_INLINE Vec at(int64_t k, int r) const {
-    __builtin_prefetch(row[r] + k + ahead, 0, 1);
-    return load_weights(row[r] + k);
-  }
-};
-
-// total[kQuads i + q] += x[i] . w[4 q + c] over k, for M rows of x (interleaved: a Vec of each in turn,
-// filled up with zeros after k) and 4 Q rows of w.
+// sums[i][c] += x[i] . w[c] over k columns, for M rows of x (a Vec of each in turn, filled up with
+// zeros after k) and columns [k0, k0 + k) of 4 Q rows of w. sums has rows of kStrip floats.
+// Meanwhile fetches what lies `ahead` elements on: hardware stops at the end of a page.
 template <int M, int Q, class W>
-SS_INLINE void add_tile(const float* x, const Rows<W, 4 * Q>& w, int64_t k, Quad* total) {
+SS_INLINE void add_tile(const float* x, const W* const* w, int64_t k0, int64_t k, int64_t ahead,
+                        float* sums) {
+  const W* row[4 * Q];
+  for (int r = 0; r < 4 * Q; r++) row[r] = w[r] + k0;
   Vec acc[M][4 * Q] = {};
   const auto step = [&](int64_t at, auto&& weights) {
     Vec v[M];
@@ -106,17 +99,27 @@ SS_INLINE void add_tile(const float* x, const Rows<W, 4 * Q>& w, int64_t k, Quad
     }
   };
   const int64_t whole = k / kLanes * kLanes;
-  for (int64_t at = 0; at < whole; at += kLanes) step(at, [&](int r) { return w.at(at, r); });
+  for (int64_t at = 0; at < whole; at += kLanes)
+    step(at, [&](int r) {
+      __builtin_prefetch(row[r] + at + ahead, 0, 1);
+      return load_weights(row[r] + at);
+    });
   if (whole < k) {
     Vec rest[4 * Q];
 #pragma GCC unroll 1
-    for (int r = 0; r < 4 * Q; r++) rest[r] = load_part(w.row[r] + whole, k - whole);
+    for (int r = 0; r < 4 * Q; r++) rest[r] = load_part(row[r] + whole, k - whole);
     step(whole, [&](int r) { return rest[r]; });
   }
 #pragma GCC unroll 8
   for (int i = 0; i < M; i++)
 #pragma GCC unroll 8
-    for (int q = 0; q < Q; q++) total[kQuads * i + q] += fold(&acc[i][4 * q]);
+    for (int q = 0; q < Q; q++) {
+      Quad total;
+      float* at = sums + i * kStrip + 4 * q;
+      memcpy(&total, at, sizeof(total));
+      total += fold(&acc[i][4 * q]);
+      memcpy(at, &total, sizeof(total));
+    }
 }
 
 template <int V>

@@ -39,7 +39,7 @@ class Memory {
   void set_limit(int64_t bytes) { use_.limit = bytes; }
   Arena* own() { return &own_; }
 
-  static void unmap(Block* block);
+  static void unmap(Block* block);  // of a block that free() or trim() gave away
   static int64_t available();  // bytes that the system could still give
 
  private:

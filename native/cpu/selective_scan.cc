@@ -2,10 +2,10 @@
 //   dt = softplus?(delta + delta_bias)
 //   h  = exp(dt A) h + dt B u                    // [n]
 //   y  = (sum over n of h C + D u) * silu(z)?
-// Lanes are channels. A thread takes a block of channels of one sequence through all of its time, in
-// tiles of kSteps tokens; states and A are turned to [n][lanes] once, so that a token costs one exp2,
-// three products and no shuffles a state: the exp2 bounds the speed from n = 8 on. A decode step
-// (one token) reads A and the state and writes the state, 12 n bytes a channel.
+// Lanes are channels. A thread takes a block of channels of one sequence through all of its time,
+// in tiles of kSteps tokens; states and A are turned to [n][lanes] once, so that a token costs one
+// exp2, three products and no shuffles a state: the exp2 bounds the speed from n = 8 on. A decode
+// step (one token) reads A and the state and writes the state, 12 n bytes a channel.
 // A channel's arithmetic is the same wherever it lies and however its tokens are cut into calls.
 #include "sequences.h"
 #include "vmath.h"
@@ -13,13 +13,10 @@
 namespace ss::SS_LEVEL {
 namespace {
 
-// Channels of a block. Rows are far apart: pieces of 32 floats of them come from memory at 4 GB/s
-// where pieces of 128 and more come at 15. Narrow blocks are for when there are threads to feed.
-constexpr int64_t kWidest = 256, kNarrowest = 32;
-constexpr int64_t kSteps = 16;
+constexpr int64_t kSteps = 16;  // tokens of a tile: what is known of them stays in cache
 
-// v[i][j] <-> v[j][i], by swapping ever smaller off-diagonal squares. Unrolled early, or the vectors
-// would go through memory at every level.
+// v[i][j] <-> v[j][i], by swapping ever smaller off-diagonal squares. Unrolled early, or the
+// vectors would go through memory at every level, and a decode step take 28 us for 21.
 template <int Half, int... I>
 SS_INLINE void swap_squares(Vec (&v)[kLanes], Indices<I...>) {
 #pragma GCC unroll 16
@@ -57,7 +54,8 @@ SS_INLINE void copy_some(const float* from, int64_t left, float* to) {
     for (int64_t i = 0; i < left; i++) to[i] = from[i];
 }
 
-void gather(const float* from, int64_t stride, int64_t channels, int64_t n, float scale, float* to) {
+void gather(const float* from, int64_t stride, int64_t channels, int64_t n, float scale,
+            float* to) {
   for (int64_t c = 0; c < channels; c += kLanes)
     for (int64_t j = 0; j < n; j += kLanes, to += kLanes * kLanes) {
       const float* square = from + c * stride + j;
@@ -160,7 +158,7 @@ void enter_block(const Scan& s, int64_t block, Work& w) {
   const int64_t skipped = block % s.group_blocks * s.width, left = s.group_channels - skipped;
   w.first = w.group * s.group_channels + skipped;
   w.channels = left < s.width ? left : s.width;
-  const float log2e = 0x1.715476p0f;
+  const float log2e = 0x1.715476p0f;  // for exp by powers of 2
   gather(s.A.row<float>(w.first), s.A.stride(), w.channels, s.n, log2e, w.A);
   if (s.B.rank() == 2)
     gather(s.B.row<float>(w.first), s.B.stride(), w.channels, s.n, 1, w.B);
@@ -263,10 +261,11 @@ void selective_scan(Stream& stream, In u, In delta, In A, In B, In C, Opt D, Opt
   const int64_t groups = B.rank() == 3 ? B.size(1) : C.rank() == 3 ? C.size(1) : 1;
   const Sequences sequences = ss::sequences(offsets, slots, state);
   if (d == 0 || !sequences.check(stream, u.size(0))) return;
-  // Wide blocks, but four pieces of work a thread.
+  if (groups == 0 || d % groups != 0)
+    return stream.fail("B and C have %d groups, expected a divisor of %d, the channels of u",
+                       int(groups), int(d));
   const int64_t group_channels = d / groups, rows = groups * sequences.count;
-  const int64_t share = group_channels * rows / (4 * stream.threads()) / kNarrowest * kNarrowest;
-  const int64_t width = share < kNarrowest ? kNarrowest : share > kWidest ? kWidest : share;
+  const int64_t width = block_width(group_channels, rows, stream.threads());
   const int64_t group_blocks = (group_channels + width - 1) / width;
   const Scan scan{u, delta, A, B, C, D, z, delta_bias, state, delta_softplus, y, sequences,
                   n, width, group_channels, group_blocks};

@@ -1,4 +1,4 @@
-// Packed sequences and the rows of a state pool that they own, as ops with a state take them.
+// Packed sequences, the rows of a state pool that they own, and how ops along them split channels.
 #pragma once
 #include "stream.h"
 
@@ -30,14 +30,23 @@ struct Sequences {
         return false;
       }
     }
-    if ((count > 0 ? end(count - 1) : 0) != tokens) {
-      s.fail("offsets end at %d, expected %d, the tokens given", int(count > 0 ? end(count - 1) : 0),
-             int(tokens));
+    const int64_t last = count > 0 ? end(count - 1) : 0;
+    if (last != tokens) {
+      s.fail("offsets end at %d, expected %d, the tokens given", int(last), int(tokens));
       return false;
     }
     return true;
   }
 };
+
+// Channels of the blocks that threads take through a sequence, when there are `count` sequences of
+// `channels`. Rows are far apart: pieces of 32 floats of them come from memory at 4 GB/s where
+// pieces of 128 and more come at 15. So blocks are wide, but each thread has four.
+SS_INLINE int64_t block_width(int64_t channels, int64_t count, int threads) {
+  constexpr int64_t kWidest = 256, kNarrowest = 32;
+  const int64_t share = channels * count / (4 * threads) / kNarrowest * kNarrowest;
+  return share < kNarrowest ? kNarrowest : share > kWidest ? kWidest : share;
+}
 
 SS_INLINE Sequences sequences(In offsets, Opt slots, OptInOut state) {
   return {offsets.data<int32_t>(), slots ? slots.data<int32_t>() : nullptr, offsets.size(0) - 1,

@@ -94,9 +94,20 @@ SS_INLINE Vec load_part(const T* p, int64_t n) {
   return load(part);
 }
 SS_INLINE void store(float* p, Vec v) { memcpy(p, &v, sizeof(v)); }
-template <class T>
-SS_INLINE void store(T* p, Vec v) {
-  for (int i = 0; i < kLanes; i++) from_float(p[i], v[i]);
+SS_INLINE void store(bf16* p, Vec v) {
+  const VecU u = bits<VecU>(v), nearest = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
+  const VecH h = __builtin_convertvector(v == v ? nearest : (u >> 16 | 0x40u), VecH);
+  memcpy(p, &h, sizeof(h));
+}
+SS_INLINE void store(f16* p, Vec v) {
+  const VecU u = bits<VecU>(v), a = u & 0x7fffffffu;
+  const VecU normal = (a - 0x38000000u + 0xfffu + (a >> 13 & 1u)) >> 13;
+  const VecU subnormal = bits<VecU>(bits<Vec>(a) + 0.5f) - 0x3f000000u;
+  VecU h = a < 0x38800000u ? subnormal : normal;
+  h = a >= 0x477ff000u ? VecU{} + 0x7c00u : h;  // rounds to 65,536 or more
+  h = a > 0x7f800000u ? VecU{} + 0x7e00u : h;
+  const VecH out = __builtin_convertvector(h | (u >> 16 & 0x8000u), VecH);
+  memcpy(p, &out, sizeof(out));
 }
 template <class T>
 SS_INLINE void store_part(T* p, Vec v, int64_t n) {

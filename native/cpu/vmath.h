@@ -1,5 +1,5 @@
-// exp2 for the scan, exp, softplus, sigmoid and silu on vectors. NaN stays NaN, what is too large becomes
-// infinity, what is too small 0 (below 2^-125.5 already where there is no AVX-512).
+// exp, softplus, sigmoid, silu and the scan's exp2 on vectors. NaN stays NaN, what is too large
+// becomes infinity, what is too small 0 (below 2^-125.5 already where there is no AVX-512).
 #pragma once
 #if defined(__SSE__)
 #include <immintrin.h>
@@ -85,10 +85,10 @@ SS_INLINE Split split(Vec x) {
 SS_INLINE Vec scaled(Vec p, Vec scale) { return p * scale; }
 #endif
 
-// 2^x h + b, one step of a scan: h 2^whole, which is exact, plus the small rest of the change. So
-// slow decay (x near 0) keeps its rate over 100,000 steps, where rounding 2^x itself loses a
-// thousandth of one part in a hundred; and fast decay leaves nothing of h behind.
-// 2^rest is known to 1.05e-7, next to 0 exactly. What overflows is infinite or NaN.
+// 2^x h + b, one step of a scan, as h 2^whole, which is exact, and the small rest of the change. So
+// slow decay (x near 0) keeps its rate: 100,000 steps of delta = 0.001 stay 7e-7 from the f64
+// answer, where rounding 2^x first gave 7e-6 and expf 1.3e-5; fast decay leaves no h behind.
+// 2^rest is known to 1.05e-7, near 0 exactly. What overflows is infinite or NaN.
 SS_INLINE Vec exp2_mul_add(Vec x, Vec h, Vec b) {
 #if !defined(__AVX512DQ__)
   x = at_most(at_least(x, -126.0f), 128.0f);
@@ -102,7 +102,7 @@ SS_INLINE Vec exp2_mul_add(Vec x, Vec h, Vec b) {
   return h * kUnit + (p * s.rest * h + b);
 }
 
-// e^x, with x - whole * ln 2 taken in two parts.
+// e^x, with x - whole * ln 2 taken in two parts. 0.8 ulp (1.1 without fused multiply-add).
 SS_INLINE Vec exp(Vec x) {
 #if defined(__AVX512DQ__)
   x = at_most(at_least(x, -105.0f), 90.0f);
@@ -120,7 +120,7 @@ SS_INLINE Vec exp(Vec x) {
 }
 
 // log(1 + e^x) = max(x, 0) + log1p(e^-|x|): log1p is needed on [0, 1] only, where nine terms give
-// 5e-9. From x = 17 on the result is x itself.
+// 5e-9. From x = 17 on the result is x itself. 1.7 ulp (2.0).
 SS_INLINE Vec softplus(Vec x) {
   const Vec e = exp(bits<Vec>(bits<VecI>(x) | splat_int(INT32_MIN)));
   Vec p = e * -0x1.af5e2p-9f + 0x1.49211cp-6f;
@@ -134,6 +134,7 @@ SS_INLINE Vec softplus(Vec x) {
   return at_least(x, 0.0f) + (p * e * e + e);
 }
 
+// Both 2.0 ulp.
 SS_INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
 SS_INLINE Vec times_sigmoid(Vec x) { return x / (1.0f + exp(-x)); }  // silu, an op of that name
 

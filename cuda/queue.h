@@ -1,0 +1,43 @@
+// A thread that feeds the device's stream, so that no caller ever waits for a launch or a copy.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "../native/backend.h"
+
+namespace ss::cuda {
+
+class Queue {
+ public:
+  using Task = std::function<void()>;  // runs on the queue's thread, with the device current
+
+  Queue(int device, cudaStream_t stream);
+  ~Queue();  // runs what is queued, then stops
+  void push(Task task);
+  void drain();  // waits until all that is queued has run on the device
+
+  // The rest belongs to tasks.
+  cudaStream_t stream() const { return stream_; }
+  void note(cudaError_t error, const char* during);  // remembers the first failure
+  Status take_failure();                             // what failed since the last call; `lost` stays
+  bool lost() const { return failure_.code == Status::lost; }
+
+ private:
+  void loop(int device);
+
+  const cudaStream_t stream_;
+  Status failure_{};
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Task> tasks_;
+  bool busy_ = false, closing_ = false;
+  std::thread thread_;  // last: it uses all of the above
+};
+
+}  // namespace ss::cuda

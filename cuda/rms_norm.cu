@@ -1,0 +1,124 @@
+// y = x * rsqrt(mean(x^2) + eps) * weight over the last dimension, of x or of x + residual.
+// One block a row, neighbouring threads on neighbouring packs of up to 16 bytes. A row is read from
+// memory once and, for the second pass, from the cache: t*d*(sizeof(X) + sizeof(Y)) bytes move, and
+// with the residual 8*t*d more.
+#include "device/pack.cuh"
+#include "device/reduce.cuh"
+#include "dispatch.cuh"
+#include "stream.h"
+
+namespace ss::cuda {
+namespace {
+
+template <class X>
+struct Plain {  // the row is x
+  const X* x;
+  int64_t stride;
+
+  template <int N>
+  __device__ Pack<N> first(int64_t i, int64_t j) const {
+    return Pack<N>::load(x + i * stride + j);
+  }
+  template <int N>
+  __device__ Pack<N> again(int64_t i, int64_t j) const {
+    return first<N>(i, j);
+  }
+};
+
+template <class X>
+struct Added {  // the row is x + residual, written to total on the way
+  const X* x;
+  const float* residual;
+  float* total;
+  int64_t stride, residual_stride, total_stride;
+
+  template <int N>
+  __device__ Pack<N> first(int64_t i, int64_t j) const {
+    const Pack<N> add = Pack<N>::load(x + i * stride + j);
+    Pack<N> sum = Pack<N>::load(residual + i * residual_stride + j);
+#pragma unroll
+    for (int k = 0; k < N; k++) sum.item[k] += add.item[k];
+    sum.store(total + i * total_stride + j);
+    return sum;
+  }
+  template <int N>
+  __device__ Pack<N> again(int64_t i, int64_t j) const {  // this thread wrote it
+    return Pack<N>::load(total + i * total_stride + j);
+  }
+};
+
+template <int N, class Row, class Y>
+__global__ void norm_rows(Row row, const float* weight, float eps, int64_t t, int64_t d, Y* y,
+                          int64_t y_stride) {
+  const int64_t step = static_cast<int64_t>(blockDim.x) * N;
+  for (int64_t i = blockIdx.x; i < t; i += gridDim.x) {
+    float squares = 0;
+    for (int64_t j = threadIdx.x * N; j < d; j += step) {
+      const Pack<N> v = row.template first<N>(i, j);
+#pragma unroll
+      for (int k = 0; k < N; k++) squares += v.item[k] * v.item[k];
+    }
+    const float scale = rsqrtf(block_sum(squares) / static_cast<float>(d) + eps);
+    for (int64_t j = threadIdx.x * N; j < d; j += step) {
+      Pack<N> v = row.template again<N>(i, j);
+      const Pack<N> w = Pack<N>::load(weight + j);
+#pragma unroll
+      for (int k = 0; k < N; k++) v.item[k] *= scale * w.item[k];
+      v.store(y + i * y_stride + j);
+    }
+  }
+}
+
+template <int N, class Row, class Y>
+void launch(Stream& s, Row row, const float* weight, float eps, int64_t t, int64_t d, Y* y,
+            int64_t y_stride) {
+  if (t == 0 || d == 0) return;
+  const int64_t packs = (d + N - 1) / N;
+  const int threads = packs >= 256 ? 256 : static_cast<int>((packs + 31) / 32 * 32);
+  const unsigned blocks = static_cast<unsigned>(t < INT32_MAX ? t : INT32_MAX);
+  norm_rows<N><<<blocks, threads, 0, s.handle>>>(row, weight, eps, t, d, y, y_stride);
+}
+
+constexpr int smaller(int a, int b) { return a < b ? a : b; }
+
+}  // namespace
+
+void rms_norm(Stream& s, In x, In weight, float eps, Out y) {  // [t, d], [d] -> [t, d]
+  const int64_t t = x.size(0), d = x.size(1);
+  with_float(x.dtype(), [&](auto xt) {
+    with_float(y.dtype(), [&](auto yt) {
+      using X = decltype(xt);
+      using Y = decltype(yt);
+      constexpr int wide = smaller(16 / sizeof(X), 16 / sizeof(Y));
+      const Plain<X> row{x.data<X>(), x.stride()};
+      const float* w = weight.data<float>();
+      Y* to = y.data<Y>();
+      if (d % wide == 0 && packs<X>(x, wide) && packs<Y>(y, wide) && packs<float>(weight, wide))
+        launch<wide>(s, row, w, eps, t, d, to, y.stride());
+      else
+        launch<1>(s, row, w, eps, t, d, to, y.stride());
+    });
+  });
+}
+KERNEL(rms_norm)
+
+// total = residual + x in f32, then the norm of total.
+void add_rms_norm(Stream& s, In x, In residual, In weight, float eps, Out y, Out total) {
+  const int64_t t = x.size(0), d = x.size(1);
+  with_float(x.dtype(), [&](auto xt) {
+    using X = decltype(xt);
+    constexpr int wide = 4;  // residual and total are f32
+    const Added<X> row{x.data<X>(), residual.data<float>(), total.data<float>(),
+                       x.stride(),  residual.stride(),      total.stride()};
+    const float* w = weight.data<float>();
+    X* to = y.data<X>();
+    if (d % wide == 0 && packs<X>(x, wide) && packs<X>(y, wide) && packs<float>(weight, wide) &&
+        packs<float>(residual, wide) && packs<float>(total, wide))
+      launch<wide>(s, row, w, eps, t, d, to, y.stride());
+    else
+      launch<1>(s, row, w, eps, t, d, to, y.stride());
+  });
+}
+KERNEL(add_rms_norm)
+
+}  // namespace ss::cuda
