@@ -53,9 +53,11 @@ export class Device {
 
   /** Resolves with the device's clock in milliseconds once all that is queued now has run. */
   async stamp(): Promise<number> {
-    return native()
-      .stamp(this.handle)
-      .catch((error) => Promise.reject(deviceError('stamp', error)));
+    try {
+      return await native().stamp(this.handle);
+    } catch (error) {
+      throw deviceError('stamp', error);
+    }
   }
 }
 

@@ -53,7 +53,7 @@ function letter({ optional, inPlace }: Spec): string {
 /** The signature that a kernel of this op must have; `#` stands for a number of either kind. */
 export function signatureOf(op: Op): string {
   const attrs = Object.values(op.schema.attrs ?? {}).map((value) => (typeof value === 'boolean' ? 'b' : '#'));
-  return [...[...op.inputs.values()].map(letter), ...attrs, ...Array(op.outputs.size).fill('o')].join('');
+  return [...[...op.inputs.values()].map(letter), ...attrs, ...'o'.repeat(op.outputs.size)].join('');
 }
 
 /** Why a kernel's signature does not fit the op, or undefined. */
@@ -63,11 +63,12 @@ export function mismatch(op: Op, signature: string): string | undefined {
   return fits ? undefined : `${op.opName}: the kernel takes '${signature}', the op table says '${wanted}'`;
 }
 
-const found = new WeakMap<Device, Map<string, { id: number; signature: string }>>();
+type Kernel = { readonly id: number; readonly signature: string };
+const found = new WeakMap<Device, Map<string, Kernel>>();
 
-function kernelOf(op: Op, device: Device): { readonly id: number; readonly signature: string } {
+function kernelOf(op: Op, device: Device): Kernel {
   let table = found.get(device);
-  if (!table) found.set(device, (table = new Map()));
+  if (!table) found.set(device, (table = new Map<string, Kernel>()));
   let kernel = table.get(op.opName);
   if (!kernel) {
     kernel = device.kernels.get(op.opName);

@@ -120,7 +120,8 @@ export class Tensor {
 
   /** Whether rows lie one directly after the other. */
   get dense(): boolean {
-    return this.stride === sizeOf(this.shape.slice(1)) || (this.shape[0] ?? 0) <= 1;
+    const row = sizeOf(this.shape.slice(1));
+    return this.stride === row || row === 0 || this.shape[0]! <= 1;
   }
 
   toString(): string {

@@ -244,6 +244,7 @@ void tear_down(Addon* addon) {
 }
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
+  stay_loaded();
   auto* addon = new Addon;
   env.SetInstanceData(addon);
   env.AddCleanupHook(tear_down, addon);

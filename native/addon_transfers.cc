@@ -30,7 +30,7 @@ void finished(void* context, const Status& status, double value) {
 int64_t bytes_of(Napi::Env env, const View& view) {
   int64_t row = 1;
   for (int i = 1; i < view.rank; i++) row *= view.shape[i];
-  if (view.shape[0] > 1 && view.stride != row)
+  if (view.shape[0] > 1 && row > 0 && view.stride != row)
     throw Napi::TypeError::New(env, "rows are strided, expected a dense tensor");
   return view.shape[0] * row * size_of(view.dtype);
 }

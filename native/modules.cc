@@ -43,6 +43,12 @@ Backend* open_module(const std::string& path, int index, std::string& why) {
 
 }  // namespace
 
+void stay_loaded() {
+  Dl_info info{};
+  if (dladdr(reinterpret_cast<const void*>(&open_device), &info) && info.dli_fname)
+    dlopen(info.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_NODELETE);
+}
+
 Backend* open_device(const std::string& kind, int index, std::string& why) {
   if (kind == "cpu" && index == 0) return open_cpu();
   if (kind != "cuda") {

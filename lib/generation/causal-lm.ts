@@ -38,12 +38,15 @@ export interface Completion {
 /** Tokens as they come, or, with `completions`, whole texts. Can be consumed once. */
 export class Generation implements AsyncIterable<GeneratedToken> {
   readonly #tokens: AsyncGenerator<GeneratedToken, void, undefined>;
+  #taken = false;
 
   constructor(tokens: AsyncGenerator<GeneratedToken, void, undefined>) {
     this.#tokens = tokens;
   }
 
   [Symbol.asyncIterator](): AsyncGenerator<GeneratedToken, void, undefined> {
+    if (this.#taken) throw new Error('generate: these tokens were taken before; call generate again');
+    this.#taken = true;
     return this.#tokens;
   }
 
@@ -125,16 +128,9 @@ export const AutoModelForCausalLM = {
     const checkpoint = await openCheckpoint(folder);
     try {
       const dtype = chosenDtype(options.dtype, () => storedDtype(checkpoint));
+      const extras = { generationConfig: await optionalJson(`${folder}/generation_config.json`), tokenizerFolder: tokenizer && folder };
       const weights = new Weights({ device, dtype, checkpoint });
-      try {
-        const extras = { generationConfig: await optionalJson(`${folder}/generation_config.json`), tokenizerFolder: tokenizer && folder };
-        const model = new CausalLM(config, { device, dtype, weights, tokenizer, extras });
-        await model.load(options);
-        return model;
-      } catch (error) {
-        weights.dispose();
-        throw error;
-      }
+      return await filled(weights, () => new CausalLM(config, { device, dtype, weights, tokenizer, extras }), options);
     } finally {
       await checkpoint.close();
     }
@@ -146,16 +142,23 @@ export const AutoModelForCausalLM = {
     const { config } = familyOf(json);
     const dtype = chosenDtype(options.dtype, () => 'f32');
     const weights = new Weights({ device, dtype, seed: options.seed ?? 0 });
-    try {
-      const model = new CausalLM(config, { device, dtype, weights, tokenizer: options.tokenizer });
-      await model.load();
-      return model;
-    } catch (error) {
-      weights.dispose();
-      throw error;
-    }
+    return filled(weights, () => new CausalLM(config, { device, dtype, weights, tokenizer: options.tokenizer }));
   },
 } as const;
+
+/** The model that `make` builds on `weights`, loaded; when that fails nothing of it is left. */
+async function filled(weights: Weights, make: () => CausalLM, options?: LoadOptions): Promise<CausalLM> {
+  let model: CausalLM | undefined;
+  try {
+    model = make();
+    await model.load(options);
+    return model;
+  } catch (error) {
+    model?.dispose();
+    weights.dispose();
+    throw error;
+  }
+}
 
 function chosenDtype(dtype: ModelOptions['dtype'], auto: () => FloatFormat): FloatFormat {
   if (dtype === undefined || dtype === 'auto') return auto();

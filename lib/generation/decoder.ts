@@ -1,4 +1,5 @@
 import { capture, type Graph } from '../capture';
+import { DisposedError } from '../errors';
 import type { Batch } from '../nn/mamba';
 import type { Model } from '../models/model';
 import type { State } from '../models/state';
@@ -39,34 +40,39 @@ export class Decoder {
       this.#tensors.push(tensor);
       return tensor;
     };
-    const ints = (values: Iterable<number>) => make(Int32Array.from(values), [b]);
-    const floats = (values: readonly number[]) => make(Float32Array.from(values), [b]);
-    this.#active = Int32Array.from({ length: b }, (_, i) => i);
-    this.#rows = ints(this.#active);
-    this.#batch = { offsets: make(Int32Array.from({ length: b + 1 }, (_, i) => i), [b + 1]), slots: ints(this.#active) };
-    this.#token = ints(Array<number>(b).fill(0));
-    this.#logprob = floats(Array<number>(b).fill(0));
-    const marks = Int32Array.from(state.marks.flatMap((row) => [...row]));
-    const seeds = Int32Array.from(options.flatMap(({ seed }) => [Number(BigInt.asIntN(32, seed)), Number(BigInt.asIntN(32, seed >> 32n))]));
-    const drawn = {
-      logits: state.logits,
-      temperature: floats(options.map((o) => o.temperature)),
-      topK: ints(options.map((o) => o.topK)),
-      topP: floats(options.map((o) => o.topP)),
-      minP: floats(options.map((o) => o.minP)),
-      penalty: floats(options.map((o) => o.repetitionPenalty)),
-      seed: make(seeds, [b, 2]),
-      ...(stop.length > 0 && {
-        stop: make(Int32Array.from(stop), [stop.length]),
-        quiet: ints(options.map((o, i) => state.lengths[i]! + o.minNewTokens)),
-      }),
-      seen: make(marks, [b, marks.length / b]),
-      position: ints(state.lengths),
-      token: this.#token,
-      logprob: this.#logprob,
-    };
-    this.#sample = () => sample(drawn);
-    if (useGraph) this.#graph = capture(device, () => this.#step());
+    try {
+      const ints = (values: Iterable<number>) => make(Int32Array.from(values), [b]);
+      const floats = (values: readonly number[]) => make(Float32Array.from(values), [b]);
+      this.#active = Int32Array.from({ length: b }, (_, i) => i);
+      this.#rows = ints(this.#active);
+      this.#batch = { offsets: make(Int32Array.from({ length: b + 1 }, (_, i) => i), [b + 1]), slots: ints(this.#active) };
+      this.#token = ints(Array<number>(b).fill(0));
+      this.#logprob = floats(Array<number>(b).fill(0));
+      const marks = Int32Array.from(state.marks.flatMap((row) => [...row]));
+      const seeds = Int32Array.from(options.flatMap(({ seed }) => [Number(BigInt.asIntN(32, seed)), Number(BigInt.asIntN(32, seed >> 32n))]));
+      const drawn = {
+        logits: state.logits,
+        temperature: floats(options.map((o) => o.temperature)),
+        topK: ints(options.map((o) => o.topK)),
+        topP: floats(options.map((o) => o.topP)),
+        minP: floats(options.map((o) => o.minP)),
+        penalty: floats(options.map((o) => o.repetitionPenalty)),
+        seed: make(seeds, [b, 2]),
+        ...(stop.length > 0 && {
+          stop: make(Int32Array.from(stop), [stop.length]),
+          quiet: ints(options.map((o, i) => Math.min(2 ** 31 - 1, state.lengths[i]! + o.minNewTokens))),
+        }),
+        seen: make(marks, [b, marks.length / b]),
+        position: ints(state.lengths),
+        token: this.#token,
+        logprob: this.#logprob,
+      };
+      this.#sample = () => sample(drawn);
+      if (useGraph) this.#graph = capture(device, () => this.#step());
+    } catch (error) {
+      this.dispose();
+      throw error;
+    }
   }
 
   /** Draws from the logits that the state holds, without moving on. */
@@ -78,6 +84,7 @@ export class Decoder {
   /** Feeds the tokens that were drawn, and draws the next ones. */
   next(): Promise<Drawn> {
     this.#model.check('generate');
+    if (this.#state.disposed) throw new DisposedError('generate: state is disposed');
     if (this.#graph) this.#graph.replay();
     else this.#step();
     return this.#read();

@@ -68,9 +68,9 @@ class Row {
 /** Prompts as ids, and whether one prompt was given or several. */
 async function encode(prompts: Prompt | readonly Prompt[], tokenizer: Tokenizer | undefined, vocabSize: number): Promise<Int32Array[]> {
   const isOne = typeof prompts === 'string' || ArrayBuffer.isView(prompts) || typeof (prompts as readonly unknown[])?.[0] === 'number';
-  const list = (isOne || (prompts as readonly unknown[])?.length === 0 ? [prompts] : prompts) as readonly Prompt[];
+  const list = isOne || (Array.isArray(prompts) && prompts.length === 0) ? [prompts as Prompt] : prompts;
   if (!Array.isArray(list)) throw new TypeError(`generate: prompt is ${typeof prompts}, expected text or token ids`);
-  const ids = list.map((prompt) => {
+  const ids = (list as readonly Prompt[]).map((prompt): Ids => {
     if (typeof prompt !== 'string') return prompt;
     if (!tokenizer) throw new TypeError('generate: prompt is text, but the model has no tokenizer; expected token ids');
     return tokenizer.encode(prompt);

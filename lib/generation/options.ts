@@ -107,14 +107,15 @@ export function rowOptions(options: GenerateOptions, rows: number): RowOptions[]
     const samples = (['temperature', 'topK', 'topP', 'minP', 'seed'] as const).some((name) => options[name] !== undefined);
     const doSample = of('doSample', row) ?? samples;
     if (typeof doSample !== 'boolean') {
-      throw new TypeError(`generate: doSample is ${String(doSample)}, expected true or false`);
+      throw new TypeError(`generate: doSample is ${typeof doSample}, expected true or false`);
     }
     const temperature = number('temperature');
     const seed = of('seed', row);
     return {
       maxNewTokens: number('maxNewTokens'),
       minNewTokens: number('minNewTokens'),
-      temperature: doSample ? temperature : 0,
+      // Within these bounds it and its reciprocal are finite in f32; what lies beyond is no different.
+      temperature: doSample ? Math.min(Math.max(temperature, 1e-30), 1e30) : 0,
       topK: number('topK'),
       topP: number('topP'),
       minP: number('minP'),

@@ -4,7 +4,7 @@ import type { CommonConfig, Family } from './family';
 import { mamba } from './mamba';
 
 /** Every family that `fromPretrained` knows. */
-export const families: readonly Family[] = [mamba as Family<never> as Family];
+export const families: readonly Family[] = [mamba];
 
 /** The family that `model_type` names, and the configuration it makes of config.json. */
 export function familyOf(json: JsonObject): { readonly family: Family; readonly config: CommonConfig } {

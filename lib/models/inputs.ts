@@ -18,7 +18,7 @@ async function rowsOf(call: string, name: string, value: IdsBatch): Promise<read
     return Array.from({ length: batch }, (_, i) => data.subarray(i * length, (i + 1) * length));
   }
   if (isIds(value)) return [value];
-  if (Array.isArray(value) && value.every(isIds)) return value as readonly Ids[];
+  if (Array.isArray(value) && value.every(isIds)) return value;
   throw new TypeError(`${call}: ${name} is ${typeof value}, expected token ids: an array or typed array, several, or a tensor`);
 }
 
@@ -65,3 +65,21 @@ export function pack(call: string, rows: readonly Int32Array[], mask: readonly I
   return { batch: rows.length, length, sequences, columns };
 }
 
+/** For each place of the rectangle the id that should follow, -100 where none counts. */
+export function targetsOf(
+  call: string,
+  labels: readonly Int32Array[],
+  rows: readonly Int32Array[],
+  { batch, length, columns }: Dense,
+): Int32Array {
+  if (labels.length !== rows.length || labels.some((row, i) => row.length !== rows[i]!.length)) {
+    throw new TypeError(`${call}: labels has another shape than inputIds`);
+  }
+  const wrong = labels.flatMap((row) => [...row]).find((id) => id < 0 && id !== -100);
+  if (wrong !== undefined) throw new RangeError(`${call}: labels hold ${wrong}, expected token ids or -100`);
+  const targets = new Int32Array(batch * length).fill(-100);
+  columns.forEach((row, i) => {
+    for (const j of row) targets[i * length + j] = labels[i]![j + 1] ?? -100;
+  });
+  return targets;
+}

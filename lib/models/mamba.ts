@@ -1,3 +1,4 @@
+import { FormatError } from '../errors';
 import type { JsonObject } from '../io/json';
 import * as init from '../nn/init';
 import { Linear } from '../nn/linear';
@@ -22,6 +23,7 @@ function config(json: JsonObject): MambaConfig {
   const hiddenSize = fields.whole('hidden_size', 768);
   const expand = fields.positive('expand', 2);
   const dInner = Math.trunc(expand * hiddenSize);
+  if (dInner < 1) throw new FormatError(`config.json: expand is ${expand}, expected ${1 / hiddenSize} or more for hidden_size ${hiddenSize}`);
   const dState = fields.whole('state_size', 16);
   const numLayers = fields.whole('num_hidden_layers', 32);
   const vocabSize = fields.whole('vocab_size', 50280);

@@ -5,7 +5,7 @@ import { countParameters, type Weights } from '../nn/weights';
 import { cast, copySlots, crossEntropy, takeRows, zeroSlots } from '../ops/elementwise';
 import { keep, scope, Tensor } from '../tensor';
 import type { Backbone, CommonConfig } from './family';
-import { integerRows, pack, type Dense, type IdsBatch } from './inputs';
+import { integerRows, pack, targetsOf, type Dense, type IdsBatch } from './inputs';
 import { State, type StateLayout } from './state';
 
 /** Tokens that go through the layers at once: more would not be faster, but take more memory. */
@@ -172,7 +172,7 @@ export class Model<C extends CommonConfig = CommonConfig> {
     return { offsets: this.#ints([0, ...lengths.map((length) => (sum += length))]), slots: this.#ints(slots) };
   }
 
-  #ints(values: readonly number[]): Tensor {
+  #ints(values: ArrayLike<number>): Tensor {
     return Tensor.from(Int32Array.from(values), [values.length], { device: this.device });
   }
 
@@ -208,10 +208,8 @@ export class Model<C extends CommonConfig = CommonConfig> {
     if (!Number.isInteger(logitsToKeep) || logitsToKeep < 0) {
       throw new RangeError(`forward: logitsToKeep is ${logitsToKeep}, expected a whole number, 0 or more`);
     }
-    if (labels && labels.some((row, i) => row.length !== rows[i]!.length)) {
-      throw new TypeError('forward: labels has another shape than inputIds');
-    }
-    if (labels && logitsToKeep > 0) throw new TypeError('forward: labels need all logits, logitsToKeep keeps some');
+    const targets = labels && targetsOf('forward', labels, rows, dense);
+    if (targets && logitsToKeep > 0) throw new TypeError('forward: labels need all logits, logitsToKeep keeps some');
     if (input.state) this.checkState('forward', input.state, batch);
 
     const first = logitsToKeep === 0 ? 0 : Math.max(0, length - logitsToKeep);
@@ -219,8 +217,10 @@ export class Model<C extends CommonConfig = CommonConfig> {
     const release = state.acquire('forward');
     const made: Tensor[] = [];
     const place = (columns: number, size: number) => {
-      made.push(this.#zeros(batch * columns, size));
-      return made.at(-1)!;
+      const out = keep(Tensor.empty([batch * columns, size], 'f32', this.device));
+      made.push(out);
+      scope(() => zeroSlots({ pool: out, slots: this.#ints([...Array(batch * columns).keys()]) }));
+      return out;
     };
     try {
       const logits = place(length - first, vocabSize);
@@ -234,23 +234,18 @@ export class Model<C extends CommonConfig = CommonConfig> {
           this.#unpack(x, pieces, dense, first, logits, (chosen) => this.head(chosen));
         },
       });
+      const loss = targets && (await this.#loss(logits, targets));
       const shaped = (tensor: Tensor) => tensor.reshape([batch, tensor.shape[0]! / batch, tensor.shape[1]!]);
       return {
         logits: keep(shaped(logits)),
         ...(hidden && { hiddenStates: hidden.map((tensor) => keep(shaped(tensor))) }),
-        ...(labels && { loss: await this.#loss(logits, labels, dense) }),
+        ...(loss !== undefined && { loss }),
       };
     } finally {
       release();
       for (const tensor of made) tensor.dispose();
       if (!input.state) state.dispose();
     }
-  }
-
-  #zeros(rows: number, size: number): Tensor {
-    const out = keep(Tensor.empty([rows, size], 'f32', this.device));
-    scope(() => zeroSlots({ pool: out, slots: this.#ints([...Array(rows).keys()]) }));
-    return out;
   }
 
   /** Puts the packed rows of `x` where they belong in a dense [batch · columns, size], from column `first` on. */
@@ -283,18 +278,10 @@ export class Model<C extends CommonConfig = CommonConfig> {
     });
   }
 
-  async #loss(logits: Tensor, labels: readonly Int32Array[], { batch, length, columns }: Dense): Promise<number> {
-    const targets = new Int32Array(batch * length).fill(-100);
-    columns.forEach((row, i) => {
-      for (const j of row) if (j + 1 < labels[i]!.length) targets[i * length + j] = labels[i]![j + 1]!;
-    });
-    const wrong = targets.findIndex((target) => target < 0 && target !== -100);
-    if (wrong >= 0) throw new RangeError(`forward: labels hold ${targets[wrong]}, expected token ids or -100`);
-    const losses = scope(() => crossEntropy({ logits, labels: this.#ints([...targets]) }));
-    const values = (await losses.data()) as Float32Array;
-    losses.dispose();
-    const count = targets.filter((target) => target >= 0).length;
-    return values.reduce((sum, value) => sum + value, 0) / count;
+  async #loss(logits: Tensor, targets: Int32Array): Promise<number> {
+    const losses = scope(() => crossEntropy({ logits, labels: this.#ints(targets) }));
+    const values = (await losses.data().finally(() => losses.dispose())) as Float32Array;
+    return values.reduce((sum, value) => sum + value, 0) / targets.filter((target) => target >= 0).length;
   }
 
   /** Frees the parameters. Generations that are under way end with a `DisposedError`. */

@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import type { Device } from '../device';
 import { DisposedError, FormatError } from '../errors';
+import { isObject, parseJsonObject } from '../io/json';
 import { copySlots, zeroSlots } from '../ops/elementwise';
 import { dtypeBytes, keep, scope, sizeOf, Tensor, type DType } from '../tensor';
 import type { StatePart } from './family';
@@ -61,18 +62,16 @@ export class State {
       for (const { shape, dtype } of partsOf(layout)) {
         tensors.push(keep(Tensor.empty([rows, ...shape], dtype, device)));
       }
+      scope(() => {
+        const slots = Tensor.from(Int32Array.from({ length: rows }, (_, i) => i), [rows], { device });
+        for (const pool of tensors) if (pool.size > 0) zeroSlots({ pool: flat(pool), slots });
+      });
     } catch (error) {
       for (const tensor of tensors) tensor.dispose();
       throw error;
     }
-    this.logits = tensors.pop()!;
-    this.pools = tensors;
-    scope(() => {
-      const slots = Tensor.from(Int32Array.from({ length: rows }, (_, i) => i), [rows], { device });
-      for (const pool of [...this.pools, this.logits]) {
-        if (pool.size > 0) zeroSlots({ pool: flat(pool), slots });
-      }
-    });
+    this.logits = tensors.at(-1)!;
+    this.pools = tensors.slice(0, -1);
   }
 
   get disposed(): boolean {
@@ -114,7 +113,7 @@ export class State {
     }
     if (rows.length === 0) throw new RangeError('fork: rows is empty, expected at least one');
     const copy = new State(this.device, this.layout, rows.length);
-    scope(() => {
+    copy.#fill(() => {
       const fromSlots = Tensor.from(Int32Array.from(rows), [rows.length], { device: this.device });
       const toSlots = Tensor.from(Int32Array.from(rows.keys()), [rows.length], { device: this.device });
       for (const [i, from] of [...this.pools, this.logits].entries()) {
@@ -165,11 +164,23 @@ export class State {
     const take = (count: number) => body.slice(at, (at += count)).buffer;
     lengths.forEach((length, i) => (state.lengths[i] = length));
     for (const marks of state.marks) marks.set(new Uint32Array(take(marks.byteLength)));
-    for (const tensor of [...state.pools, state.logits]) {
-      const buffer = take(tensor.size * dtypeBytes[tensor.dtype]);
-      tensor.set(tensor.dtype === 'f32' ? new Float32Array(buffer) : new Uint16Array(buffer));
-    }
+    state.#fill(() => {
+      for (const tensor of [...state.pools, state.logits]) {
+        const buffer = take(tensor.size * dtypeBytes[tensor.dtype]);
+        tensor.set(tensor.dtype === 'f32' ? new Float32Array(buffer) : new Uint16Array(buffer));
+      }
+    });
     return state;
+  }
+
+  /** Runs `fn`, which gives a new state its contents; when that fails the state goes too. */
+  #fill(fn: () => void): void {
+    try {
+      scope(fn);
+    } catch (error) {
+      this.dispose();
+      throw error;
+    }
   }
 
   dispose(): void {
@@ -199,17 +210,30 @@ function open(bytes: Uint8Array): { header: Header; body: Uint8Array } {
   if (!digest.equals(buffer.subarray(end))) throw new FormatError('restore: bytes are truncated or altered; the checksum differs');
   const length = buffer.readUInt32LE(12);
   if (length > end - 16) throw new FormatError('restore: bytes are cut off within the header');
-  const header = JSON.parse(buffer.toString('utf8', 16, 16 + length)) as Header;
-  const { rows, lengths } = header;
-  const isCount = (n: unknown) => Number.isSafeInteger(n) && (n as number) >= 0;
-  if (!isCount(rows) || rows < 1 || !Array.isArray(lengths) || lengths.length !== rows || !lengths.every(isCount)) {
-    throw new FormatError('restore: bytes have a header that makes no sense');
-  }
+  const header = parseJsonObject(buffer.subarray(16, 16 + length), 'restore: header');
+  if (!isHeader(header)) throw new FormatError('restore: bytes have a header that makes no sense');
   return { header, body: new Uint8Array(buffer.subarray(16 + length, end)) };
 }
 
+/** A checksum proves nothing about who wrote the bytes. */
+function isHeader(header: object): header is Header {
+  const { rows, lengths, layout } = header as Partial<Header>;
+  const isCount = (n: unknown) => Number.isSafeInteger(n) && (n as number) >= 0;
+  const isPart = (part: unknown) => isObject(part) && Array.isArray(part['shape']);
+  return (
+    isCount(rows) &&
+    rows! > 0 &&
+    Array.isArray(lengths) &&
+    lengths.length === rows &&
+    lengths.every(isCount) &&
+    isObject(layout) &&
+    Array.isArray(layout.parts) &&
+    layout.parts.every(isPart)
+  );
+}
+
 function difference(got: StateLayout, wanted: StateLayout): string | undefined {
-  if (got.modelType !== wanted.modelType) return `it is a ${got.modelType}, this one a ${wanted.modelType}`;
+  if (got.modelType !== wanted.modelType) return `it is a ${String(got.modelType)}, this one a ${wanted.modelType}`;
   if (got.vocabSize !== wanted.vocabSize) return `its vocabulary is ${got.vocabSize}, here ${wanted.vocabSize}`;
   const show = ({ name, dtype, shape }: { name: string; dtype: DType; shape: readonly number[] }) => `${name} ${dtype}[${shape.join(',')}]`;
   const theirs = got.parts.map(show);

@@ -1,7 +1,7 @@
 import { negExp } from '../ops/elementwise';
 import { matmul } from '../ops/matmul';
 import { causalConv1dPacked, selectiveScanPacked } from '../ops/scan';
-import { keep, scope, Tensor } from '../tensor';
+import { keep, scope, type Tensor } from '../tensor';
 import * as init from './init';
 import { Linear } from './linear';
 import type { Weights } from './weights';
@@ -38,11 +38,12 @@ export class MambaMixer {
   readonly #xProj: Linear;
   readonly #dtWeight: Tensor; // [dInner, dtRank]
   readonly #dtBias: Tensor; // [dInner]
-  readonly #convWeight: Tensor; // [dInner, dConv]
+  readonly #conv: Tensor; // [dInner, 1, dConv]
   readonly #convBias: Tensor | undefined; // [dInner]
   readonly #aLog: Tensor; // [dInner, dState]
   readonly #D: Tensor; // [dInner]
   #A: Tensor | undefined;
+  #convWeight: Tensor | undefined; // [dInner, dConv]
 
   constructor(w: Weights, config: MixerConfig) {
     const { dModel, dInner, dState, dConv, dtRank } = config;
@@ -50,7 +51,7 @@ export class MambaMixer {
     const range = init.normal(config.initializerRange);
     this.#inProj = new Linear(w.at('in_proj'), dModel, 2 * dInner, { bias: config.bias, init: range, biasInit: init.zeros });
     const conv = w.at('conv1d');
-    this.#convWeight = keep(conv.get('weight', [dInner, 1, dConv], init.linear(dConv)).reshape([dInner, dConv]));
+    this.#conv = conv.get('weight', [dInner, 1, dConv], init.linear(dConv));
     this.#convBias = config.convBias ? conv.get('bias', [dInner], init.linear(dConv)) : undefined;
     this.#xProj = new Linear(w.at('x_proj'), dInner, dtRank + 2 * dState, { bias: false, init: range });
     const dtStd = config.dtScale / Math.sqrt(dtRank);
@@ -63,9 +64,11 @@ export class MambaMixer {
     this.#outProj = new Linear(w.at('out_proj'), dInner, dModel, { bias: config.bias, init: range, biasInit: init.zeros });
   }
 
-  /** Once the parameters are loaded: A = -exp(A_log), which every step needs. */
+  /** Once the parameters are loaded: A = -exp(A_log) and the filter's rows, which every step needs. */
   ready(): void {
+    const { dInner, dConv } = this.#config;
     this.#A = keep(negExp({ x: this.#aLog }));
+    this.#convWeight = keep(this.#conv.reshape([dInner, dConv]));
   }
 
   /** x [t, dModel] to [t, dModel]; updates the batch's rows of both pools. */
@@ -76,7 +79,7 @@ export class MambaMixer {
       const xz = this.#inProj.forward(x); // [t, 2 dInner]
       const u = causalConv1dPacked({
         x: xz.columns(0, dInner),
-        weight: this.#convWeight,
+        weight: this.#convWeight!,
         bias: this.#convBias,
         offsets,
         slots,
@@ -105,6 +108,6 @@ export class MambaMixer {
 
   dispose(): void {
     this.#A?.dispose();
-    this.#convWeight.dispose();
+    this.#convWeight?.dispose();
   }
 }

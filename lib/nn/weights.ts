@@ -130,7 +130,7 @@ export class Weights {
     let loaded = 0;
     // Two buffers: one is read into while the other is being taken.
     const buffers = [Buffer.allocUnsafeSlow(chunkBytes), Buffer.allocUnsafeSlow(chunkBytes)];
-    const taken: (Promise<void> | undefined)[] = [undefined, undefined];
+    const taken: Promise<void>[] = [Promise.resolve(), Promise.resolve()];
     let turn = 0;
     for (const { name, tensor, info } of parameters) {
       const from = formats.get(info.dtype)!;

@@ -89,7 +89,7 @@ void multiply(Stream& s, In x, In weight, Opt bias, Out y) {
   // Few tiles: the rows of W wait in the first-level cache for the second. Many: x does, and whole
   // cache lines of y are written.
   const int64_t width = m <= 2 * kHeight ? 4 * Q : kStrip, strips = ceil_div(n, width);
-  const int64_t ahead = max(8 * weight.stride(), 8192);  // a tie from 4 to 12 rows, worse after
+  const int64_t ahead = max(8 * weight.stride(), 8192);  // 4 to 12 rows: a tie, 24: worse
   const int64_t grain = ceil_div(kGrain, width * max(k, 1));
   s.parallel(blocks * strips, grain, [&](int64_t at, int64_t end, int worker) {
     float* packed = static_cast<float*>(s.scratch(worker, rows * padded * sizeof(float)));

@@ -2,8 +2,8 @@
 //
 // Every output has one Vec accumulator that runs over k in steps of kLanes, is folded to one number
 // at the end of a block in the order of fold(), and is added to the total of the blocks before it.
-// This order does not depend on the tile's size or place, nor on where the weights are read from,
-// so an output has the same bits whatever is computed beside it.
+// This order does not depend on the tile's size or place, so an output has the same bits whatever
+// is computed beside it.
 #pragma once
 #include "simd.h"
 #if defined(__F16C__)
@@ -21,7 +21,7 @@ constexpr int kTileRows = 6;  // of x
 #else
 constexpr int kTileRows = 3;
 #endif
-constexpr int kStrip = 16;            // weight rows that a tile of x meets in turn: a cache line of y
+constexpr int kStrip = 16;        // rows of W that a tile meets in turn: a cache line of y
 constexpr int64_t kBlock = 1024;  // of k: six rows of it fill three quarters of a 32 KiB L1
 
 // The halves of v folded onto each other until one Quad is left.
@@ -38,17 +38,18 @@ SS_INLINE Quad fold_quads(Vec v) {
 #endif
 }
 
-// In each group of four lanes: {a0 + a2, a1 + a3, b0 + b2, b1 + b3} and {a0 + a1, a2 + a3, b0 + ...}.
+// In each group of four lanes: elements i and j of a, then of b.
 #if defined(__AVX512F__)
-#define SS_PICK(a, b, i, j)                                                                    \
-  __builtin_shufflevector(a, b, i, j, 16 + i, 16 + j, 4 + i, 4 + j, 20 + i, 20 + j, 8 + i, 8 + j, \
-                          24 + i, 24 + j, 12 + i, 12 + j, 28 + i, 28 + j)
+#define SS_PICK(a, b, i, j)                                                                \
+  __builtin_shufflevector(a, b, i, j, 16 + i, 16 + j, 4 + i, 4 + j, 20 + i, 20 + j, 8 + i, \
+                          8 + j, 24 + i, 24 + j, 12 + i, 12 + j, 28 + i, 28 + j)
 #elif defined(__AVX__)
 #define SS_PICK(a, b, i, j) \
   __builtin_shufflevector(a, b, i, j, 8 + i, 8 + j, 4 + i, 4 + j, 12 + i, 12 + j)
 #else
 #define SS_PICK(a, b, i, j) __builtin_shufflevector(a, b, i, j, 4 + i, 4 + j)
 #endif
+// {a0 + a2, a1 + a3, b0 + b2, b1 + b3} and {a0 + a1, a2 + a3, b0 + b1, b2 + b3}
 SS_INLINE Vec fold_far(Vec a, Vec b) { return SS_PICK(a, b, 0, 1) + SS_PICK(a, b, 2, 3); }
 SS_INLINE Vec fold_near(Vec a, Vec b) { return SS_PICK(a, b, 0, 2) + SS_PICK(a, b, 1, 3); }
 #undef SS_PICK
@@ -58,7 +59,8 @@ SS_INLINE Quad fold(const Vec* a) {
   return fold_quads(fold_near(fold_far(a[0], a[1]), fold_far(a[2], a[3])));
 }
 
-// load() of weights. GCC 12 spends five instructions on what these spell in two or one.
+// load() of weights. From plain vector code GCC 12 makes four instructions of the bf16 one and
+// eleven of the f16 one: at one row of x, from the cache, 27 and 43 GB/s became 54 and 54.
 SS_INLINE Vec load_weights(const float* p) { return load(p); }
 #if defined(__AVX512F__)
 SS_INLINE Vec load_weights(const bf16* p) {
@@ -69,7 +71,10 @@ SS_INLINE Vec load_weights(const f16* p) {
   return _mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 #elif defined(__F16C__)
-SS_INLINE Vec load_weights(const bf16* p) { return load(p); }
+SS_INLINE Vec load_weights(const bf16* p) {
+  const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return bits<Vec>(bits<VecU>(_mm256_cvtepu16_epi32(h)) << 16);
+}
 SS_INLINE Vec load_weights(const f16* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
@@ -127,7 +132,7 @@ struct Int {
   static constexpr int value = V;
 };
 
-// Calls f(Int<rows>) for 1 <= rows <= kTileRows.
+// Calls f(Int<rows>{}) for 1 <= rows <= V.
 template <int V = kTileRows, class F>
 SS_INLINE void with_rows(int64_t rows, F&& f) {
   if constexpr (V > 1) {
