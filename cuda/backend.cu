@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdio>
+#include <exception>
 #include <memory>
 #include <vector>
 
@@ -101,6 +102,8 @@ class Cuda final : public Backend {
     return transfer([=, this] {
       queue_.note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), "read");
       queue_.note(cudaStreamSynchronize(stream_), "read");
+      char text[sizeof(Status::text)];
+      if (faults_.take(text, sizeof text)) queue_.fail(text);
       done.call(done.context, queue_.take_failure(), 0);
     });
   }
@@ -153,7 +156,7 @@ class Cuda final : public Backend {
   }
   void launch(const Call& call) {
     if (queue_.lost()) return;
-    Stream stream{stream_};
+    Stream stream{stream_, call.kernel->name, &faults_, &blas_};
     call.kernel->call(stream, call.args.data());
     queue_.note(cudaGetLastError(), call.kernel->name);
   }
@@ -174,6 +177,8 @@ class Cuda final : public Backend {
   std::vector<const Kernel*> table_;
   Allocator memory_;
   std::shared_ptr<Graph> capturing_;
+  Faults faults_;
+  Blas blas_;
   Queue queue_;  // last: it stops before the memory goes
 };
 
@@ -215,7 +220,11 @@ const char* open(int abi, int index, Backend** out) {
   if (!error) error = cudaEventCreate(&start);
   if (!error) error = cudaEventRecord(start, stream);
   if (error) return decline("%s cannot be used: %s", card.name, cudaGetErrorString(error));
-  *out = new Cuda(index, stream, start, card);
+  try {
+    *out = new Cuda(index, stream, start, card);
+  } catch (const std::exception& error) {
+    return decline("%s cannot be used: %s", card.name, error.what());
+  }
   return nullptr;
 }
 

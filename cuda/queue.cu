@@ -86,6 +86,12 @@ void Queue::note(cudaError_t error, const char* during) {
   }
 }
 
+void Queue::fail(const char* text) {
+  if (failure_.code != Status::ok) return;
+  failure_.code = Status::failed;
+  std::snprintf(failure_.text, sizeof failure_.text, "%s", text);
+}
+
 Status Queue::take_failure() {
   const Status failure = failure_;
   if (!lost()) failure_ = {};

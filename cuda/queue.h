@@ -25,6 +25,7 @@ class Queue {
   // The rest belongs to tasks.
   cudaStream_t stream() const { return stream_; }
   void note(cudaError_t error, const char* during);  // remembers the first failure
+  void fail(const char* text);                         // the same, for what is not CUDA's error
   Status take_failure();                             // what failed since the last call; `lost` stays
   bool lost() const { return failure_.code == Status::lost; }
 

@@ -3,11 +3,19 @@
 #include <cuda_runtime.h>
 
 #include "../native/kernel.h"
+#include "blas.h"
+#include "faults.h"
 
 namespace ss {
 
 struct Stream {
   cudaStream_t handle;
+  const char* op;  // the name of the kernel that is called
+  cuda::Faults* faults;
+  cuda::Blas* blas;
+
+  // Where threads report a value that is out of range: see Faults::at.
+  cuda::Fault* fault(const char* format) const { return faults->at(op, format); }
 };
 
 }  // namespace ss

@@ -14,7 +14,7 @@ const layers: readonly (readonly string[])[] = [
   ['autograd/grad', 'autograd/remat', 'nn/', 'io/'],
   ['models/'],
   ['generation/', 'training/'],
-  ['serving/'],
+  ['serving/', 'bench/'],
   ['index', 'cli/'],
 ];
 
@@ -30,6 +30,7 @@ const packages: Readonly<Record<string, readonly string[]>> = {
   '@huggingface/tokenizers': ['io/'],
   commander: ['cli/'],
   'cli-progress': ['cli/'],
+  'd3-scale': ['bench/'],
 };
 
 /** Lines that a file may have; the first row that fits counts. */

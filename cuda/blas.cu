@@ -1,0 +1,332 @@
+#include "blas.h"
+
+#include <dlfcn.h>
+#include <glob.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <vector>
+
+namespace ss::cuda {
+namespace {
+
+// Of cublasLt.h, which is not there when this is built.
+enum : int { kR32F = 0, kR16F = 2, kR16BF = 14 };            // cudaDataType
+enum : int { kCompute32F = 68 };                             // true f32: no TF32
+enum : int { kDescTransA = 3, kOpT = 1 };                    //
+enum : int { kPrefWorkspace = 1, kPrefReduction = 3, kPrefAlignA = 5 };  // then B, C, D
+enum : int { kReduceInComputeType = 2 };                     // parts of a split k are summed in f32
+
+struct Algo {
+  uint64_t data[8];
+};
+struct Heuristic {
+  Algo algo;
+  size_t workspace;
+  int status;
+  float waves;
+  int reserved[4];
+};
+static_assert(sizeof(Heuristic) == 96);
+
+using Object = void*;
+struct Api {
+  size_t (*GetVersion)();
+  int (*Create)(Object*);
+  int (*Destroy)(Object);
+  int (*MatmulDescCreate)(Object*, int compute, int scale);
+  int (*MatmulDescDestroy)(Object);
+  int (*MatmulDescSetAttribute)(Object, int, const void*, size_t);
+  int (*MatrixLayoutCreate)(Object*, int type, uint64_t rows, uint64_t columns, int64_t ld);
+  int (*MatrixLayoutDestroy)(Object);
+  int (*MatmulPreferenceCreate)(Object*);
+  int (*MatmulPreferenceDestroy)(Object);
+  int (*MatmulPreferenceSetAttribute)(Object, int, const void*, size_t);
+  int (*MatmulAlgoGetHeuristic)(Object, Object, Object a, Object b, Object c, Object d, Object preference,
+                                int wanted, Heuristic*, int* found);
+  int (*Matmul)(Object, Object, const void* alpha, const void* a, Object, const void* b, Object,
+                const void* beta, const void* c, Object, void* d, Object, const Algo*, void* workspace,
+                size_t bytes, cudaStream_t);
+};
+
+// Null, or what is missing.
+const char* resolve(void* library, Api& api) {
+  const auto find = [&](auto& function, const char* name) {
+    function = reinterpret_cast<std::remove_reference_t<decltype(function)>>(dlsym(library, name));
+    return function != nullptr;
+  };
+#define SS_FIND(name) \
+  if (!find(api.name, "cublasLt" #name)) return "it lacks cublasLt" #name
+  SS_FIND(GetVersion);
+  SS_FIND(Create);
+  SS_FIND(Destroy);
+  SS_FIND(MatmulDescCreate);
+  SS_FIND(MatmulDescDestroy);
+  SS_FIND(MatmulDescSetAttribute);
+  SS_FIND(MatrixLayoutCreate);
+  SS_FIND(MatrixLayoutDestroy);
+  SS_FIND(MatmulPreferenceCreate);
+  SS_FIND(MatmulPreferenceDestroy);
+  SS_FIND(MatmulPreferenceSetAttribute);
+  SS_FIND(MatmulAlgoGetHeuristic);
+  SS_FIND(Matmul);
+#undef SS_FIND
+  return nullptr;
+}
+
+constexpr const char* kVariable = "SELECTIVE_SCAN_CUBLASLT";
+constexpr const char* kNames[] = {"libcublasLt.so.13", "libcublasLt.so.12"};
+
+void add_matches(const std::string& pattern, std::vector<std::string>& paths) {
+  glob_t found{};
+  if (glob(pattern.c_str(), 0, nullptr, &found) == 0)
+    for (size_t i = 0; i < found.gl_pathc; i++) paths.emplace_back(found.gl_pathv[i]);
+  globfree(&found);
+}
+
+// Where the library may be, the best place first.
+std::vector<std::string> places() {
+  if (const char* path = std::getenv(kVariable)) return {path};
+  std::vector<std::string> folders;
+  for (const char* variable : {"CUDA_PATH", "CUDA_HOME"})
+    if (const char* root = std::getenv(variable))
+      for (const char* lib : {"/lib64", "/lib", "/targets/*/lib"}) folders.push_back(root + std::string(lib));
+  for (const char* lib : {"/lib64", "/lib", "/targets/*/lib"})
+    folders.push_back(std::string("/usr/local/cuda") + lib);
+  for (const char* variable : {"VIRTUAL_ENV", "CONDA_PREFIX"})
+    if (const char* root = std::getenv(variable))
+      folders.push_back(root + std::string("/lib/python3*/site-packages/nvidia/*/lib"));
+  // Beside this module, and in npm packages of the folders above it.
+  Dl_info self{};
+  if (dladdr(reinterpret_cast<const void*>(&resolve), &self) && self.dli_fname) {
+    std::string folder = self.dli_fname;
+    for (bool first = true; folder.rfind('/') != std::string::npos; first = false) {
+      folder.resize(folder.rfind('/'));
+      if (first) folders.push_back(folder);
+      for (const char* package : {"*cublas*", "@*/*cublas*"})
+        folders.push_back(folder + "/node_modules/" + package + "/lib");
+    }
+  }
+  std::vector<std::string> paths(std::begin(kNames), std::end(kNames));  // the loader's own search
+  for (const std::string& folder : folders)
+    for (const char* name : kNames) add_matches(folder + "/" + name, paths);
+  return paths;
+}
+
+int type_code(DType t) { return t == DType::f32 ? kR32F : t == DType::bf16 ? kR16BF : kR16F; }
+
+uint32_t alignment(const void* p) {
+  const uintptr_t bits = reinterpret_cast<uintptr_t>(p);
+  return static_cast<uint32_t>(std::min<uintptr_t>(256, bits & (~bits + 1)));
+}
+
+constexpr size_t kWorkspace = size_t{32} << 20;  // what NVIDIA advises for Hopper
+constexpr size_t kPlans = 4096;                  // then all are made again
+
+// Memory may be allocated although this thread's stream is being captured.
+struct Relaxed {
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode); }
+  ~Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode); }
+};
+
+// The product that a library must get right before it is used: whole numbers, so the answer is exact.
+struct Known {
+  static constexpr int m = 24, n = 40, k = 64;
+  uint16_t x[m * k], w[n * k];
+  float y[m * n];
+
+  static int x_at(int i, int j) { return (7 * i + 3 * j) % 5 - 2; }
+  static int w_at(int i, int j) { return (5 * i + 11 * j) % 7 - 3; }
+  static uint16_t bf16_of(int value) {
+    const float f = static_cast<float>(value);
+    uint32_t bits;
+    std::memcpy(&bits, &f, sizeof bits);
+    return static_cast<uint16_t>(bits >> 16);
+  }
+  Known() {
+    for (int i = 0; i < m * k; i++) x[i] = bf16_of(x_at(i / k, i % k));
+    for (int i = 0; i < n * k; i++) w[i] = bf16_of(w_at(i / k, i % k));
+    std::fill(y, y + m * n, -1.0f);
+  }
+  bool right() const {
+    for (int i = 0; i < m * n; i++) {
+      int sum = 0;
+      for (int j = 0; j < k; j++) sum += x_at(i / n, j) * w_at(i % n, j);
+      if (y[i] != static_cast<float>(sum)) return false;
+    }
+    return true;
+  }
+};
+
+}  // namespace
+
+struct Blas::Impl {
+  // As columns of column-major matrices: y^T [n, m] = (W^T)^T x^T.
+  struct Plan {
+    Object desc = nullptr, w = nullptr, x = nullptr, y = nullptr;
+    Algo algo{};
+    bool usable = false;
+  };
+  using Key = std::array<int64_t, 8>;
+
+  mutable std::mutex mutex;  // of `text`
+  std::string text = "cuBLASLt is looked for at the first large matmul";
+  bool looked = false;
+  Api api{};
+  Object handle = nullptr;
+  char* workspace = nullptr;
+  size_t bytes = 0;
+  std::map<Key, Plan> plans;
+
+  ~Impl() { close(); }
+
+  void close() {
+    forget();
+    if (handle) api.Destroy(handle);
+    if (workspace) cudaFree(workspace);
+    handle = nullptr;
+    workspace = nullptr;
+  }
+  void forget() {
+    for (auto& [key, plan] : plans) {
+      if (plan.desc) api.MatmulDescDestroy(plan.desc);
+      for (Object layout : {plan.w, plan.x, plan.y})
+        if (layout) api.MatrixLayoutDestroy(layout);
+    }
+    plans.clear();
+  }
+
+  void look() {
+    looked = true;
+    std::string reasons;
+    for (const std::string& path : places()) {
+      const std::string reason = open(path);
+      if (reason.empty()) return;
+      close();
+      // The loader's own search fails on most machines; what it says is of no help then.
+      if (path.find('/') != std::string::npos) reasons += "\n  " + path + ": " + reason;
+    }
+    say("cuBLASLt is not used, large matmuls are slower: no " + std::string(kNames[0]) + " or " +
+        kNames[1] + " that works was found on the loader's path, in CUDA_PATH, /usr/local/cuda, "
+        "VIRTUAL_ENV or npm's folders. Install CUDA's cuBLAS, or set " + kVariable +
+        " to the library's path" + (reasons.empty() ? "." : ". Tried:" + reasons));
+  }
+
+  // Empty, or why this library cannot be used.
+  std::string open(const std::string& path) {
+    void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // never closed: kernels may run
+    if (!library) return dlerror();
+    if (const char* missing = resolve(library, api)) return missing;
+    if (const int status = api.Create(&handle)) {
+      handle = nullptr;
+      return "it does not start on this card (status " + std::to_string(status) + ")";
+    }
+    // A full card has no room for it; most kernels can do without.
+    bytes = kWorkspace;
+    if (cudaMalloc(&workspace, bytes + sizeof(Known))) {
+      cudaGetLastError();
+      bytes = 0;
+      if (cudaMalloc(&workspace, sizeof(Known))) return cudaGetErrorString(cudaGetLastError());
+    }
+    if (!works()) return "it gets a known product wrong";
+    const size_t v = api.GetVersion();
+    say("cuBLASLt " + std::to_string(v / 10000) + "." + std::to_string(v / 100 % 100) + "." +
+        std::to_string(v % 100) + " (" + path + ")");
+    return "";
+  }
+
+  bool works() {
+    const auto known = std::make_unique<Known>();
+    Known* there = reinterpret_cast<Known*>(workspace + bytes);
+    const Product p{there->x, there->w, nullptr,  there->y,    Known::m,   Known::n,  Known::k,
+                    Known::k, Known::k, Known::n, DType::bf16, DType::bf16, DType::f32};
+    cudaStream_t stream = nullptr;
+    if (cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)) return false;
+    cudaError_t error = cudaMemcpyAsync(there, known.get(), sizeof(Known), cudaMemcpyHostToDevice, stream);
+    const bool ran = !error && multiply(stream, p, false);
+    if (ran) error = cudaMemcpyAsync(known.get(), there, sizeof(Known), cudaMemcpyDeviceToHost, stream);
+    if (const cudaError_t waited = cudaStreamSynchronize(stream)) error = waited;
+    cudaStreamDestroy(stream);
+    cudaGetLastError();  // the caller's launch must not meet it
+    return ran && !error && known->right();
+  }
+
+  void say(std::string what) {
+    const std::lock_guard lock(mutex);
+    text = std::move(what);
+  }
+
+  bool multiply(cudaStream_t stream, const Product& p, bool add) {
+    const Plan& plan = plan_of(p, add);
+    if (!plan.usable) return false;
+    const float alpha = 1, beta = add ? 1 : 0;
+    return api.Matmul(handle, plan.desc, &alpha, p.w, plan.w, p.x, plan.x, &beta, p.y, plan.y, p.y, plan.y,
+                      &plan.algo, workspace, bytes, stream) == 0;
+  }
+
+  const Plan& plan_of(const Product& p, bool add) {
+    const uint32_t align[4] = {alignment(p.w), alignment(p.x), alignment(p.y), alignment(p.y)};
+    const Key key{p.m, p.n, p.k, p.x_stride, p.w_stride, p.y_stride,
+                  static_cast<int64_t>(p.x_type) | static_cast<int64_t>(p.y_type) << 8 | int64_t{add} << 16,
+                  align[0] | int64_t{align[1]} << 16 | int64_t{align[2]} << 32};
+    const auto found = plans.find(key);
+    if (found != plans.end()) return found->second;
+    if (plans.size() >= kPlans) forget();
+    Plan& plan = plans[key];
+    plan.usable = make(p, align, plan);
+    return plan;
+  }
+
+  bool make(const Product& p, const uint32_t (&align)[4], Plan& plan) {
+    const int in = type_code(p.x_type), out = type_code(p.y_type), transposed = kOpT;
+    const uint32_t reduction = kReduceInComputeType;
+    const uint64_t m = static_cast<uint64_t>(p.m), n = static_cast<uint64_t>(p.n), k = static_cast<uint64_t>(p.k);
+    if (api.MatmulDescCreate(&plan.desc, kCompute32F, kR32F) ||
+        api.MatmulDescSetAttribute(plan.desc, kDescTransA, &transposed, sizeof transposed) ||
+        api.MatrixLayoutCreate(&plan.w, in, k, n, p.w_stride) ||
+        api.MatrixLayoutCreate(&plan.x, in, k, m, p.x_stride) ||
+        api.MatrixLayoutCreate(&plan.y, out, n, m, p.y_stride))
+      return false;
+    Object preference = nullptr;
+    if (api.MatmulPreferenceCreate(&preference)) return false;
+    const uint64_t room = bytes;
+    bool set = !api.MatmulPreferenceSetAttribute(preference, kPrefWorkspace, &room, sizeof room) &&
+               !api.MatmulPreferenceSetAttribute(preference, kPrefReduction, &reduction, sizeof reduction);
+    for (int i = 0; i < 4 && set; i++)
+      set = !api.MatmulPreferenceSetAttribute(preference, kPrefAlignA + i, &align[i], sizeof align[i]);
+    Heuristic best{};
+    int count = 0;
+    const bool found = set &&
+                       !api.MatmulAlgoGetHeuristic(handle, plan.desc, plan.w, plan.x, plan.y, plan.y, preference,
+                                                   1, &best, &count) &&
+                       count == 1 && best.status == 0 && best.workspace <= bytes;
+    api.MatmulPreferenceDestroy(preference);
+    plan.algo = best.algo;
+    return found;
+  }
+};
+
+Blas::Blas() : impl_(std::make_unique<Impl>()) {}
+Blas::~Blas() = default;
+
+bool Blas::multiply(cudaStream_t stream, const Product& p, bool add) noexcept {
+  const Relaxed during;  // also while the library loads a kernel at its first use
+  try {
+    if (!impl_->looked) impl_->look();
+    return impl_->handle && impl_->multiply(stream, p, add);
+  } catch (const std::exception&) {  // no memory for a plan
+    return false;
+  }
+}
+
+std::string Blas::report() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->text;
+}
+
+}  // namespace ss::cuda

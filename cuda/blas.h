@@ -1,0 +1,32 @@
+// cuBLASLt, found and loaded at run time: neither header nor library is needed to build, and without
+// it matmul has kernels of its own.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <memory>
+#include <string>
+
+#include "matmul.h"
+
+namespace ss::cuda {
+
+// One stream's: its calls follow one another and share a workspace.
+class Blas {
+ public:
+  Blas();
+  ~Blas();
+  Blas(const Blas&) = delete;
+
+  // y = x W^T, or y += x W^T, where x and W have one type; p.bias is ignored. Looks for the library
+  // at the first call, during a capture too. False: nothing was done, since there is no library, or
+  // it has no kernel for this product.
+  bool multiply(cudaStream_t stream, const Product& p, bool add) noexcept;
+  // Which library is used, or why none is. From any thread.
+  std::string report() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace ss::cuda

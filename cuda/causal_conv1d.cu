@@ -1,0 +1,203 @@
+// y[t, c] = silu?(bias[c] + sum over k of weight[c, k] x[t - w + 1 + k, c]) along each sequence,
+// where its past is the last w - 1 inputs in `state`, oldest first, or zeros; they are replaced by
+// the last w - 1 inputs of all. A thread takes neighbouring channels, 16 bytes of them, through a
+// run of tokens with the window in registers, so that x is read and y written once: 2 t d items
+// move. Only the thread with a sequence's first run knows its state: it reads and replaces it.
+#include "device/activation.cuh"
+#include "device/pack.cuh"
+#include "dispatch.cuh"
+#include "sequences.h"
+
+namespace ss::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kBatch = 4;  // tokens whose loads are under way together
+
+template <class T>
+struct Conv {
+  const T* x;  // [t, d]
+  T* y;        // [t, d]
+  int64_t x_stride, y_stride;
+  const float *weight, *bias;  // [d, w], [d] or null
+  int64_t weight_stride;
+  T* state;  // [p, d, w - 1]
+  int64_t state_stride;
+  Sequences sequences;
+  int64_t d, w, run;  // run: tokens, at least w - 1
+  bool silu;
+};
+
+// The state of V channels, which is dense: as the 16-byte accesses of V channels' worth each.
+template <class T, int V, int W>
+struct Past {
+  Raw<T, V> part[W - 1];
+  __device__ const T& at(int channel, int i) const {
+    const int item = channel * (W - 1) + i;
+    return part[item / V].item[item % V];
+  }
+  __device__ T& at(int channel, int i) {
+    const int item = channel * (W - 1) + i;
+    return part[item / V].item[item % V];
+  }
+};
+
+template <class T, int V, int W>
+__global__ void __launch_bounds__(kThreads) convolve(const __grid_constant__ Conv<T> s) {
+  s.sequences.check();
+  const int64_t columns = (s.d + V - 1) / V;
+  const int64_t id = blockIdx.x * int64_t{kThreads} + threadIdx.x, c = id % columns * V;
+  if (id / columns >= s.sequences.pieces(s.run)) return;
+  const auto piece = s.sequences.piece(id / columns, s.run);
+  if (piece.begin >= piece.end) return;
+
+  float weight[V][W], bias[V], window[W - 1 + kBatch][V];
+#pragma unroll
+  for (int k = 0; k < V; k++) {
+    bias[k] = s.bias ? s.bias[c + k] : 0.0f;
+#pragma unroll
+    for (int i = 0; i < W; i++) weight[k][i] = s.weight[(c + k) * s.weight_stride + i];
+  }
+
+  const bool owner = piece.begin == piece.start;
+  const int64_t slot = owner ? s.sequences.slot(piece.sequence) : -1;
+  Past<T, V, W> past{};
+  T* state = slot < 0 ? nullptr : s.state + slot * s.state_stride + c * (W - 1);
+  const T* x = s.x + c;
+  if (state) {
+#pragma unroll
+    for (int i = 0; i < W - 1; i++) past.part[i] = reinterpret_cast<const Raw<T, V>*>(state)[i];
+  }
+#pragma unroll
+  for (int i = 0; i < W - 1; i++) {
+    const Pack<V> before = owner ? Pack<V>{} : Pack<V>::load(x + (piece.begin - (W - 1) + i) * s.x_stride);
+#pragma unroll
+    for (int k = 0; k < V; k++) window[i][k] = owner ? to_float(past.at(k, i)) : before.item[k];
+  }
+
+  for (int64_t t = piece.begin; t < piece.end; t += kBatch) {
+    Raw<T, V> in[kBatch];
+#pragma unroll
+    for (int j = 0; j < kBatch; j++)
+      if (t + j < piece.end) in[j] = *reinterpret_cast<const Raw<T, V>*>(x + (t + j) * s.x_stride);
+#pragma unroll
+    for (int j = 0; j < kBatch; j++) {
+      if (t + j >= piece.end) break;
+      Pack<V> out;
+#pragma unroll
+      for (int k = 0; k < V; k++) {
+        window[W - 1 + j][k] = to_float(in[j].item[k]);
+        float sum = bias[k];
+#pragma unroll
+        for (int i = 0; i < W; i++) sum = fmaf(weight[k][i], window[i + j][k], sum);
+        out.item[k] = s.silu ? silu(sum) : sum;
+      }
+      out.store(s.y + (t + j) * s.y_stride + c);
+    }
+#pragma unroll
+    for (int i = 0; i < W - 1; i++)
+#pragma unroll
+      for (int k = 0; k < V; k++) window[i][k] = window[i + kBatch][k];
+  }
+
+  if (!state) return;
+  const int64_t length = piece.stop - piece.start;
+  Past<T, V, W> left{};
+#pragma unroll
+  for (int i = 0; i < W - 1; i++) {
+    const int64_t t = length - (W - 1) + i;  // negative: still the old state's
+    Raw<T, V> row{};
+    if (t >= 0) row = *reinterpret_cast<const Raw<T, V>*>(x + (piece.start + t) * s.x_stride);
+#pragma unroll
+    for (int k = 0; k < V; k++) {
+      T item = row.item[k];
+#pragma unroll
+      for (int old = 0; old < W - 1; old++)
+        if (t < 0 && old == t + W - 1) item = past.at(k, old);
+      left.at(k, i) = item;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < W - 1; i++) reinterpret_cast<Raw<T, V>*>(state)[i] = left.part[i];
+}
+
+// Any w, one channel a thread, taps from the cache.
+template <class T>
+__global__ void __launch_bounds__(kThreads) convolve_any(const __grid_constant__ Conv<T> s) {
+  s.sequences.check();
+  const int64_t id = blockIdx.x * int64_t{kThreads} + threadIdx.x, c = id % s.d, past = s.w - 1;
+  if (id / s.d >= s.sequences.pieces(s.run)) return;
+  const auto piece = s.sequences.piece(id / s.d, s.run);
+  if (piece.begin >= piece.end) return;
+  const int64_t slot = piece.begin == piece.start ? s.sequences.slot(piece.sequence) : -1;
+  T* state = slot < 0 ? nullptr : s.state + slot * s.state_stride + c * past;
+  const float* weight = s.weight + c * s.weight_stride;
+  const float bias = s.bias ? s.bias[c] : 0.0f;
+  const auto input = [&](int64_t t) {  // negative: before the sequence
+    if (t >= 0) return s.x[(piece.start + t) * s.x_stride + c];
+    return state ? state[past + t] : T{};
+  };
+  for (int64_t t = piece.begin - piece.start; t < piece.end - piece.start; t++) {
+    float sum = bias;
+    for (int64_t i = 0; i < s.w; i++) sum = fmaf(weight[i], to_float(input(t - past + i)), sum);
+    from_float(s.y[(piece.start + t) * s.y_stride + c], s.silu ? silu(sum) : sum);
+  }
+  if (!state) return;
+  // In this order none is overwritten that is still to be read.
+  for (int64_t i = 0; i < past; i++) state[i] = input(piece.stop - piece.start - past + i);
+}
+
+template <class T>
+void launch(Stream& stream, const Conv<T>& s, void (*kernel)(Conv<T>), int items) {
+  const int64_t threads = (s.d + items - 1) / items * s.sequences.pieces(s.run);
+  const int64_t blocks = (threads + kThreads - 1) / kThreads;
+  kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream.handle>>>(s);
+}
+
+template <int V, class T>
+void launch_width(Stream& stream, const Conv<T>& s) {
+  if (s.w == 2)
+    launch(stream, s, convolve<T, V, 2>, V);
+  else if (s.w == 3)
+    launch(stream, s, convolve<T, V, 3>, V);
+  else
+    launch(stream, s, convolve<T, V, 4>, V);
+}
+
+}  // namespace
+
+void causal_conv1d(Stream& stream, In x, In weight, Opt bias, In offsets, Opt slots, OptInOut state,
+                   bool silu, Out y) {
+  const int64_t t = x.size(0), d = x.size(1), count = offsets.size(0) - 1;
+  if (t == 0 || d == 0 || count == 0) return;
+  with_float(x.dtype(), [&](auto type) {
+    using T = decltype(type);
+    constexpr int V = 16 / sizeof(T);
+    Conv<T> s{};
+    s.x = x.data<T>(), s.x_stride = x.stride();
+    s.y = y.data<T>(), s.y_stride = y.stride();
+    s.weight = weight.data<float>(), s.weight_stride = weight.stride();
+    if (bias) s.bias = bias.data<float>();
+    if (state) s.state = state.data<T>(), s.state_stride = state.stride();
+    s.sequences = sequences(stream, offsets, slots, state, t);
+    s.d = d, s.w = weight.size(1), s.silu = silu;
+
+    // Runs as long as the card stays full: the first w - 1 tokens before each are read twice.
+    s.run = 32;
+    while (s.run > 8 && t / s.run * ((d + V - 1) / V) < 132 * 1024) s.run /= 2;
+    if (count == t) s.run = t + 1;  // one token each, most likely
+    if (s.run < s.w - 1) s.run = s.w - 1;
+
+    const bool wide = d % V == 0 && packs<T>(x, V) && packs<T>(y, V) &&
+                      (!state || packs<T>(state, V));
+    if (s.w < 2 || s.w > 4)
+      launch(stream, s, convolve_any<T>, 1);
+    else if (wide)
+      launch_width<V>(stream, s);
+    else
+      launch_width<1>(stream, s);
+  });
+}
+KERNEL(causal_conv1d)
+
+}  // namespace ss::cuda

@@ -1,0 +1,63 @@
+// Packed sequences, the rows of a state pool that they own, and how they are cut into pieces.
+#pragma once
+#include "fault.cuh"
+
+namespace ss::cuda {
+
+struct Sequences {
+  const int32_t* offsets;       // [count + 1]
+  const int32_t* slots;         // [count], or null: sequence i owns row i
+  int64_t count, pool, tokens;  // pool: rows of state, 0 where there is none
+  Fault *bad_offset, *bad_end, *bad_slot;
+
+  struct Piece {
+    int64_t sequence, start, stop;  // the sequence and its tokens
+    int64_t begin, end;             // the piece's tokens; none where begin >= end
+  };
+
+  // The host cannot read offsets: it launches this many pieces of `length`, whatever they hold.
+  // Sequence i takes the numbers from offsets[i] / length + i on, enough of them for its tokens.
+  __host__ __device__ int64_t pieces(int64_t length) const { return tokens / length + count; }
+
+  // Bad offsets make bad pieces, but none that reaches beyond the tokens.
+  __device__ Piece piece(int64_t number, int64_t length) const {
+    int64_t i = number, skipped = 0;
+    if (length <= tokens) {  // else each sequence is one piece
+      i = 0;
+      for (int64_t end = count; end - i > 1;) {  // the last whose numbers start here or before
+        const int64_t middle = (i + end) / 2;
+        (offsets[middle] / length + middle <= number ? i : end) = middle;
+      }
+      skipped = number - (offsets[i] / length + i);
+      skipped = skipped < 0 ? 0 : skipped * length;
+    }
+    const int64_t start = clamp(offsets[i], 0), stop = clamp(offsets[i + 1], start);
+    const int64_t begin = start + skipped;
+    return {i, start, stop, begin, stop - begin < length ? stop : begin + length};
+  }
+
+  // Negative: starts from zero and leaves nothing.
+  __device__ int64_t slot(int64_t i) const {
+    if (pool == 0) return -1;
+    const int64_t row = slots ? slots[i] : i;
+    return row < pool ? row : -1;
+  }
+
+  // Reports what is wrong, once a launch: all threads call it.
+  __device__ void check() const {
+    if (blockIdx.x != 0) return;
+    for (int64_t i = threadIdx.x; i <= count; i += blockDim.x) {
+      const int32_t at = offsets[i];
+      if (i == 0 ? at != 0 : at < offsets[i - 1]) bad_offset->report(i, at, 0);
+      if (i == count && at != tokens) bad_end->report(i, at, tokens);
+      if (i < count && slots && pool > 0 && slots[i] >= pool) bad_slot->report(i, slots[i], pool);
+    }
+  }
+
+ private:
+  __device__ int64_t clamp(int64_t token, int64_t low) const {
+    return token < low ? low : token < tokens ? token : tokens;
+  }
+};
+
+}  // namespace ss::cuda

@@ -1,0 +1,84 @@
+// y = x W^T + bias, summed in f32. Up to 16 rows of x: matmul_few.cuh, at the speed of memory. More:
+// cuBLASLt where x and W have one type and the library is there, else matmul_tile.cuh. A row's bits do
+// not depend on the rows beside it, but for cuBLASLt, which chooses an order of summation by m.
+#include "dispatch.cuh"
+#include "matmul_tile.cuh"
+#include "stream.h"
+
+namespace ss::cuda {
+namespace {
+
+template <class Y>
+__global__ void spread_bias(const float* bias, int64_t m, int64_t n, Y* y, int64_t stride) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < m * n; i += step)
+    from_float(y[i / n * stride + i % n], bias[i % n]);
+}
+
+// The bias is laid into y first, in y's type: cuBLASLt would want it in that type, too.
+bool multiply_blas(Stream& s, const Product& p) {
+  if (p.k == 0 || p.x_stride < p.k || p.w_stride < p.k || p.y_stride < p.n) return false;
+  if (!p.bias) return s.blas->multiply(s.handle, p, false);
+  with_float(p.y_type, [&](auto yt) {
+    using Y = decltype(yt);
+    const int64_t blocks = ceil_div(p.m * p.n, 1024);
+    spread_bias<Y><<<static_cast<unsigned>(blocks < 4096 ? blocks : 4096), 256, 0, s.handle>>>(
+        p.bias, p.m, p.n, static_cast<Y*>(p.y), p.y_stride);
+  });
+  return s.blas->multiply(s.handle, p, true);
+}
+
+// Whether rows of both can be read 16 bytes at a time.
+template <class T>
+bool wide_rows(In x, In weight) {
+  constexpr int items = 16 / sizeof(T);
+  return x.size(1) % items == 0 && packs<T>(x, items) && packs<T>(weight, items);
+}
+
+template <class W>
+void multiply_few_rows(Stream& s, In x, In weight, const Product& p) {
+  constexpr int V = 16 / sizeof(W);
+  if (p.k % V == 0 && packs<float>(x, V) && packs<W>(weight, V))
+    multiply_few_fma<W, V>(s.handle, p);
+  else
+    multiply_few_fma<W, 1>(s.handle, p);
+}
+
+}  // namespace
+
+void matmul(Stream& s, In x, In weight, Opt bias, Out y) {  // [m, k], [n, k], [n] -> [m, n]
+  const Product p{x.view->data,
+                  weight.view->data,
+                  bias ? bias.data<float>() : nullptr,
+                  y.view->data,
+                  x.size(0),
+                  weight.size(0),
+                  x.size(1),
+                  x.stride(),
+                  weight.stride(),
+                  y.stride(),
+                  x.dtype(),
+                  weight.dtype(),
+                  y.dtype()};
+  if (p.m == 0 || p.n == 0) return;
+  const bool few = p.m <= kFew, same = p.x_type == p.w_type;
+  if (!few && same && multiply_blas(s, p)) return;
+  with_float(p.x_type, [&](auto xt) {
+    with_float(p.w_type, [&](auto wt) {
+      using X = decltype(xt);
+      using W = decltype(wt);
+      if constexpr (sizeof(X) == 2 && std::is_same_v<X, W>) {
+        const bool wide = wide_rows<X>(x, weight);
+        if (few) return multiply_few_mma<X>(s.handle, p, wide);
+        if (wide) return multiply_tile_mma<X>(s.handle, p);
+      }
+      if constexpr (sizeof(X) == 4) {
+        if (few) return multiply_few_rows<W>(s, x, weight, p);
+      }
+      multiply_tile_fma<X, W>(s.handle, p);
+    });
+  });
+}
+KERNEL(matmul)
+
+}  // namespace ss::cuda

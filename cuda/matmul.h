@@ -1,0 +1,17 @@
+// What one matmul is asked for: y = x W^T + bias, rows strided, pointers of the types that x and y say.
+#pragma once
+#include "../native/tensor.h"
+
+namespace ss::cuda {
+
+struct Product {
+  const void* x;      // [m, k]
+  const void* w;      // [n, k]
+  const float* bias;  // [n], or null
+  void* y;            // [m, n]
+  int64_t m, n, k;
+  int64_t x_stride, w_stride, y_stride;
+  DType x_type, w_type, y_type;
+};
+
+}  // namespace ss::cuda

@@ -1,0 +1,123 @@
+import { capture } from '../capture';
+import type { Device } from '../device';
+import type { CausalLM } from '../generation/causal-lm';
+import { Decoder } from '../generation/decoder';
+import { rowOptions } from '../generation/options';
+import { add } from '../ops/elementwise';
+import { scope, Tensor } from '../tensor';
+import type { Bandwidth } from './bandwidth';
+import { quantile, spread } from './measure';
+import { randomPrompts, stepWeightBytes, weightDtype } from './model';
+import { profileOps, type OpTime } from './profile';
+import type { Result } from './result';
+
+const promptLength = 16;
+
+/** Times `steps` steps of `generate`, greedy, for `batch` sequences together: all that a caller waits for. */
+export async function benchDecode(
+  model: CausalLM,
+  name: string,
+  { batch, steps }: { readonly batch: number; readonly steps: number },
+  bandwidth: Bandwidth,
+  runs: number,
+): Promise<Result> {
+  await timeSteps(model, batch, 4);
+  const times: number[] = [];
+  for (let run = 0; run < runs; run++) times.push(await timeSteps(model, batch, steps));
+  const ms = spread(times);
+  const bytes = stepWeightBytes(model);
+  const gbPerSecond = bytes / ms.median / 1e6;
+  return {
+    bench: 'decode',
+    name: `${name}, batch ${batch}`,
+    model: name,
+    dtype: weightDtype(model),
+    shape: { batch, steps },
+    ms,
+    figures: {
+      tokensPerSecond: (1000 * batch) / ms.median,
+      bytes,
+      gbPerSecond,
+      readGbPerSecond: bandwidth.read,
+      shareOfRead: gbPerSecond / bandwidth.read,
+    },
+  };
+}
+
+/** Milliseconds a step. The first token of each sequence ends the prompt and is not counted. */
+async function timeSteps(model: CausalLM, batch: number, steps: number): Promise<number> {
+  const prompts = randomPrompts(model, batch, promptLength);
+  let tokens = 0;
+  let begin = 0;
+  for await (const _ of model.generate(prompts, { maxNewTokens: steps + 1, eosTokenId: [] })) {
+    if (++tokens === batch) begin = performance.now();
+  }
+  return (performance.now() - begin) / steps;
+}
+
+/** Where a decode step goes. */
+export interface Breakdown {
+  readonly figures: Readonly<Record<'ops' | 'callNs' | 'replayNs' | 'outsideKernels', number>>;
+  readonly ops: readonly OpTime[];
+}
+
+/**
+ * What a step spends outside kernels: its time in `generate`, less the time that the queue is busy
+ * with its recorded graph, plus what the queue itself spends between the graph's ops.
+ */
+export async function breakDown(
+  model: CausalLM,
+  batch: number,
+  steps: number,
+  runs: number,
+): Promise<Breakdown> {
+  const cost = await opCost(model.device);
+  const state = model.createState(batch);
+  const make = (useGraph: boolean) => new Decoder(model, state, rowOptions({}, batch), [], useGraph);
+  const [direct, recorded] = [make(false), make(true)];
+  try {
+    await model.run(randomPrompts(model, batch, promptLength), state);
+    const ops = await profileOps(model.device, () => direct.next());
+    const count = ops.reduce((sum, { calls }) => sum + calls, 0);
+    // In turn, and the fastest of each: what else the machine does only adds.
+    let queueMs = Infinity;
+    let stepMs = Infinity;
+    for (let run = 0; run < runs; run++) {
+      const begin = model.device.stamp();
+      const queued = Array.from({ length: steps }, () => recorded.next());
+      queueMs = Math.min(queueMs, ((await model.device.stamp()) - (await begin)) / steps);
+      await Promise.all(queued);
+      stepMs = Math.min(stepMs, await timeSteps(model, batch, steps));
+    }
+    const kernelMs = queueMs - (count * cost.replayNs) / 1e6;
+    return { figures: { ops: count, ...cost, outsideKernels: Math.max(0, 1 - kernelMs / stepMs) }, ops };
+  } finally {
+    direct.dispose();
+    recorded.dispose();
+    state.dispose();
+  }
+}
+
+/** Nanoseconds that an op on one element costs: the caller when called, the queue when replayed. */
+async function opCost(device: Device): Promise<{ callNs: number; replayNs: number }> {
+  const calls = 1000;
+  const one = Tensor.from([1], [1, 1], { device });
+  const sum = () => add(one, one).dispose();
+  const callTimes: number[] = [];
+  const replayTimes: number[] = [];
+  const graph = capture(device, () => {
+    for (let i = 0; i < calls; i++) scope(sum);
+  });
+  for (let run = 0; run < 21; run++) {
+    const begin = performance.now();
+    for (let i = 0; i < calls; i++) sum();
+    callTimes.push(performance.now() - begin);
+    const from = device.stamp();
+    graph.replay();
+    replayTimes.push((await device.stamp()) - (await from));
+  }
+  graph.dispose();
+  one.dispose();
+  const ns = (times: readonly number[]) => (quantile(times, 0.5) * 1e6) / calls;
+  return { callNs: ns(callTimes), replayNs: ns(replayTimes) };
+}

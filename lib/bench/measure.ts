@@ -1,0 +1,56 @@
+import type { Device } from '../device';
+
+/** Repeated timings of one thing. */
+export interface Spread {
+  readonly median: number;
+  readonly p10: number;
+  readonly p90: number;
+  readonly runs: number;
+}
+
+/** The value below which the fraction `q` of `values` lies, interpolated. */
+export function quantile(values: readonly number[], q: number): number {
+  if (values.length === 0) throw new RangeError('quantile: values is empty, expected at least one');
+  const sorted = [...values].sort((a, b) => a - b);
+  const at = q * (sorted.length - 1);
+  const below = sorted[Math.floor(at)]!;
+  return below + (sorted[Math.ceil(at)]! - below) * (at - Math.floor(at));
+}
+
+export function spread(values: readonly number[]): Spread {
+  return {
+    median: quantile(values, 0.5),
+    p10: quantile(values, 0.1),
+    p90: quantile(values, 0.9),
+    runs: values.length,
+  };
+}
+
+/** Milliseconds that `work` takes, in `runs` runs after one that is not counted. */
+export async function timeRuns(work: () => Promise<unknown>, runs: number): Promise<Spread> {
+  const times: number[] = [];
+  for (let run = -1; run < runs; run++) {
+    const begin = performance.now();
+    await work();
+    if (run >= 0) times.push(performance.now() - begin);
+  }
+  return spread(times);
+}
+
+/** Short work is repeated until a timing lasts this long, so that neither clock nor queue shows. */
+const leastMs = 5;
+
+/** Milliseconds, by the device's clock, of what `enqueue` queues. */
+export async function timeQueued(device: Device, enqueue: () => void, runs: number): Promise<Spread> {
+  const timing = async (repeat: number) => {
+    const begin = device.stamp();
+    for (let i = 0; i < repeat; i++) enqueue();
+    const end = device.stamp();
+    return ((await end) - (await begin)) / repeat;
+  };
+  await timing(1);
+  const repeat = Math.max(1, Math.ceil(leastMs / Math.max(await timing(1), 1e-4)));
+  const times: number[] = [];
+  for (let run = 0; run < runs; run++) times.push(await timing(repeat));
+  return spread(times);
+}

@@ -1,0 +1,65 @@
+import { CommanderError } from 'commander';
+import { note } from './terminal';
+
+/** What the process ends with. A reader that goes away (`| head`) is no failure. */
+export const exitCodes = { fine: 0, failed: 1, usage: 2, interrupted: 130 } as const;
+
+/** What the user wrote cannot be meant. */
+export class UsageError extends Error {}
+
+/** Ctrl-C was pressed. */
+class Interrupted extends Error {}
+
+/** Aborts on Ctrl-C, so that work ends in order; a second Ctrl-C ends the process there and then. */
+export function interruption(): AbortSignal {
+  const controller = new AbortController();
+  process.once('SIGINT', () => controller.abort(new Interrupted('interrupted')));
+  return controller.signal;
+}
+
+/** What the library calls what a user gave as a flag or an argument. */
+const flags: readonly (readonly [RegExp, string])[] = [
+  [/^generate: (prompt|state|stop needs)\b/, '$1'],
+  [/^generate: eosTokenId\b/, '--eos'],
+  [/^generate: (?=[a-z][a-zA-Z]* (?:is|holds)\b)/, '--'],
+  [/^device: name\b/, '--device'],
+  [/^device: (?=')/, 'device '],
+  [/^restore: /, '--load-state: '],
+  [/^fromPretrained: (?=dtype\b)/, '--'],
+  [/^resolveModel: (?=revision\b)/, '--'],
+  [/^resolveModel: /, ''],
+  [/^setThreads: count\b/, '--threads'],
+];
+
+/** The library's message in the words of the command line: `generate: topP is 2, ...` is about `--top-p`. */
+export function inFlags(message: string): string {
+  const found = flags.find(([pattern]) => pattern.test(message));
+  if (!found) return message;
+  return message
+    .replace(...found)
+    .replace(/^--\w+/, (flag) => flag.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`));
+}
+
+/** Says what went wrong, without a stack trace unless SELECTIVE_SCAN_DEBUG=1 asks for one; gives the exit code. */
+export function report(error: unknown): number {
+  // Commander has written its message, or the help that was asked for.
+  if (error instanceof CommanderError) return error.exitCode === 0 ? exitCodes.fine : exitCodes.usage;
+  if (error instanceof Interrupted) return exitCodes.interrupted;
+  if (!(error instanceof Error)) {
+    note(`error: ${String(error)}`);
+    return exitCodes.failed;
+  }
+  if ((error as NodeJS.ErrnoException).code === 'EPIPE') return exitCodes.fine;
+  note(
+    process.env['SELECTIVE_SCAN_DEBUG'] === '1'
+      ? (error.stack ?? error.message)
+      : `error: ${inFlags(error.message)}`,
+  );
+  return isUsage(error) ? exitCodes.usage : exitCodes.failed;
+}
+
+/** The library names its call in front of what is wrong with an argument; other such errors are defects. */
+function isUsage(error: Error): boolean {
+  if (error instanceof UsageError) return true;
+  return (error instanceof RangeError || error instanceof TypeError) && /^\w+: /.test(error.message);
+}

@@ -1,0 +1,144 @@
+import { access, constants } from 'node:fs/promises';
+import { dirname, resolve } from 'node:path';
+import { Command, Option } from 'commander';
+import { setThreads } from '../device';
+import { AutoModelForCausalLM, type CausalLM } from '../generation/causal-lm';
+import { rowOptions, stopStrings, type GenerateOptions } from '../generation/options';
+import { addHubOptions, bigint, modelArgument, number, several } from './arguments';
+import { continueText, type Flags } from './continue-text';
+import { interruption, UsageError } from './exit';
+import { Progress } from './progress';
+import { readNamed, readPrompt } from './prompt';
+
+const examples = `
+Without a sampling option the likeliest token is always taken; with one, tokens
+are drawn at random.
+
+Examples:
+  $ selective-scan generate ./mamba-130m "Once upon a time"
+  $ selective-scan generate state-spaces/mamba-130m-hf -f prompt.txt -t 0.8
+  $ echo "The capital of France is" | selective-scan generate ./mamba-130m -n 5
+  $ selective-scan generate ./mamba-130m "Dear diary," --save-state diary.state
+  $ selective-scan generate ./mamba-130m " Then" --load-state diary.state
+
+Exit codes: 0 fine, 1 failed, 2 wrong arguments, 130 ended by Ctrl-C.`;
+
+export function generateCommand(): Command {
+  const command = new Command('generate')
+    .description('Continue a text. The new text is written to stdout as it comes, everything else to stderr.')
+    .argument('<model>', modelArgument)
+    .argument('[prompt]', 'the text to continue; without it, or with -, it is read from stdin')
+    .optionsGroup('Input and output:')
+    .option('-f, --file <path>', 'read the prompt from a file')
+    .option('--ids', 'the prompt is token ids (1,2,3), and ids are written: for models without a tokenizer')
+    .option('--echo', 'write the prompt too')
+    .addOption(
+      new Option('--json', 'write one JSON object a line: each token, then a summary').conflicts('echo'),
+    )
+    .option('--stats', 'write the speed to stderr at the end')
+    .optionsGroup('Length:')
+    .option('-n, --max-new-tokens <n>', 'at most so many tokens (default: 128)', number)
+    .option('--min-new-tokens <n>', 'no end of text before so many', number)
+    .option('--stop <text>', 'end before this text; can be repeated', several(String))
+    .addOption(
+      new Option(
+        '--eos <id>',
+        "a token that ends the text, instead of the model's own; can be repeated",
+      ).argParser(several(number)),
+    )
+    .addOption(new Option('--ignore-eos', 'let no token end the text').conflicts('eos'))
+    .optionsGroup('Sampling:')
+    .option('-t, --temperature <t>', 'above 1 bolder, below 1 safer', number)
+    .option('--top-k <k>', 'draw from the k likeliest tokens', number)
+    .option('--top-p <p>', 'draw from the likeliest tokens that have probability p together', number)
+    .option('--min-p <p>', 'draw no token less likely than p times the likeliest', number)
+    .option('--repetition-penalty <r>', 'above 1 makes tokens that were there before less likely', number)
+    .option('--seed <n>', 'the same seed gives the same text', bigint)
+    .option('--sample', 'draw at random, with no other option')
+    .addOption(new Option('--greedy', 'always take the likeliest token').conflicts('sample'))
+    .optionsGroup('Conversations:')
+    .option('--load-state <file>', 'continue what --save-state saved; the prompt may then be empty')
+    .option('--save-state <file>', 'save what the model remembers, to continue later')
+    .optionsGroup('Where it runs:')
+    .option('--device <name>', 'cpu, cuda or cuda:<index> (default: SELECTIVE_SCAN_DEVICE, or cpu)')
+    .option('--dtype <name>', 'of the weights: auto, f32, bf16 or f16 (default: as stored)')
+    .option('--threads <n>', 'CPU threads (default: SELECTIVE_SCAN_THREADS, or all cores)', number)
+    .option('--no-capture', 'queue every operation of every step by itself; for debugging');
+  return addHubOptions(command).addHelpText('after', examples).action(run);
+}
+
+async function run(name: string, argument: string | undefined, flags: Flags): Promise<void> {
+  const signal = interruption();
+  const options = generateOptions(flags);
+  // The library checks again; here it is before a model is loaded, which may take minutes.
+  rowOptions(options, 1);
+  stopStrings(options.stop);
+  if (flags.threads !== undefined) setThreads(flags.threads);
+  const prompt = await readPrompt(
+    { argument, file: flags.file, optional: flags.loadState !== undefined },
+    signal,
+  );
+  const saved = flags.loadState === undefined ? undefined : await readNamed(flags.loadState);
+  if (flags.saveState !== undefined) await checkFolderOf(flags.saveState);
+
+  const model = await load(name, flags, signal);
+  try {
+    await continueText(model, prompt, saved, { ...options, signal }, flags);
+  } finally {
+    model.dispose();
+  }
+}
+
+function generateOptions(flags: Flags): GenerateOptions {
+  const {
+    maxNewTokens,
+    minNewTokens,
+    temperature,
+    topK,
+    topP,
+    minP,
+    repetitionPenalty,
+    seed,
+    stop,
+    capture,
+  } = flags;
+  const doSample = flags.greedy ? false : flags.sample;
+  const eosTokenId = flags.ignoreEos ? [] : flags.eos;
+  return {
+    maxNewTokens,
+    minNewTokens,
+    temperature,
+    topK,
+    topP,
+    minP,
+    repetitionPenalty,
+    seed,
+    stop,
+    capture,
+    doSample,
+    eosTokenId,
+  };
+}
+
+/** A state that cannot be saved is better known before the text than after it. */
+async function checkFolderOf(path: string): Promise<void> {
+  const folder = dirname(resolve(path));
+  await access(folder, constants.W_OK).catch((error: unknown) => {
+    throw new UsageError(`--save-state: folder ${folder} does not exist or cannot be written`, {
+      cause: error,
+    });
+  });
+}
+
+async function load(name: string, flags: Flags, signal: AbortSignal): Promise<CausalLM> {
+  const { device, dtype, revision, cacheDir, offline } = flags;
+  const progress = new Progress();
+  try {
+    return await AutoModelForCausalLM.fromPretrained(name, {
+      ...{ device, dtype, revision, cacheDir, offline, signal },
+      ...progress.callbacks,
+    });
+  } finally {
+    progress.stop();
+  }
+}

@@ -1,0 +1,42 @@
+#!/usr/bin/env node
+import { join } from 'node:path';
+import { Command } from 'commander';
+import { packageRoot } from '../loader';
+import { benchCommand } from './bench';
+import { doctorCommand } from './doctor';
+import { report } from './exit';
+import { generateCommand } from './generate';
+import { inspectCommand } from './inspect';
+
+const { version } = require(join(packageRoot, 'package.json')) as { version: string };
+
+const help = `
+Start here:
+  $ selective-scan doctor                                      is everything in place?
+  $ selective-scan inspect ./mamba-130m                        what is in a model?
+  $ selective-scan generate ./mamba-130m "Once upon a time"    what does it say?
+
+selective-scan <command> --help explains a command.`;
+
+/** Makes commander throw where it would end the process: what was written may not be out yet. */
+function throwing(command: Command): Command {
+  command.exitOverride().showHelpAfterError('(--help lists all options)');
+  command.commands.forEach(throwing);
+  return command;
+}
+
+const program = new Command('selective-scan')
+  .description('Mamba language models on the CPU and on NVIDIA GPUs.')
+  .version(version, '-V, --version', 'print the version')
+  .addCommand(generateCommand())
+  .addCommand(inspectCommand())
+  .addCommand(doctorCommand())
+  .addCommand(benchCommand())
+  .addHelpText('after', help);
+
+// Whoever writes is told of a failed write by its callback.
+process.stdout.on('error', () => undefined);
+
+throwing(program)
+  .parseAsync()
+  .catch((error: unknown) => (process.exitCode = report(error)));

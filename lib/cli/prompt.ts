@@ -1,0 +1,84 @@
+import { addAbortSignal } from 'node:stream';
+import { readFile } from 'node:fs/promises';
+import { FormatError } from '../errors';
+import { UsageError } from './exit';
+import { note } from './terminal';
+
+/** The bytes of a file that the user named: a plain file, or a pipe such as `<(command)`. */
+export async function readNamed(path: string): Promise<Uint8Array> {
+  return readFile(path).catch((error: NodeJS.ErrnoException) => {
+    const reason = error.code === 'ENOENT' ? 'file does not exist' : `file cannot be read; ${error.message}`;
+    throw new UsageError(`${path}: ${reason}`, { cause: error });
+  });
+}
+
+async function readStdin(signal: AbortSignal): Promise<Uint8Array> {
+  if (process.stdin.isTTY) note('Type the prompt, then press Ctrl-D:');
+  const chunks: Uint8Array[] = [];
+  try {
+    for await (const chunk of addAbortSignal(signal, process.stdin)) chunks.push(chunk as Uint8Array);
+  } catch (error) {
+    signal.throwIfAborted();
+    throw error;
+  }
+  return Buffer.concat(chunks);
+}
+
+/** Text from bytes; throws FormatError that names the first byte which is no UTF-8. */
+export function decodeUtf8(bytes: Uint8Array, where: string): string {
+  try {
+    return new TextDecoder('utf-8', { fatal: true }).decode(bytes);
+  } catch (error) {
+    throw new FormatError(`${where}: is not valid UTF-8 at byte ${invalidByte(bytes)}`, { cause: error });
+  }
+}
+
+/** The longest beginning that could still become UTF-8 ends before this byte. */
+function invalidByte(bytes: Uint8Array): number {
+  let good = 0;
+  let bad = bytes.length + 1;
+  while (bad - good > 1) {
+    const middle = (good + bad) >> 1;
+    try {
+      new TextDecoder('utf-8', { fatal: true }).decode(bytes.subarray(0, middle), { stream: true });
+      good = middle;
+    } catch {
+      bad = middle;
+    }
+  }
+  return good;
+}
+
+export interface PromptSource {
+  /** The argument: the prompt itself, or `-` for stdin. */
+  readonly argument: string | undefined;
+  readonly file: string | undefined;
+  /** Whether nothing is an answer too, so that a terminal need not be asked. */
+  readonly optional: boolean;
+}
+
+/** The prompt, from wherever it comes. The line break that ends a file does not belong to it. */
+export async function readPrompt(source: PromptSource, signal: AbortSignal): Promise<string> {
+  const { argument, file, optional } = source;
+  if (argument !== undefined && file !== undefined)
+    throw new UsageError('the prompt is given twice: as an argument, and by --file');
+  if (argument !== undefined && argument !== '-') return argument;
+  if (file === undefined && argument === undefined && optional && process.stdin.isTTY) return '';
+  const text =
+    file === undefined
+      ? decodeUtf8(await readStdin(signal), 'stdin')
+      : decodeUtf8(await readNamed(file), file);
+  return text.replace(/\r?\n$/, '');
+}
+
+/** Token ids as they are typed: whole numbers with commas or spaces between them. */
+export function parseIds(text: string): number[] {
+  return text
+    .split(/[\s,]+/)
+    .filter((word) => word !== '')
+    .map((word) => {
+      if (!/^\d+$/.test(word))
+        throw new UsageError(`prompt holds ${JSON.stringify(word)}, expected token ids, as --ids says`);
+      return Number(word);
+    });
+}

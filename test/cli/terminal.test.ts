@@ -1,0 +1,54 @@
+import { inFlags } from '../../lib/cli/exit';
+import { oneLine, printable, size, table } from '../../lib/cli/terminal';
+
+describe('printable', () => {
+  it('takes out what a terminal would obey', () => {
+    expect(printable('a\x1b[2Jb\x07c\x9b31md\x7f\r')).toBe('a[2Jbc31md');
+  });
+  it('keeps line breaks, tabs and every letter', () => {
+    expect(printable('é\t日本\n👍')).toBe('é\t日本\n👍');
+  });
+});
+
+describe('oneLine', () => {
+  it('spells control characters out', () => {
+    expect(oneLine('weight\n\x1b[31m')).toBe('weight\\x0a\\x1b[31m');
+  });
+});
+
+describe('table', () => {
+  it('puts columns under each other', () => {
+    const rows = [
+      ['name', 'size'],
+      ['a', '10'],
+    ];
+    expect(table(rows, [1])).toBe('  name  size\n  a       10\n');
+    expect(table([])).toBe('');
+  });
+});
+
+describe('size', () => {
+  it.each([
+    [0, '0 bytes'],
+    [1023, '1023 bytes'],
+    [1536, '1.50 KiB'],
+    [20 * 1024 ** 2, '20.0 MiB'],
+    [5 * 1024 ** 4, '5.00 TiB'],
+  ])('%d is %s', (bytes, expected) => expect(size(bytes)).toBe(expected));
+});
+
+describe('inFlags', () => {
+  it.each([
+    ['generate: topP is 2, expected a number above 0', '--top-p is 2, expected a number above 0'],
+    ['generate: maxNewTokens is 0, expected 1', '--max-new-tokens is 0, expected 1'],
+    ['generate: eosTokenId holds -1, expected token ids', '--eos holds -1, expected token ids'],
+    [
+      'generate: prompt is empty, expected at least one token',
+      'prompt is empty, expected at least one token',
+    ],
+    ['setThreads: count is 0, expected 1', '--threads is 0, expected 1'],
+    ["device: name is 'x', expected cpu", "--device is 'x', expected cpu"],
+    ["device: 'cuda' is not available", "device 'cuda' is not available"],
+    ['/models/a/config.json: file does not exist', '/models/a/config.json: file does not exist'],
+  ])('%s', (message, expected) => expect(inFlags(message)).toBe(expected));
+});
