@@ -12,7 +12,12 @@ namespace ss::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kBatch = 4;  // tokens whose loads are under way together
+#ifndef KB
+#define KB 4
+#define VB 16
+#define MB 3
+#endif
+constexpr int kBatch = KB;  // tokens whose loads are under way together
 
 template <class T>
 struct Conv {
@@ -43,7 +48,7 @@ struct Past {
 };
 
 template <class T, int V, int W>
-__global__ void __launch_bounds__(kThreads) convolve(const __grid_constant__ Conv<T> s) {
+__global__ void __launch_bounds__(kThreads, MB) convolve(const __grid_constant__ Conv<T> s) {
   s.sequences.check();
   const int64_t columns = (s.d + V - 1) / V;
   const int64_t id = blockIdx.x * int64_t{kThreads} + threadIdx.x, c = id % columns * V;
@@ -172,7 +177,7 @@ void causal_conv1d(Stream& stream, In x, In weight, Opt bias, In offsets, Opt sl
   if (t == 0 || d == 0 || count == 0) return;
   with_float(x.dtype(), [&](auto type) {
     using T = decltype(type);
-    constexpr int V = 16 / sizeof(T);
+    constexpr int V = VB / sizeof(T);
     Conv<T> s{};
     s.x = x.data<T>(), s.x_stride = x.stride();
     s.y = y.data<T>(), s.y_stride = y.stride();

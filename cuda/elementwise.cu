@@ -73,12 +73,6 @@ struct Same {
 struct Sum {
   __device__ float operator()(float a, float b) const { return a + b; }
 };
-struct Times {
-  __device__ float operator()(float a, float b) const { return a * b; }
-};
-struct TimesSigmoid {
-  __device__ float operator()(float x) const { return x / (1.0f + expf(-x)); }
-};
 struct NegExp {  // in double, since everything after depends on it
   __device__ float operator()(float x) const { return static_cast<float>(-exp(static_cast<double>(x))); }
 };
@@ -160,12 +154,6 @@ KERNEL(cast)
 
 void add(Stream& s, In a, In b, Out y) { map<true>(s, Sum{}, y, a, b); }
 KERNEL(add)
-
-void mul(Stream& s, In a, In b, Out y) { map<true>(s, Times{}, y, a, b); }
-KERNEL(mul)
-
-void silu(Stream& s, In x, Out y) { map<false>(s, TimesSigmoid{}, y, x, x); }
-KERNEL(silu)
 
 void neg_exp(Stream& s, In x, Out y) { map<false>(s, NegExp{}, y, x, x); }
 KERNEL(neg_exp)

@@ -88,29 +88,37 @@ void step_any(Stream& stream, Scan<T> s) {
     launch(scan_tokens<T, 32, 2>, 32);
 }
 
+template <class T>
+Scan<T> describe(const Stream& stream, In u, In delta, In A, In B, In C, Opt D, Opt z, Opt delta_bias,
+                 In offsets, Opt slots, OptInOut state, bool delta_softplus, Out y) {
+  const int64_t groups = B.rank() == 3 ? B.size(1) : C.rank() == 3 ? C.size(1) : 1;
+  Scan<T> s{};
+  s.u = u.data<T>(), s.u_stride = u.stride();
+  s.delta = delta.data<T>(), s.delta_stride = delta.stride();
+  if (z) s.z = z.data<T>(), s.z_stride = z.stride();
+  s.y = y.data<T>(), s.y_stride = y.stride();
+  s.A = A.data<float>(), s.A_stride = A.stride();
+  if (D) s.D = D.data<float>();
+  if (delta_bias) s.delta_bias = delta_bias.data<float>();
+  s.B = B.view->data, s.B_stride = B.stride(), s.B_constant = B.rank() == 2;
+  s.C = C.view->data, s.C_stride = C.stride(), s.C_constant = C.rank() == 2;
+  if (state) s.state = state.data<float>(), s.state_stride = state.stride();
+  s.sequences = sequences(stream, offsets, slots, state, u.size(0));
+  s.d = u.size(1), s.n = A.size(1), s.group_channels = s.d / groups;
+  s.delta_softplus = delta_softplus;
+  return s;
+}
+
 }  // namespace
 
 void selective_scan(Stream& stream, In u, In delta, In A, In B, In C, Opt D, Opt z, Opt delta_bias,
                     In offsets, Opt slots, OptInOut state, bool delta_softplus, Out y) {
-  const int64_t t = u.size(0), d = u.size(1), count = offsets.size(0) - 1;
-  const int64_t groups = B.rank() == 3 ? B.size(1) : C.rank() == 3 ? C.size(1) : 1;
-  if (t == 0 || d == 0 || count == 0) return;
+  const int64_t t = u.size(0), count = offsets.size(0) - 1;
+  if (t == 0 || u.size(1) == 0 || count == 0) return;
   with_float(u.dtype(), [&](auto type) {
     using T = decltype(type);
-    Scan<T> s{};
-    s.u = u.data<T>(), s.u_stride = u.stride();
-    s.delta = delta.data<T>(), s.delta_stride = delta.stride();
-    if (z) s.z = z.data<T>(), s.z_stride = z.stride();
-    s.y = y.data<T>(), s.y_stride = y.stride();
-    s.A = A.data<float>(), s.A_stride = A.stride();
-    if (D) s.D = D.data<float>();
-    if (delta_bias) s.delta_bias = delta_bias.data<float>();
-    s.B = B.view->data, s.B_stride = B.stride(), s.B_constant = B.rank() == 2;
-    s.C = C.view->data, s.C_stride = C.stride(), s.C_constant = C.rank() == 2;
-    if (state) s.state = state.data<float>(), s.state_stride = state.stride();
-    s.sequences = sequences(stream, offsets, slots, state, t);
-    s.d = d, s.n = A.size(1), s.group_channels = d / groups;
-    s.delta_softplus = delta_softplus;
+    const Scan<T> s = describe<T>(stream, u, delta, A, B, C, D, z, delta_bias, offsets, slots, state,
+                                  delta_softplus, y);
     count == t ? step_any(stream, s) : scan_any(stream, s);
   });
 }

@@ -13,8 +13,13 @@ export function addonPath(root = packageRoot): string {
   try {
     return nodeGypBuild.resolve(root);
   } catch {
-    const tried = [join(root, 'build', 'Release'), join(root, 'prebuilds', `${process.platform}-${process.arch}`)];
-    const lines = tried.map((path) => `  ${path}: ${existsSync(path) ? 'no binary for this platform' : 'does not exist'}`);
+    const tried = [
+      join(root, 'build', 'Release'),
+      join(root, 'prebuilds', `${process.platform}-${process.arch}`),
+    ];
+    const lines = tried.map(
+      (path) => `  ${path}: ${existsSync(path) ? 'no binary for this platform' : 'does not exist'}`,
+    );
     throw new LoadError(
       `selective-scan: no native binary for ${what}. Tried:\n${lines.join('\n')}\n` +
         'Build it with `npm rebuild selective-scan`: that needs CMake and a C++20 compiler ' +

@@ -37,7 +37,12 @@ export interface Native {
   view(tensor: TensorHandle, offset: number, shape: readonly number[], stride: number): TensorHandle;
   release(tensor: TensorHandle): void;
   read(tensor: TensorHandle): Promise<ArrayBuffer>;
-  write(tensor: TensorHandle, byteOffset: number, bytes: Uint8Array, copy: boolean): Promise<void> | undefined;
+  write(
+    tensor: TensorHandle,
+    byteOffset: number,
+    bytes: Uint8Array,
+    copy: boolean,
+  ): Promise<void> | undefined;
   stamp(device: DeviceHandle): Promise<number>;
   run(device: DeviceHandle, kernel: number, ...args: readonly (TensorHandle | number | undefined)[]): void;
   beginCapture(device: DeviceHandle): void;

@@ -14,12 +14,18 @@ export interface Schema {
 }
 
 type Optional<S extends string> = S extends `${string}?` | `${string}?!` ? true : false;
-type RequiredIn<I> = { [K in keyof I as I[K] extends string ? (Optional<I[K]> extends true ? never : K) : never]: Tensor };
-type OptionalIn<I> = { [K in keyof I as I[K] extends string ? (Optional<I[K]> extends true ? K : never) : never]?: Tensor };
+type RequiredIn<I> = {
+  [K in keyof I as I[K] extends string ? (Optional<I[K]> extends true ? never : K) : never]: Tensor;
+};
+type OptionalIn<I> = {
+  [K in keyof I as I[K] extends string ? (Optional<I[K]> extends true ? K : never) : never]?: Tensor;
+};
 type Widen<A> = { [K in keyof A]?: A[K] extends boolean ? boolean : number };
 
 /** What a call takes: the inputs, and attributes that differ from their defaults. */
-export type Arguments<S extends Schema> = RequiredIn<S['in']> & OptionalIn<S['in']> & Widen<S['attrs']> & {
+export type Arguments<S extends Schema> = RequiredIn<S['in']> &
+  OptionalIn<S['in']> &
+  Widen<S['attrs']> & {
     /** The dtype of the output, where it is free. */
     readonly dtype?: DType;
   };
@@ -59,7 +65,9 @@ export function signatureOf(op: Op): string {
 /** Why a kernel's signature does not fit the op, or undefined. */
 export function mismatch(op: Op, signature: string): string | undefined {
   const wanted = signatureOf(op);
-  const fits = wanted.length === signature.length && [...wanted].every((c, i) => (c === '#' ? 'fn'.includes(signature[i]!) : c === signature[i]));
+  const fits =
+    wanted.length === signature.length &&
+    [...wanted].every((c, i) => (c === '#' ? 'fn'.includes(signature[i]!) : c === signature[i]));
   return fits ? undefined : `${op.opName}: the kernel takes '${signature}', the op table says '${wanted}'`;
 }
 
@@ -74,13 +82,20 @@ function kernelOf(op: Op, device: Device): Kernel {
     kernel = device.kernels.get(op.opName);
     if (!kernel) throw new Error(`${op.opName}: ${device.id} has no kernel of that name`);
     const wrong = mismatch(op, kernel.signature);
-    if (wrong) throw new Error(`${wrong}; the native build and this version of the library do not belong together`);
+    if (wrong)
+      throw new Error(`${wrong}; the native build and this version of the library do not belong together`);
     table.set(op.opName, kernel);
   }
   return kernel;
 }
 
-function attribute(call: string, name: string, fallback: number | boolean, given: unknown, code: string): number {
+function attribute(
+  call: string,
+  name: string,
+  fallback: number | boolean,
+  given: unknown,
+  code: string,
+): number {
   const value = given ?? fallback;
   if (typeof value !== typeof fallback) {
     throw new TypeError(`${call}: ${name} is ${String(given)}, expected a ${typeof fallback}`);
@@ -101,7 +116,9 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
   const outputs = specs(schema.out, symbols);
   const attrs = Object.entries(schema.attrs ?? {});
   const given = new Set([...inputs.values()].flatMap(({ forms }) => forms.map(({ letter }) => letter)));
-  const freeDtype = [...outputs.values()].some(({ forms: [form] }) => form!.letter >= 0 && !given.has(form!.letter));
+  const freeDtype = [...outputs.values()].some(
+    ({ forms: [form] }) => form!.letter >= 0 && !given.has(form!.letter),
+  );
   const known = new Set([...inputs.keys(), ...attrs.map(([name]) => name), ...(freeDtype ? ['dtype'] : [])]);
 
   const call = (args: Readonly<Record<string, unknown>>) => {
@@ -111,7 +128,8 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
       if (!known.has(name)) throw new TypeError(`${opName}: there is no argument ${name}`);
       if (arg instanceof Tensor) device ??= arg.device;
     }
-    if (!device) throw new TypeError(`${opName}: no tensor was given, expected ${[...inputs.keys()].join(', ')}`);
+    if (!device)
+      throw new TypeError(`${opName}: no tensor was given, expected ${[...inputs.keys()].join(', ')}`);
     const kernel = kernelOf(self, device);
 
     symbols.clear();
@@ -157,5 +175,6 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
 /** The same op, called by position: for two tensors and no options. */
 export function positional<S extends Schema>(op: Op<S>): (...tensors: readonly Tensor[]) => Results<S> {
   const names = [...op.inputs.keys()];
-  return (...tensors) => op(Object.fromEntries(tensors.map((tensor, i) => [names[i], tensor])) as Arguments<S>);
+  return (...tensors) =>
+    op(Object.fromEntries(tensors.map((tensor, i) => [names[i], tensor])) as Arguments<S>);
 }

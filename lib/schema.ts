@@ -100,18 +100,30 @@ function fits({ letter, dtype, dims }: Form, tensor: Tensor, symbols: Symbols): 
 
 /** `t is 10 by u`: which arguments gave the sizes and dtypes that this one breaks. */
 function reasons({ letter, dims }: Form, symbols: Symbols): string {
-  const used = [letter, ...dims.map(({ symbol }) => symbol)].filter((i) => i >= 0 && symbols.values[i] !== undefined);
-  return [...new Set(used)].map((i) => `${symbols.names[i]} is ${symbols.values[i]} by ${symbols.from[i]}`).join(', ');
+  const used = [letter, ...dims.map(({ symbol }) => symbol)].filter(
+    (i) => i >= 0 && symbols.values[i] !== undefined,
+  );
+  return [...new Set(used)]
+    .map((i) => `${symbols.names[i]} is ${symbols.values[i]} by ${symbols.from[i]}`)
+    .join(', ');
 }
 
 /** Holds `arg` against `spec`; letters and names that it is the first to use get its dtype and sizes. */
-export function bind(call: string, name: string, spec: Spec, arg: unknown, device: Device, symbols: Symbols): Tensor {
+export function bind(
+  call: string,
+  name: string,
+  spec: Spec,
+  arg: unknown,
+  device: Device,
+  symbols: Symbols,
+): Tensor {
   if (!(arg instanceof Tensor)) {
     const got = arg === null ? 'null' : Array.isArray(arg) ? 'an array' : typeof arg;
     throw new TypeError(`${call}: ${name} is ${got}, expected a tensor ${spec.text}`);
   }
   if (arg.disposed) throw new DisposedError(`${call}: ${name} is disposed`);
-  if (arg.device !== device) throw new TypeError(`${call}: ${name} is on ${arg.device.id}, expected ${device.id}`);
+  if (arg.device !== device)
+    throw new TypeError(`${call}: ${name} is on ${arg.device.id}, expected ${device.id}`);
   for (const form of spec.forms) {
     if (!fits(form, arg, symbols)) continue;
     if (form.letter >= 0) symbols.bind(form.letter, arg.dtype, name);
@@ -127,12 +139,21 @@ export function bind(call: string, name: string, spec: Spec, arg: unknown, devic
 }
 
 /** Dtype and shape of an output. A letter that no input bound is `free`, or the dtype of T. */
-export function resolve(call: string, spec: Spec, symbols: Symbols, free: DType | undefined): [DType, number[]] {
+export function resolve(
+  call: string,
+  spec: Spec,
+  symbols: Symbols,
+  free: DType | undefined,
+): [DType, number[]] {
   const form = spec.forms[0]!;
-  const bound = form.letter >= 0 ? (symbols.values[form.letter] ?? free ?? symbols.value('T') ?? symbols.value('W')) : form.dtype;
+  const bound =
+    form.letter >= 0
+      ? (symbols.values[form.letter] ?? free ?? symbols.value('T') ?? symbols.value('W'))
+      : form.dtype;
   const shape = form.dims.map(({ symbol, plus }) => {
     const size = symbol < 0 ? 0 : (symbols.values[symbol] as number | undefined);
-    if (size === undefined) throw new SyntaxError(`${call}: no input gives the size ${symbols.names[symbol]}`);
+    if (size === undefined)
+      throw new SyntaxError(`${call}: no input gives the size ${symbols.names[symbol]}`);
     return size + plus;
   });
   return [bound as DType, shape];

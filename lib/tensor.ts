@@ -51,7 +51,13 @@ export class Tensor {
   readonly stride: number;
   #handle: TensorHandle | undefined;
 
-  private constructor(device: Device, dtype: DType, shape: readonly number[], stride: number, handle: TensorHandle) {
+  private constructor(
+    device: Device,
+    dtype: DType,
+    shape: readonly number[],
+    stride: number,
+    handle: TensorHandle,
+  ) {
     this.device = device;
     this.dtype = dtype;
     this.shape = shape;
@@ -65,7 +71,8 @@ export class Tensor {
     const device = openDevice(on);
     checkShape('Tensor', shape);
     const code = dtypes.indexOf(dtype);
-    if (code < 0) throw new TypeError(`Tensor: dtype is ${String(dtype)}, expected one of ${dtypes.join(', ')}`);
+    if (code < 0)
+      throw new TypeError(`Tensor: dtype is ${String(dtype)}, expected one of ${dtypes.join(', ')}`);
     try {
       const handle = native().alloc(device.handle, code, shape);
       return new Tensor(device, dtype, [...shape], sizeOf(shape.slice(1)), handle);
@@ -85,12 +92,15 @@ export class Tensor {
   ): Tensor {
     const dtype = options.dtype ?? (data instanceof Int32Array ? 'i32' : 'f32');
     const Wanted = arrayOf[dtype];
-    if (!Wanted) throw new TypeError(`Tensor.from: dtype is ${String(dtype)}, expected one of ${dtypes.join(', ')}`);
+    if (!Wanted)
+      throw new TypeError(`Tensor.from: dtype is ${String(dtype)}, expected one of ${dtypes.join(', ')}`);
     if (!(data instanceof Wanted) && !(Array.isArray(data) && (dtype === 'f32' || dtype === 'i32'))) {
       throw new TypeError(`Tensor.from: data is ${kindOf(data)}, expected ${Wanted.name} for ${dtype}`);
     }
     if (data.length !== sizeOf(shape)) {
-      throw new TypeError(`Tensor.from: data has ${data.length} elements, expected ${sizeOf(shape)} for [${shape.join(',')}]`);
+      throw new TypeError(
+        `Tensor.from: data has ${data.length} elements, expected ${sizeOf(shape)} for [${shape.join(',')}]`,
+      );
     }
     const made = Tensor.empty(shape, dtype, options.device);
     try {
@@ -151,7 +161,9 @@ export class Tensor {
     checkShape('reshape', shape);
     const same = shape[0] === this.shape[0] && (shape.length > 1 || this.dense);
     if (sizeOf(shape) !== this.size || (!same && !this.dense)) {
-      throw new TypeError(`reshape: tensor is ${this}, expected as many elements as [${shape.join(',')}]${this.dense ? '' : ', row by row'}`);
+      throw new TypeError(
+        `reshape: tensor is ${this}, expected as many elements as [${shape.join(',')}]${this.dense ? '' : ', row by row'}`,
+      );
     }
     return this.#view('reshape', 0, [...shape], same ? this.stride : sizeOf(shape.slice(1)));
   }
@@ -167,13 +179,20 @@ export class Tensor {
     const handle = this.handle('set', 'tensor');
     if (!this.dense) throw new TypeError(`set: tensor is ${this} with strided rows, expected a dense one`);
     if (!(values instanceof arrayOf[this.dtype])) {
-      throw new TypeError(`set: values is ${kindOf(values)}, expected ${arrayOf[this.dtype].name} for ${this.dtype}`);
+      throw new TypeError(
+        `set: values is ${kindOf(values)}, expected ${arrayOf[this.dtype].name} for ${this.dtype}`,
+      );
     }
     if (values.length !== this.size) {
       throw new TypeError(`set: values has ${values.length} elements, expected ${this.size}`);
     }
     try {
-      void native().write(handle, 0, new Uint8Array(values.buffer, values.byteOffset, values.byteLength), true);
+      void native().write(
+        handle,
+        0,
+        new Uint8Array(values.buffer, values.byteOffset, values.byteLength),
+        true,
+      );
     } catch (error) {
       throw deviceError('set', error);
     }
@@ -183,10 +202,13 @@ export class Tensor {
   async write(bytes: Uint8Array, byteOffset = 0): Promise<void> {
     const handle = this.handle('write', 'tensor');
     if (!this.dense) throw new TypeError(`write: tensor is ${this} with strided rows, expected a dense one`);
-    if (!(bytes instanceof Uint8Array)) throw new TypeError(`write: bytes is ${kindOf(bytes)}, expected Uint8Array`);
+    if (!(bytes instanceof Uint8Array))
+      throw new TypeError(`write: bytes is ${kindOf(bytes)}, expected Uint8Array`);
     const room = this.size * dtypeBytes[this.dtype];
     if (!Number.isSafeInteger(byteOffset) || byteOffset < 0 || byteOffset + bytes.length > room) {
-      throw new RangeError(`write: byteOffset is ${byteOffset} for ${bytes.length} bytes, expected them within ${room}`);
+      throw new RangeError(
+        `write: byteOffset is ${byteOffset} for ${bytes.length} bytes, expected them within ${room}`,
+      );
     }
     try {
       await native().write(handle, byteOffset, bytes, false);

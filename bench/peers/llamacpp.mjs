@@ -21,11 +21,10 @@ import { cpus } from 'node:os';
 import { basename, join, resolve } from 'node:path';
 import { performance } from 'node:perf_hooks';
 import { setTimeout } from 'node:timers/promises';
-import { fileURLToPath, pathToFileURL, URL } from 'node:url';
+import { fileURLToPath, URL } from 'node:url';
 import { parseArgs } from 'node:util';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
-const self = fileURLToPath(import.meta.url);
 const { values: flags } = parseArgs({
   options: {
     nlc: { type: 'string' }, // a folder with node_modules/node-llama-cpp
@@ -40,127 +39,33 @@ const { values: flags } = parseArgs({
     wait: { type: 'string', default: '60' },
     tries: { type: 'string', default: '3' },
     output: { type: 'string' }, // one JSON object a line is appended
-    worker: { type: 'string' }, // the script starts itself with this
   },
 });
+for (const name of ['nlc', 'gguf', 'model']) {
+  if (!flags[name]) {
+    console.error(`--${name} is missing; see the head of bench/peers/llamacpp.mjs`);
+    process.exit(2);
+  }
+}
+const read = (file) => JSON.parse(readFileSync(file, 'utf8')).version;
+const origin = {
+  version: read(join(root, 'package.json')),
+  peerVersion: read(join(flags.nlc, 'node_modules/node-llama-cpp/package.json')),
+  commit: execFileSync('git', ['describe', '--always', '--dirty', '--exclude=*'], {
+    cwd: root,
+    encoding: 'utf8',
+  }).trim(),
+  date: new Date().toISOString(),
+};
 const steps = Number(flags.steps);
 const sequences = Number(flags.sequences);
-const prompt = Array.from({ length: 16 }, (_, i) => 100 + i);
-/** Prompts that no prefix cache knows. */
-let seed = 1;
-const ids = (length) =>
-  Array.from({ length }, () => 1 + ((seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0) % 50000));
 const since = (begin) => performance.now() - begin;
-
-/** Times of the tokens of an async iterable, up to `count`; the first one ends the prompt. */
-async function timed(tokens, count, pick) {
-  const begin = performance.now();
-  const found = [];
-  let first = 0;
-  for await (const token of tokens) {
-    found.push(pick(token));
-    if (found.length === 1) first = since(begin);
-    if (found.length === count) break;
-  }
-  return { first, rest: since(begin) - first, found };
-}
-
-/** Our side: each task resolves with milliseconds, and tokens where both sides can compare them. */
-async function ours(threads) {
-  const { AutoModelForCausalLM, setThreads } = await import(pathToFileURL(join(root, 'dist/index.js')));
-  setThreads(threads);
-  const begin = performance.now();
-  const model = await AutoModelForCausalLM.fromPretrained(flags.model);
-  const load = since(begin);
-  const generate = (prompts, maxNewTokens) => model.generate(prompts, { maxNewTokens, eosTokenId: [] });
-  const one = (ids, count) => timed(generate(ids, count), count, ({ token }) => token);
-  return {
-    load: async () => ({ ms: load, first: load + (await one(ids(4), 1)).first }),
-    decode: async () => {
-      const { rest, found } = await one(prompt, steps + 1);
-      return { ms: rest, tokens: found };
-    },
-    prefill: async (length) => ({ ms: (await one(ids(length), 1)).first }),
-    together: async () => {
-      const prompts = Array.from({ length: sequences }, () => ids(prompt.length));
-      let last = 0;
-      const begin = performance.now();
-      let first = 0;
-      for await (const { index } of generate(prompts, steps + 1)) {
-        if (index === sequences - 1 && first === 0) first = since(begin);
-        last = since(begin);
-      }
-      return { ms: last - first };
-    },
-  };
-}
-
-/** Their side: sequence.evaluate() yields tokens as our generate() does. */
-async function theirs(threads) {
-  const { getLlama, LlamaLogLevel } = await import(
-    pathToFileURL(join(resolve(flags.nlc), 'node_modules/node-llama-cpp/dist/index.js'))
-  );
-  const begin = performance.now();
-  const llama = await getLlama({
-    gpu: false,
-    build: 'never',
-    skipDownload: true,
-    progressLogs: false,
-    maxThreads: threads,
-    logLevel: LlamaLogLevel.error,
-  });
-  const model = await llama.loadModel({ modelPath: resolve(flags.gguf) });
-  const context = (options) =>
-    model.createContext({ threads: { ideal: threads, min: threads }, batchSize: 512, ...options });
-  const sequence = (await context({ sequences: 1, contextSize: 4096 })).getSequence();
-  const load = since(begin);
-  const run = (sequence, ids, count) =>
-    timed(sequence.evaluate(ids, { temperature: 0, yieldEogToken: true }), count, Number);
-  const one = async (ids, count) => {
-    const result = await run(sequence, ids, count);
-    await sequence.clearHistory();
-    return result;
-  };
-  let all;
-  return {
-    load: async () => ({ ms: load, first: load + (await one(ids(4), 1)).first }),
-    decode: async () => {
-      const { rest, found } = await one(prompt, steps + 1);
-      return { ms: rest, tokens: found };
-    },
-    prefill: async (length) => ({ ms: (await one(ids(length), 1)).first }),
-    together: async () => {
-      if (!all) {
-        const shared = await context({ sequences, contextSize: 512 });
-        all = Array.from({ length: sequences }, () => shared.getSequence());
-      }
-      const runs = await Promise.all(all.map((each) => run(each, ids(prompt.length), steps + 1)));
-      for (const each of all) await each.clearHistory();
-      const ends = runs.map(({ first, rest }) => first + rest);
-      return { ms: Math.max(...ends) - Math.max(...runs.map(({ first }) => first)) };
-    },
-  };
-}
-
-async function work() {
-  const tasks = await { ours, theirs }[flags.worker](Number(flags.threads));
-  process.on('message', async ([task, argument]) => {
-    // Loading is over when the first message comes: there all that the process has used counts.
-    const before = task === 'load' ? undefined : process.cpuUsage();
-    const result = await tasks[task](argument);
-    const { user, system } = process.cpuUsage(before);
-    process.send({ ...result, cpuMs: (user + system) / 1000 });
-  });
-  process.send('ready');
-}
 
 /** A child that holds one side's model; `run` resolves with what its task gives. */
 async function start(side, threads) {
-  const own = { ...flags, worker: side, threads: String(threads) };
-  const child = fork(
-    self,
-    Object.entries(own).map(([name, value]) => `--${name}=${value}`),
-  );
+  const { nlc, gguf, model } = flags;
+  const task = { side, threads, nlc, gguf, model, steps, sequences };
+  const child = fork(fileURLToPath(new URL('worker.mjs', import.meta.url)), [JSON.stringify(task)]);
   const ended = once(child, 'exit').then(([code]) => Promise.reject(new Error(`${side} ended with ${code}`)));
   ended.catch(() => {}); // an end that was asked for is no error
   const answer = () => Promise.race([once(child, 'message').then(([message]) => message), ended]);
@@ -291,24 +196,4 @@ function report(threads, task, argument, found) {
   if (flags.output) appendFileSync(flags.output, `${JSON.stringify(line)}\n`);
 }
 
-let origin;
-if (flags.worker) await work();
-else {
-  for (const name of ['nlc', 'gguf', 'model']) {
-    if (!flags[name]) {
-      console.error(`--${name} is missing; see the head of ${self}`);
-      process.exit(2);
-    }
-  }
-  const read = (file) => JSON.parse(readFileSync(file, 'utf8')).version;
-  origin = {
-    version: read(join(root, 'package.json')),
-    peerVersion: read(join(flags.nlc, 'node_modules/node-llama-cpp/package.json')),
-    commit: execFileSync('git', ['describe', '--always', '--dirty', '--exclude=*'], {
-      cwd: root,
-      encoding: 'utf8',
-    }).trim(),
-    date: new Date().toISOString(),
-  };
-  for (const threads of flags.threads.split(',')) await measure(Number(threads));
-}
+for (const threads of flags.threads.split(',')) await measure(Number(threads));

@@ -7,6 +7,7 @@
 #include "activation.cuh"
 #include "pack.cuh"
 #include "sequences.cuh"
+#include "words.cuh"
 
 namespace ss::cuda {
 
@@ -83,17 +84,17 @@ __device__ __forceinline__ float exp2_poly(float x) {
 template <class P>
 class ScanBlock {
   using T = typename P::T;
-  using Item = Raw<T, P::kItem>;
-  struct Items {
-    Item item[P::kItems];
+  struct Items {  // of a thread, in one tile
+    Words<T, P::kItem> item[P::kItems];
   };
   struct Pieces {
-    Raw<T, P::kPiece> piece[P::kPieces];
+    Words<T, P::kPiece> piece[P::kPieces];
   };
 
   const Scan<T>& s;
   const int64_t first, group;  // channel, group of B and C
   const int width;             // channels that there are, from `first` on
+  const int column, row;       // of this thread's first item; the others are kRows below
   float *dt, *dtu, *shares, *coefficients, *skip, *bias;
 
  public:
@@ -101,7 +102,9 @@ class ScanBlock {
       : s(s),
         first(block / s.group_blocks * s.group_channels + block % s.group_blocks * P::kWidth),
         group(block / s.group_blocks),
-        width(static_cast<int>(smaller64(P::kWidth, (group + 1) * s.group_channels - first))),
+        width(count((group + 1) * s.group_channels - first, P::kWidth)),
+        column(threadIdx.x % P::kColumns),
+        row(threadIdx.x / P::kColumns),
         dt(memory),
         dtu(dt + P::kWidth * P::kRow),
         shares(dtu + P::kWidth * P::kRow),
@@ -114,73 +117,81 @@ class ScanBlock {
     }
   }
 
+  // `from` and `to`: the channels' states before and after, in rows of n, or null.
   __device__ void run(int64_t begin, int64_t end, const float* from, float* to) {
     Lane lane(*this, from);
-    Items u = load(s.u, s.u_stride, begin, end), delta = load(s.delta, s.delta_stride, begin, end);
+    // Where this thread's first item of the tile lies.
+    const int64_t above = begin + row, beside = first + column * P::kItem;
+    const T* u_at = s.u + above * s.u_stride + beside;
+    const T* delta_at = s.delta + above * s.delta_stride + beside;
+    const T* z_at = s.z + above * s.z_stride + beside;
+    T* y_at = s.y + above * s.y_stride + beside;
+
+    int left = static_cast<int>(end - begin);  // tokens, from this tile on
+    Items u = load(u_at, s.u_stride, left), delta = load(delta_at, s.delta_stride, left);
     Pieces pieces;
-    if constexpr (P::kAhead) pieces = load_coefficients(begin, end);
+    if constexpr (P::kAhead) pieces = load_coefficients(begin, left);
     __syncthreads();  // skip and bias are there
-    for (int64_t t = begin; t < end; t += P::kSteps) {
-      const int64_t next = t + P::kSteps;
-      if constexpr (!P::kAhead) pieces = load_coefficients(t, end);
+    for (int64_t t = begin; left > 0; t += P::kSteps, left -= P::kSteps) {
+      if constexpr (!P::kAhead) pieces = load_coefficients(t, left);
       store_coefficients(pieces);
-      enter(delta, u, t, end);
+      enter(delta, u, left);
       __syncthreads();
-      const Items z = s.z ? load(s.z, s.z_stride, t, end) : Items{};
-      delta = load(s.delta, s.delta_stride, next, end);
-      const Items next_u = load(s.u, s.u_stride, next, end);
-      if constexpr (P::kAhead) pieces = load_coefficients(next, end);
-      lane.advance(*this, end - t < P::kSteps ? static_cast<int>(end - t) : P::kSteps);
+      Items z{};
+      if (s.z) z = load(z_at, s.z_stride, left);
+      delta_at += P::kSteps * s.delta_stride;
+      u_at += P::kSteps * s.u_stride;
+      delta = load(delta_at, s.delta_stride, left - P::kSteps);
+      const Items next_u = load(u_at, s.u_stride, left - P::kSteps);
+      if constexpr (P::kAhead) pieces = load_coefficients(t + P::kSteps, left - P::kSteps);
+      lane.advance(*this, left < P::kSteps ? left : P::kSteps);
       __syncthreads();
-      leave(u, z, t, end);
+      leave(u, z, y_at, left);
+      z_at += P::kSteps * s.z_stride;
+      y_at += P::kSteps * s.y_stride;
       u = next_u;
     }
     if (to) lane.store(*this, to);
   }
 
  private:
-  __device__ static int64_t smaller64(int64_t a, int64_t b) { return a < b ? a : b; }
-  __device__ static int column() { return threadIdx.x % P::kColumns; }
-  __device__ static int row(int i) { return i * P::kRows + threadIdx.x / P::kColumns; }
+  __device__ static int count(int64_t there, int most) {
+    return there < most ? static_cast<int>(there) : most;
+  }
 
-  // This thread's items of the tile at t; zeros beyond the end and beyond the channels.
-  __device__ Items load(const T* x, int64_t stride, int64_t t, int64_t end) const {
+  // This thread's items; zeros beyond the tokens and the channels.
+  __device__ Items load(const T* at, int64_t stride, int left) const {
     Items out{};
-    const int c = column() * P::kItem;
+    const int channels = width - column * P::kItem;
+    if (channels <= 0) return out;
 #pragma unroll
     for (int i = 0; i < P::kItems; i++) {
-      if (t + row(i) >= end || c >= width) continue;
-      const T* from = x + (t + row(i)) * stride + first + c;
-      if constexpr (P::kFast) {
-        out.item[i] = *reinterpret_cast<const Item*>(from);
-      } else {
-#pragma unroll
-        for (int k = 0; k < P::kItem; k++)
-          if (c + k < width) out.item[i].item[k] = from[k];
-      }
+      if (row + i * P::kRows >= left) break;
+      const T* from = at + i * P::kRows * stride;
+      if constexpr (P::kFast)
+        out.item[i] = Words<T, P::kItem>::load(from);
+      else
+        out.item[i] = Words<T, P::kItem>::load_some(from, channels);
     }
     return out;
   }
 
-  __device__ Pieces load_coefficients(int64_t t, int64_t end) const {
+  __device__ Pieces load_coefficients(int64_t t, int left) const {
     Pieces out{};
     constexpr int of_row = 2 * P::kN / P::kPiece;
 #pragma unroll
     for (int i = 0; i < P::kPieces; i++) {
       const int piece = i * P::kThreads + threadIdx.x, row = piece / of_row;
       const bool is_C = piece % of_row >= of_row / 2;
-      const int n = piece % (of_row / 2) * P::kPiece;
-      if (row >= P::kSteps || t + row >= end || n >= s.n) continue;
+      const int n = piece % (of_row / 2) * P::kPiece, there = static_cast<int>(s.n) - n;
+      if (row >= P::kSteps || row >= left || there <= 0) continue;
       if (!P::kFast && (is_C ? s.C_constant : s.B_constant)) continue;
       const T* from = static_cast<const T*>(is_C ? s.C : s.B) +
                       (t + row) * (is_C ? s.C_stride : s.B_stride) + group * s.n + n;
-      if constexpr (P::kFast) {
-        out.piece[i] = *reinterpret_cast<const Raw<T, P::kPiece>*>(from);
-      } else {
-#pragma unroll
-        for (int k = 0; k < P::kPiece; k++)
-          if (n + k < s.n) out.piece[i].item[k] = from[k];
-      }
+      if constexpr (P::kFast)
+        out.piece[i] = Words<T, P::kPiece>::load(from);
+      else
+        out.piece[i] = Words<T, P::kPiece>::load_some(from, there);
     }
     return out;
   }
@@ -191,56 +202,60 @@ class ScanBlock {
       const int piece = i * P::kThreads + threadIdx.x;
       if (piece * P::kPiece >= P::kSteps * 2 * P::kN) continue;
       float4* to = reinterpret_cast<float4*>(coefficients + piece * P::kPiece);
-      const auto& x = pieces.piece[i].item;
+      const auto& x = pieces.piece[i];
 #pragma unroll
-      for (int k = 0; k < P::kPiece; k += 4)
-        to[k / 4] = {to_float(x[k]), to_float(x[k + 1]), to_float(x[k + 2]), to_float(x[k + 3])};
+      for (int k = 0; k < P::kPiece; k += 4) to[k / 4] = {x[k], x[k + 1], x[k + 2], x[k + 3]};
     }
   }
 
-  __device__ void enter(const Items& delta, const Items& u, int64_t t, int64_t end) {
+  __device__ void enter(const Items& delta, const Items& u, int left) {
+    const Pack<P::kItem> offset = Pack<P::kItem>::load(bias + column * P::kItem);
 #pragma unroll
     for (int i = 0; i < P::kItems; i++) {
-      const bool inside = t + row(i) < end;  // a step with dt = 0 changes nothing
+      const bool inside = row + i * P::kRows < left;  // a step with dt = 0 changes nothing
 #pragma unroll
       for (int k = 0; k < P::kItem; k++) {
-        float x = to_float(delta.item[i].item[k]) + bias[column() * P::kItem + k];
+        float x = delta.item[i][k] + offset.item[k];
         if (s.delta_softplus) x = softplus(x);
         if (!inside) x = 0.0f;
-        const int at = P::place(column(), k) * P::kRow + row(i);
+        const int at = P::place(column, k) * P::kRow + row + i * P::kRows;
         dt[at] = x;
-        dtu[at] = x * to_float(u.item[i].item[k]);
+        dtu[at] = x * u.item[i][k];
       }
     }
   }
 
-  __device__ void leave(const Items& u, const Items& z, int64_t t, int64_t end) {
+  __device__ void leave(const Items& u, const Items& z, T* at, int left) {
     constexpr int quad = smaller(4, P::kLanes);
-    const int c = column() * P::kItem;
+    const Pack<P::kItem> D = Pack<P::kItem>::load(skip + column * P::kItem);
+    const int channels = width - column * P::kItem;
 #pragma unroll
     for (int i = 0; i < P::kItems; i++) {
       Pack<P::kItem> out;
 #pragma unroll
       for (int k = 0; k < P::kItem; k++) {
-        const float* from = shares + row(i) * P::kShares + P::place(column(), k) * P::kLanes;
-        float sum = skip[c + k] * to_float(u.item[i].item[k]);
+        const float* from = shares + (row + i * P::kRows) * P::kShares + P::place(column, k) * P::kLanes;
+        float sum = D.item[k] * u.item[i][k];
 #pragma unroll
         for (int p = 0; p < P::kLanes; p += quad) {
           const Pack<quad> some = Pack<quad>::load(from + p);
 #pragma unroll
           for (int q = 0; q < quad; q++) sum += some.item[q];
         }
-        if (s.z) sum *= silu(to_float(z.item[i].item[k]));
         out.item[k] = sum;
       }
-      if (t + row(i) >= end || c >= width) continue;
-      T* to = s.y + (t + row(i)) * s.y_stride + first + c;
+      if (s.z) {
+#pragma unroll
+        for (int k = 0; k < P::kItem; k++) out.item[k] *= silu(z.item[i][k]);
+      }
+      if (row + i * P::kRows >= left || channels <= 0) break;
+      T* to = at + i * P::kRows * s.y_stride;
       if constexpr (P::kFast) {
         out.store(to);
       } else {
 #pragma unroll
         for (int k = 0; k < P::kItem; k++)
-          if (c + k < width) from_float(to[k], out.item[k]);
+          if (k < channels) from_float(to[k], out.item[k]);
       }
     }
   }

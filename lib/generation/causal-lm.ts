@@ -8,6 +8,7 @@ import { readJson, type JsonObject } from '../io/json';
 import { loadTokenizer, type Tokenizer } from '../io/tokenizer';
 import { familyOf } from '../models';
 import type { CommonConfig } from '../models/family';
+import { Fields } from '../models/fields';
 import { Model } from '../models/model';
 import { savePretrained, type Extras } from '../models/save';
 import { Weights, type LoadOptions } from '../nn/weights';
@@ -22,7 +23,11 @@ export interface ModelOptions {
   readonly dtype?: 'auto' | FloatFormat;
 }
 
-export interface PretrainedOptions extends ModelOptions, LoadOptions, Pick<ResolveOptions, 'revision' | 'cacheDir' | 'offline' | 'token' | 'endpoint'> {
+export interface PretrainedOptions
+  extends
+    ModelOptions,
+    LoadOptions,
+    Pick<ResolveOptions, 'revision' | 'cacheDir' | 'offline' | 'token' | 'endpoint'> {
   /** Called while files are downloaded from the hub. */
   readonly onDownload?: ResolveOptions['onProgress'];
 }
@@ -52,7 +57,12 @@ export class Generation implements AsyncIterable<GeneratedToken> {
 
   /** Runs to the end: one completion for each prompt. */
   async completions(): Promise<Completion[]> {
-    const rows: { text: string; tokens: number[]; logprobs: number[]; finishReason: Completion['finishReason'] }[] = [];
+    const rows: {
+      text: string;
+      tokens: number[];
+      logprobs: number[];
+      finishReason: Completion['finishReason'];
+    }[] = [];
     for await (const { index, text, token, logprob, finishReason } of this) {
       const row = (rows[index] ??= { text: '', tokens: [], logprobs: [], finishReason: undefined });
       row.text += text;
@@ -69,7 +79,8 @@ export class Generation implements AsyncIterable<GeneratedToken> {
   }
 }
 
-const asList = (ids: number | readonly number[] | undefined) => (ids === undefined ? [] : typeof ids === 'number' ? [ids] : ids);
+const asList = (ids: number | readonly number[] | undefined) =>
+  ids === undefined ? [] : typeof ids === 'number' ? [ids] : ids;
 
 /** A language model that generates: what `AutoModelForCausalLM` makes. */
 export class CausalLM extends Model {
@@ -77,7 +88,10 @@ export class CausalLM extends Model {
   readonly tokenizer: Tokenizer | undefined;
   readonly #extras: Extras;
 
-  constructor(config: CommonConfig, options: { device: Device; dtype: FloatFormat; weights: Weights; tokenizer?: Tokenizer; extras?: Extras }) {
+  constructor(
+    config: CommonConfig,
+    options: { device: Device; dtype: FloatFormat; weights: Weights; tokenizer?: Tokenizer; extras?: Extras },
+  ) {
     const { family } = familyOf(config.json);
     // CPU kernels compute in f32; a GPU's are fastest in the matrices' own dtype.
     const activations = options.device.id === 'cpu' ? 'f32' : options.dtype;
@@ -98,9 +112,13 @@ export class CausalLM extends Model {
    * @throws TypeError, RangeError, from the iteration's first step, before any work.
    */
   generate(prompts: Prompt | readonly Prompt[], options: GenerateOptions = {}): Generation {
-    const configured = this.#extras.generationConfig?.['eos_token_id'] as number | number[] | undefined;
-    const eos = asList(configured ?? this.config.eosTokenId ?? this.tokenizer?.eosId).filter((id) => id < this.config.vocabSize);
-    return new Generation(generate(this, this.tokenizer, eos, prompts, options));
+    const { vocabSize, eosTokenId, padTokenId } = this.config;
+    const own = new Fields(this.#extras.generationConfig ?? {}, 'generation_config.json');
+    const eos = asList(own.ids('eos_token_id') ?? eosTokenId ?? this.tokenizer?.eosId).filter(
+      (id) => id < vocabSize,
+    );
+    const defaults = { eos, pad: own.id('pad_token_id') ?? padTokenId };
+    return new Generation(generate(this, this.tokenizer, defaults, prompts, options));
   }
 
   /**
@@ -128,21 +146,34 @@ export const AutoModelForCausalLM = {
     const checkpoint = await openCheckpoint(folder);
     try {
       const dtype = chosenDtype(options.dtype, () => storedDtype(checkpoint));
-      const extras = { generationConfig: await optionalJson(`${folder}/generation_config.json`), tokenizerFolder: tokenizer && folder };
+      const extras = {
+        generationConfig: await optionalJson(`${folder}/generation_config.json`),
+        tokenizerFolder: tokenizer && folder,
+      };
       const weights = new Weights({ device, dtype, checkpoint });
-      return await filled(weights, () => new CausalLM(config, { device, dtype, weights, tokenizer, extras }), options);
+      return await filled(
+        weights,
+        () => new CausalLM(config, { device, dtype, weights, tokenizer, extras }),
+        options,
+      );
     } finally {
       await checkpoint.close();
     }
   },
 
   /** A fresh model with the paper's initialisation. `json` is what config.json would hold. */
-  async fromConfig(json: JsonObject, options: ModelOptions & { readonly seed?: number; readonly tokenizer?: Tokenizer } = {}): Promise<CausalLM> {
+  async fromConfig(
+    json: JsonObject,
+    options: ModelOptions & { readonly seed?: number; readonly tokenizer?: Tokenizer } = {},
+  ): Promise<CausalLM> {
     const device = openDevice(options.device);
     const { config } = familyOf(json);
     const dtype = chosenDtype(options.dtype, () => 'f32');
     const weights = new Weights({ device, dtype, seed: options.seed ?? 0 });
-    return filled(weights, () => new CausalLM(config, { device, dtype, weights, tokenizer: options.tokenizer }));
+    return filled(
+      weights,
+      () => new CausalLM(config, { device, dtype, weights, tokenizer: options.tokenizer }),
+    );
   },
 } as const;
 

@@ -30,7 +30,13 @@ export class Decoder {
   readonly #active: Int32Array;
   #graph: Graph | undefined;
 
-  constructor(model: Model, state: State, options: readonly RowOptions[], stop: readonly number[], useGraph: boolean) {
+  constructor(
+    model: Model,
+    state: State,
+    options: readonly RowOptions[],
+    stop: readonly number[],
+    useGraph: boolean,
+  ) {
     this.#model = model;
     this.#state = state;
     const b = state.rows;
@@ -45,11 +51,22 @@ export class Decoder {
       const floats = (values: readonly number[]) => make(Float32Array.from(values), [b]);
       this.#active = Int32Array.from({ length: b }, (_, i) => i);
       this.#rows = ints(this.#active);
-      this.#batch = { offsets: make(Int32Array.from({ length: b + 1 }, (_, i) => i), [b + 1]), slots: ints(this.#active) };
+      this.#batch = {
+        offsets: make(
+          Int32Array.from({ length: b + 1 }, (_, i) => i),
+          [b + 1],
+        ),
+        slots: ints(this.#active),
+      };
       this.#token = ints(Array<number>(b).fill(0));
       this.#logprob = floats(Array<number>(b).fill(0));
       const marks = Int32Array.from(state.marks.flatMap((row) => [...row]));
-      const seeds = Int32Array.from(options.flatMap(({ seed }) => [Number(BigInt.asIntN(32, seed)), Number(BigInt.asIntN(32, seed >> 32n))]));
+      const seeds = Int32Array.from(
+        options.flatMap(({ seed }) => [
+          Number(BigInt.asIntN(32, seed)),
+          Number(BigInt.asIntN(32, seed >> 32n)),
+        ]),
+      );
       const drawn = {
         logits: state.logits,
         temperature: floats(options.map((o) => o.temperature)),

@@ -1,5 +1,5 @@
 import type { Tokenizer } from '../io/tokenizer';
-import { integerRows, type Ids } from '../models/inputs';
+import { integerRows, type Dense, type Ids } from '../models/inputs';
 import type { Model } from '../models/model';
 import type { State } from '../models/state';
 import { Decoder, type Drawn } from './decoder';
@@ -35,7 +35,12 @@ class Row {
   #count = 0;
   done = false;
 
-  constructor(options: RowOptions, stop: readonly number[], stops: readonly string[], tokenizer: Tokenizer | undefined) {
+  constructor(
+    options: RowOptions,
+    stop: readonly number[],
+    stops: readonly string[],
+    tokenizer: Tokenizer | undefined,
+  ) {
     this.#options = options;
     this.#stop = new Set(stop);
     this.#decode = tokenizer?.decodeStream({ skipSpecialTokens: true });
@@ -66,16 +71,65 @@ class Row {
 }
 
 /** Prompts as ids, and whether one prompt was given or several. */
-async function encode(prompts: Prompt | readonly Prompt[], tokenizer: Tokenizer | undefined, vocabSize: number): Promise<Int32Array[]> {
-  const isOne = typeof prompts === 'string' || ArrayBuffer.isView(prompts) || typeof (prompts as readonly unknown[])?.[0] === 'number';
+async function encode(
+  prompts: Prompt | readonly Prompt[],
+  tokenizer: Tokenizer | undefined,
+  vocabSize: number,
+): Promise<Int32Array[]> {
+  const isOne =
+    typeof prompts === 'string' ||
+    ArrayBuffer.isView(prompts) ||
+    typeof (prompts as readonly unknown[])?.[0] === 'number';
   const list = isOne || (Array.isArray(prompts) && prompts.length === 0) ? [prompts as Prompt] : prompts;
-  if (!Array.isArray(list)) throw new TypeError(`generate: prompt is ${typeof prompts}, expected text or token ids`);
+  if (!Array.isArray(list))
+    throw new TypeError(`generate: prompt is ${typeof prompts}, expected text or token ids`);
   const ids = (list as readonly Prompt[]).map((prompt): Ids => {
     if (typeof prompt !== 'string') return prompt;
-    if (!tokenizer) throw new TypeError('generate: prompt is text, but the model has no tokenizer; expected token ids');
+    if (!tokenizer)
+      throw new TypeError('generate: prompt is text, but the model has no tokenizer; expected token ids');
     return tokenizer.encode(prompt);
   });
   return integerRows('generate', 'prompt', ids, 0, vocabSize - 1);
+}
+
+/** What the model's folder says of its tokens. */
+export interface Defaults {
+  readonly eos: readonly number[];
+  readonly pad: number | undefined;
+}
+
+/** The id that is padding in prompts. As in transformers the model's own is not, if it also ends sequences. */
+function padding(
+  id: number | null | undefined,
+  { eos, pad }: Defaults,
+  vocabSize: number,
+): number | undefined {
+  if (id === undefined) return pad !== undefined && eos.includes(pad) ? undefined : pad;
+  return id === null ? undefined : stopIds(id, vocabSize, 'padTokenId')[0];
+}
+
+/**
+ * Takes padding off the front of prompts; further on it is muted, which is what transformers'
+ * `generate` does with it. A prompt of nothing else is taken as it is.
+ */
+function withoutPadding(
+  prompts: readonly Int32Array[],
+  pad: number | undefined,
+): Pick<Dense, 'sequences' | 'muted'> {
+  const sequences = prompts.map((ids) =>
+    ids.subarray(
+      Math.max(
+        0,
+        ids.findIndex((id) => id !== pad),
+      ),
+    ),
+  );
+  const muted = sequences.map((ids) =>
+    pad !== undefined && ids.includes(pad) && ids[0] !== pad
+      ? ids.map((id) => (id === pad ? 1 : 0))
+      : undefined,
+  );
+  return { sequences, muted };
 }
 
 /**
@@ -85,21 +139,25 @@ async function encode(prompts: Prompt | readonly Prompt[], tokenizer: Tokenizer 
 export async function* generate(
   model: Model,
   tokenizer: Tokenizer | undefined,
-  eosDefault: readonly number[],
+  defaults: Defaults,
   prompts: Prompt | readonly Prompt[],
   options: GenerateOptions = {},
 ): AsyncGenerator<GeneratedToken, void, undefined> {
   model.check('generate');
   const { vocabSize } = model.config;
-  const sequences = await encode(prompts, tokenizer, vocabSize);
+  const prompted = await encode(prompts, tokenizer, vocabSize);
+  const { sequences, muted } = withoutPadding(prompted, padding(options.padTokenId, defaults, vocabSize));
   const rowsOptions = rowOptions(options, sequences.length);
-  const stop = stopIds(options.eosTokenId ?? eosDefault, vocabSize);
+  const stop = stopIds(options.eosTokenId ?? defaults.eos, vocabSize);
   const stops = stopStrings(options.stop);
-  if (stops.length > 0 && !tokenizer) throw new TypeError('generate: stop needs a tokenizer, the model has none');
+  if (stops.length > 0 && !tokenizer)
+    throw new TypeError('generate: stop needs a tokenizer, the model has none');
   if (options.state) model.checkState('generate', options.state, sequences.length);
   sequences.forEach((ids, i) => {
     if (ids.length === 0 && !options.state?.lengths[i]) {
-      throw new RangeError(`generate: prompt${sequences.length > 1 ? ` ${i}` : ''} is empty, expected at least one token`);
+      throw new RangeError(
+        `generate: prompt${sequences.length > 1 ? ` ${i}` : ''} is empty, expected at least one token`,
+      );
     }
   });
   options.signal?.throwIfAborted();
@@ -109,7 +167,7 @@ export async function* generate(
   let decoder: Decoder | undefined;
   let ahead: Promise<Drawn> | undefined;
   try {
-    await model.run(sequences, state, { signal: options.signal });
+    await model.run(sequences, state, { muted, signal: options.signal });
     decoder = new Decoder(model, state, rowsOptions, stop, options.capture ?? true);
     const rows = rowsOptions.map((row) => new Row(row, stop, stops, tokenizer));
     let drawn = decoder.draw();
@@ -134,7 +192,13 @@ export async function* generate(
   }
 }
 
-function* emit(rows: readonly Row[], tokens: Int32Array, logprobs: Float32Array, state: State, decoder: Decoder): Generator<GeneratedToken> {
+function* emit(
+  rows: readonly Row[],
+  tokens: Int32Array,
+  logprobs: Float32Array,
+  state: State,
+  decoder: Decoder,
+): Generator<GeneratedToken> {
   const events: GeneratedToken[] = [];
   for (const [i, row] of rows.entries()) {
     if (row.done) continue;

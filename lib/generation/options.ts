@@ -26,6 +26,8 @@ export interface GenerateOptions {
   readonly stop?: string | readonly string[];
   /** Tokens that end a sequence. Default: the model's own; `[]` for none. */
   readonly eosTokenId?: number | readonly number[];
+  /** The id that is padding in prompts. Default: the model's own, unless it also ends sequences; null for none. */
+  readonly padTokenId?: number | null;
   /** Stops at once; the iteration then throws the signal's reason. */
   readonly signal?: AbortSignal;
   /** Continues these sequences and leaves in it what they have become. */
@@ -65,7 +67,7 @@ const ranges: Readonly<Record<Exclude<keyof RowOptions, 'seed'>, Range>> = {
 };
 const known: ReadonlySet<string> = new Set([
   ...Object.keys(ranges),
-  ...['doSample', 'seed', 'stop', 'eosTokenId', 'signal', 'state', 'capture'],
+  ...['doSample', 'seed', 'stop', 'eosTokenId', 'padTokenId', 'signal', 'state', 'capture'],
 ]);
 
 function inRange(name: string, value: unknown, { least, most, above, whole }: Range): number {
@@ -79,15 +81,19 @@ function inRange(name: string, value: unknown, { least, most, above, whole }: Ra
   const kind = whole ? 'a whole number' : 'a number';
   const upper = most === Infinity ? '' : `, at most ${most}`;
   const error = typeof value === 'number' ? RangeError : TypeError;
-  throw new error(`generate: ${name} is ${String(value)}, expected ${kind} ${above ? 'above' : 'from'} ${least}${upper}`);
+  throw new error(
+    `generate: ${name} is ${String(value)}, expected ${kind} ${above ? 'above' : 'from'} ${least}${upper}`,
+  );
 }
 
 function seedOf(value: unknown): bigint {
-  if (typeof value === 'bigint' || Number.isSafeInteger(value)) return BigInt.asUintN(64, BigInt(value as number));
+  if (typeof value === 'bigint' || Number.isSafeInteger(value))
+    return BigInt.asUintN(64, BigInt(value as number));
   throw new TypeError(`generate: seed is ${String(value)}, expected a whole number`);
 }
 
-const randomSeed = () => BigInt(Math.floor(Math.random() * 2 ** 32)) * 2n ** 21n + BigInt(Date.now() % 2 ** 21);
+const randomSeed = () =>
+  BigInt(Math.floor(Math.random() * 2 ** 32)) * 2n ** 21n + BigInt(Date.now() % 2 ** 21);
 
 /** The options of each of `rows` prompts. @throws RangeError, TypeError that name the option. */
 export function rowOptions(options: GenerateOptions, rows: number): RowOptions[] {
@@ -98,13 +104,18 @@ export function rowOptions(options: GenerateOptions, rows: number): RowOptions[]
     const value = options[name];
     if (!Array.isArray(value)) return value;
     if (value.length !== rows) {
-      throw new RangeError(`generate: ${name} has ${value.length} values, expected one for each of ${rows} prompts`);
+      throw new RangeError(
+        `generate: ${name} has ${value.length} values, expected one for each of ${rows} prompts`,
+      );
     }
     return value[row];
   };
   return Array.from({ length: rows }, (_, row) => {
-    const number = (name: keyof typeof ranges) => inRange(name, of(name, row) ?? ranges[name].fallback, ranges[name]);
-    const samples = (['temperature', 'topK', 'topP', 'minP', 'seed'] as const).some((name) => options[name] !== undefined);
+    const number = (name: keyof typeof ranges) =>
+      inRange(name, of(name, row) ?? ranges[name].fallback, ranges[name]);
+    const samples = (['temperature', 'topK', 'topP', 'minP', 'seed'] as const).some(
+      (name) => options[name] !== undefined,
+    );
     const doSample = of('doSample', row) ?? samples;
     if (typeof doSample !== 'boolean') {
       throw new TypeError(`generate: doSample is ${typeof doSample}, expected true or false`);
@@ -130,18 +141,22 @@ export function stopStrings(stop: unknown): readonly string[] {
   const list: readonly unknown[] = stop === undefined ? [] : Array.isArray(stop) ? stop : [stop];
   for (const text of list) {
     if (typeof text !== 'string' || text === '') {
-      throw new TypeError(`generate: stop holds ${JSON.stringify(text)}, expected strings that are not empty`);
+      throw new TypeError(
+        `generate: stop holds ${JSON.stringify(text)}, expected strings that are not empty`,
+      );
     }
   }
   return list as readonly string[];
 }
 
 /** The ids in `eosTokenId`, each below `vocabSize`. */
-export function stopIds(ids: unknown, vocabSize: number): readonly number[] {
+export function stopIds(ids: unknown, vocabSize: number, name = 'eosTokenId'): readonly number[] {
   const list: readonly unknown[] = ids === undefined ? [] : Array.isArray(ids) ? ids : [ids];
   for (const id of list) {
     if (!Number.isInteger(id) || (id as number) < 0 || (id as number) >= vocabSize) {
-      throw new RangeError(`generate: eosTokenId holds ${String(id)}, expected token ids from 0 to ${vocabSize - 1}`);
+      throw new RangeError(
+        `generate: ${name} holds ${String(id)}, expected token ids from 0 to ${vocabSize - 1}`,
+      );
     }
   }
   return list as readonly number[];

@@ -10,6 +10,7 @@ export interface CommonConfig {
   readonly hiddenSize: number;
   readonly numLayers: number;
   readonly eosTokenId: number | readonly number[] | undefined;
+  readonly padTokenId: number | undefined;
   /** The parsed config.json, as it is saved again. */
   readonly json: JsonObject;
 }

@@ -8,7 +8,6 @@ const harmless = [
   'auto_map',
   'bos_token_id',
   'dtype',
-  'pad_token_id',
   'return_dict',
   'torch_dtype',
   'transformers_version',
@@ -19,8 +18,10 @@ const harmless = [
 export class Fields {
   readonly #json: JsonObject;
   readonly #left: Set<string>;
+  readonly #file: string;
 
-  constructor(json: JsonObject) {
+  constructor(json: JsonObject, file = 'config.json') {
+    this.#file = file;
     this.#json = json;
     this.#left = new Set(Object.keys(json));
     for (const name of harmless) this.#left.delete(name);
@@ -32,7 +33,7 @@ export class Fields {
   }
 
   #refuse(name: string, wanted: string): never {
-    throw new FormatError(`config.json: ${name} is ${kind(this.#json[name])}, expected ${wanted}`);
+    throw new FormatError(`${this.#file}: ${name} is ${kind(this.#json[name])}, expected ${wanted}`);
   }
 
   /** A whole number from `least` to 2³¹ - 1. */
@@ -61,7 +62,15 @@ export class Fields {
   /** One of `allowed`; the first is the default. */
   choice<T extends string | number>(name: string, allowed: readonly T[]): T {
     const value = (this.#take(name) ?? allowed[0]) as T;
-    return allowed.includes(value) ? value : this.#refuse(name, allowed.map((item) => JSON.stringify(item)).join(' or '));
+    return allowed.includes(value)
+      ? value
+      : this.#refuse(name, allowed.map((item) => JSON.stringify(item)).join(' or '));
+  }
+
+  /** A token id, or none. */
+  id(name: string): number | undefined {
+    const value = this.ids(name);
+    return typeof value === 'object' ? this.#refuse(name, 'a token id') : value;
   }
 
   /** A token id, several, or none. */
@@ -77,7 +86,8 @@ export class Fields {
   /** A field that says again what another one said: it must agree. */
   same(name: string, value: unknown): void {
     const again = this.#take(name);
-    if (again !== undefined && JSON.stringify(again) !== JSON.stringify(value)) this.#refuse(name, JSON.stringify(value));
+    if (again !== undefined && JSON.stringify(again) !== JSON.stringify(value))
+      this.#refuse(name, JSON.stringify(value));
   }
 
   /** Fields that choose between implementations, or matter for training only. */
@@ -89,7 +99,9 @@ export class Fields {
   end(): void {
     const [name] = this.#left;
     if (name !== undefined) {
-      throw new FormatError(`config.json: there is no field ${name} in this kind of model; if it does not matter, remove it`);
+      throw new FormatError(
+        `${this.#file}: there is no field ${name} in this kind of model; if it does not matter, remove it`,
+      );
     }
   }
 }

@@ -11,7 +11,9 @@ export function familyOf(json: JsonObject): { readonly family: Family; readonly 
   const family = families.find(({ type }) => type === json['model_type']);
   if (!family) {
     const known = families.map(({ type }) => type).join(', ');
-    throw new FormatError(`config.json: model_type is ${kind(json['model_type'])}, expected one of: ${known}`);
+    throw new FormatError(
+      `config.json: model_type is ${kind(json['model_type'])}, expected one of: ${known}`,
+    );
   }
   return { family, config: family.config(json) };
 }

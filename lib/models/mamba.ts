@@ -23,7 +23,10 @@ function config(json: JsonObject): MambaConfig {
   const hiddenSize = fields.whole('hidden_size', 768);
   const expand = fields.positive('expand', 2);
   const dInner = Math.trunc(expand * hiddenSize);
-  if (dInner < 1) throw new FormatError(`config.json: expand is ${expand}, expected ${1 / hiddenSize} or more for hidden_size ${hiddenSize}`);
+  if (dInner < 1)
+    throw new FormatError(
+      `config.json: expand is ${expand}, expected ${1 / hiddenSize} or more for hidden_size ${hiddenSize}`,
+    );
   const dState = fields.whole('state_size', 16);
   const numLayers = fields.whole('num_hidden_layers', 32);
   const vocabSize = fields.whole('vocab_size', 50280);
@@ -47,6 +50,7 @@ function config(json: JsonObject): MambaConfig {
   const layerNormEpsilon = fields.positive('layer_norm_epsilon', 1e-5, true);
   const tieWordEmbeddings = fields.flag('tie_word_embeddings', true);
   const eosTokenId = fields.ids('eos_token_id');
+  const padTokenId = fields.id('pad_token_id');
   fields.choice('hidden_act', ['silu', 'swish']);
   // The residual is always kept in f32, which is what true asks for; false only allows less.
   fields.flag('residual_in_fp32', true);
@@ -66,6 +70,7 @@ function config(json: JsonObject): MambaConfig {
     hiddenSize,
     numLayers,
     eosTokenId,
+    padTokenId,
     json,
     mixer,
     layerNormEpsilon,
@@ -135,7 +140,12 @@ class MambaBackbone implements Backbone {
     });
   }
 
-  #normed(mixed: Tensor | undefined, residual: Tensor, weight: Tensor, eps: number): readonly [Tensor, Tensor] {
+  #normed(
+    mixed: Tensor | undefined,
+    residual: Tensor,
+    weight: Tensor,
+    eps: number,
+  ): readonly [Tensor, Tensor] {
     if (!mixed) return [rmsNorm({ x: residual, weight, eps, dtype: this.#activations }), residual];
     const { y, sum } = addRmsNorm({ x: mixed, residual, weight, eps });
     return [y, sum];

@@ -6,10 +6,8 @@ import { cast, copySlots, crossEntropy, takeRows, zeroSlots } from '../ops/eleme
 import { keep, scope, Tensor } from '../tensor';
 import type { Backbone, CommonConfig } from './family';
 import { integerRows, pack, targetsOf, type Dense, type IdsBatch } from './inputs';
+import { chunked, mutedRows, type Piece } from './pieces';
 import { State, type StateLayout } from './state';
-
-/** Tokens that go through the layers at once: more would not be faster, but take more memory. */
-export const chunkTokens = 2048;
 
 export interface ForwardInput {
   /** Token ids: one sequence, several (of any lengths), or a tensor i32[batch, length]. */
@@ -32,32 +30,6 @@ export interface ForwardOutput {
   readonly hiddenStates?: readonly Tensor[];
   /** Mean cross-entropy, in nats. */
   readonly loss?: number;
-}
-
-/** Some tokens of some sequences, one after the other. */
-interface Piece {
-  readonly row: number;
-  readonly begin: number;
-  readonly end: number;
-}
-
-/** Cuts sequences into pieces that fill chunks of `size` tokens. */
-export function chunked(lengths: readonly number[], size: number): Piece[][] {
-  const chunks: Piece[][] = [];
-  let room = 0;
-  lengths.forEach((length, row) => {
-    for (let begin = 0; begin < length; ) {
-      if (room === 0) {
-        chunks.push([]);
-        room = size;
-      }
-      const end = Math.min(length, begin + room);
-      chunks.at(-1)!.push({ row, begin, end });
-      room -= end - begin;
-      begin = end;
-    }
-  });
-  return chunks;
 }
 
 /** A language model on a device: parameters, and the computation over them. */
@@ -117,7 +89,8 @@ export class Model<C extends CommonConfig = CommonConfig> {
     if (state.device !== this.device || JSON.stringify(state.layout) !== JSON.stringify(this.stateLayout)) {
       throw new TypeError(`${call}: state belongs to another model or device`);
     }
-    if (state.rows !== rows) throw new RangeError(`${call}: state has ${state.rows} sequences, expected ${rows}`);
+    if (state.rows !== rows)
+      throw new RangeError(`${call}: state has ${state.rows} sequences, expected ${rows}`);
   }
 
   /** Queues one step: ids i32[t] through all layers. Ops only, so that it can be captured. */
@@ -139,19 +112,28 @@ export class Model<C extends CommonConfig = CommonConfig> {
     sequences: readonly Int32Array[],
     state: State,
     options: {
+      /** For sequences that have some: which of their tokens are padding in the middle, as `Dense`. */
+      readonly muted?: readonly (Int32Array | undefined)[];
       readonly signal?: AbortSignal;
       readonly visit?: (layer: number, hidden: Tensor, pieces: readonly Piece[]) => void;
       readonly each?: (hidden: Tensor, pieces: readonly Piece[]) => void;
     } = {},
   ): Promise<void> {
     let before: Promise<number> | undefined;
-    for (const pieces of chunked(sequences.map(({ length }) => length), chunkTokens)) {
+    for (const pieces of chunked(sequences.map(({ length }) => length))) {
       options.signal?.throwIfAborted();
       this.check('forward');
       scope(() => {
         const ids = pieces.flatMap(({ row, begin, end }) => [...sequences[row]!.subarray(begin, end)]);
         const lengths = pieces.map(({ begin, end }) => end - begin);
-        const batch = this.batch(lengths, pieces.map(({ row }) => row));
+        const muted = mutedRows(pieces, options.muted);
+        const batch = {
+          ...this.batch(
+            lengths,
+            pieces.map(({ row }) => row),
+          ),
+          ...(muted.length > 0 && { muted: this.#ints(muted) }),
+        };
         let layer = 0;
         const visit = options.visit && ((hidden: Tensor) => options.visit!(layer++, hidden, pieces));
         const hidden = this.step(this.#ints(ids), batch, state, visit);
@@ -169,14 +151,22 @@ export class Model<C extends CommonConfig = CommonConfig> {
   /** offsets and slots for pieces of these lengths. */
   batch(lengths: readonly number[], slots: readonly number[]): Batch {
     let sum = 0;
-    return { offsets: this.#ints([0, ...lengths.map((length) => (sum += length))]), slots: this.#ints(slots) };
+    return {
+      offsets: this.#ints([0, ...lengths.map((length) => (sum += length))]),
+      slots: this.#ints(slots),
+    };
   }
 
   #ints(values: ArrayLike<number>): Tensor {
     return Tensor.from(Int32Array.from(values), [values.length], { device: this.device });
   }
 
-  #keepLastLogits(hidden: Tensor, pieces: readonly Piece[], sequences: readonly Int32Array[], state: State): void {
+  #keepLastLogits(
+    hidden: Tensor,
+    pieces: readonly Piece[],
+    sequences: readonly Int32Array[],
+    state: State,
+  ): void {
     const rows: number[] = [];
     const slots: number[] = [];
     let at = 0;
@@ -188,12 +178,18 @@ export class Model<C extends CommonConfig = CommonConfig> {
     }
     if (rows.length === 0) return;
     const logits = this.head(takeRows({ x: hidden, rows: this.#ints(rows) }));
-    copySlots({ from: logits, fromSlots: this.#ints([...rows.keys()]), to: state.logits, toSlots: this.#ints(slots) });
+    copySlots({
+      from: logits,
+      fromSlots: this.#ints([...rows.keys()]),
+      to: state.logits,
+      toSlots: this.#ints(slots),
+    });
   }
 
   /**
-   * The model's output for whole sequences, as transformers' `forward`. Padding that the mask marks
-   * changes nothing, wherever it stands. Long inputs are run in chunks; only reading the results waits.
+   * The model's output for whole sequences, as transformers' `forward`. Padding on the left or right
+   * changes nothing; a masked token in the middle has no input to the mixers, but time passes.
+   * Long inputs are run in chunks; only reading the results waits.
    * @throws TypeError, RangeError for bad arguments, before any work.
    */
   async forward(input: ForwardInput): Promise<ForwardOutput> {
@@ -201,15 +197,19 @@ export class Model<C extends CommonConfig = CommonConfig> {
     const { vocabSize, hiddenSize, numLayers } = this.config;
     const { logitsToKeep = 0 } = input;
     const rows = await integerRows('forward', 'inputIds', input.inputIds, 0, vocabSize - 1);
-    const mask = input.attentionMask && (await integerRows('forward', 'attentionMask', input.attentionMask, 0, 1));
-    const labels = input.labels && (await integerRows('forward', 'labels', input.labels, -100, vocabSize - 1));
+    const mask =
+      input.attentionMask && (await integerRows('forward', 'attentionMask', input.attentionMask, 0, 1));
+    const labels =
+      input.labels && (await integerRows('forward', 'labels', input.labels, -100, vocabSize - 1));
     const dense = pack('forward', rows, mask);
     const { batch, length } = dense;
     if (!Number.isInteger(logitsToKeep) || logitsToKeep < 0) {
       throw new RangeError(`forward: logitsToKeep is ${logitsToKeep}, expected a whole number, 0 or more`);
     }
     const targets = labels && targetsOf('forward', labels, rows, dense);
-    if (targets && logitsToKeep > 0) throw new TypeError('forward: labels need all logits, logitsToKeep keeps some');
+    if (targets && logitsToKeep > 0)
+      throw new TypeError('forward: labels need all logits, logitsToKeep keeps some');
+    this.check('forward');
     if (input.state) this.checkState('forward', input.state, batch);
 
     const first = logitsToKeep === 0 ? 0 : Math.max(0, length - logitsToKeep);
@@ -228,6 +228,7 @@ export class Model<C extends CommonConfig = CommonConfig> {
         ? Array.from({ length: numLayers + 1 }, () => place(length, hiddenSize))
         : undefined;
       await this.run(dense.sequences, state, {
+        muted: dense.muted,
         visit: hidden && ((layer, x, pieces) => this.#unpack(x, pieces, dense, 0, hidden[layer]!)),
         each: (x, pieces) => {
           if (hidden) this.#unpack(x, pieces, dense, 0, hidden[numLayers]!);

@@ -20,7 +20,9 @@ const tokenizerFiles = ['tokenizer.json', 'tokenizer_config.json', 'special_toke
 const architectures: ReadonlyMap<string, string> = new Map([['mamba', 'MambaForCausalLM']]);
 
 async function writeJson(path: string, json: unknown): Promise<void> {
-  await writeAtomically(path, (file) => writeFully(file, Buffer.from(`${JSON.stringify(json, undefined, 2)}\n`)));
+  await writeAtomically(path, (file) =>
+    writeFully(file, Buffer.from(`${JSON.stringify(json, undefined, 2)}\n`)),
+  );
 }
 
 /** Writes a folder that transformers' `from_pretrained` reads. Matrices keep their dtype, the rest is f32. */
@@ -34,17 +36,15 @@ export async function savePretrained(
     throw new Error(`savePretrained: ${folder} is a file, expected a folder`);
   }
   await mkdir(folder, { recursive: true });
-  const tensors = [...parameters].map(
-    ([name, tensor]): TensorSource => ({
-      name,
-      dtype: stored[tensor.dtype as FloatFormat],
-      shape: tensor.shape,
-      read: async () => {
-        const { buffer, byteOffset, byteLength } = await tensor.data();
-        return new Uint8Array(buffer, byteOffset, byteLength);
-      },
-    }),
-  );
+  const tensors = [...parameters].map(([name, tensor]): TensorSource => ({
+    name,
+    dtype: stored[tensor.dtype as FloatFormat],
+    shape: tensor.shape,
+    read: async () => {
+      const { buffer, byteOffset, byteLength } = await tensor.data();
+      return new Uint8Array(buffer, byteOffset, byteLength);
+    },
+  }));
   await writeSafetensors(join(folder, 'model.safetensors'), tensors);
   const dtypes = [...parameters.values()].map(({ dtype }) => dtype as FloatFormat);
   const dtype = named[dtypes.find((dtype) => dtype !== 'f32') ?? 'f32'];
@@ -54,7 +54,8 @@ export async function savePretrained(
     ...config.json,
     ...('torch_dtype' in config.json ? { torch_dtype: dtype } : { dtype }),
   });
-  if (extras.generationConfig) await writeJson(join(folder, 'generation_config.json'), extras.generationConfig);
+  if (extras.generationConfig)
+    await writeJson(join(folder, 'generation_config.json'), extras.generationConfig);
   if (extras.tokenizerFolder === undefined || resolve(extras.tokenizerFolder) === resolve(folder)) return;
   for (const name of tokenizerFiles) {
     const content = await readFile(join(extras.tokenizerFolder, name)).catch(() => undefined);

@@ -63,7 +63,11 @@ export class State {
         tensors.push(keep(Tensor.empty([rows, ...shape], dtype, device)));
       }
       scope(() => {
-        const slots = Tensor.from(Int32Array.from({ length: rows }, (_, i) => i), [rows], { device });
+        const slots = Tensor.from(
+          Int32Array.from({ length: rows }, (_, i) => i),
+          [rows],
+          { device },
+        );
         for (const pool of tensors) if (pool.size > 0) zeroSlots({ pool: flat(pool), slots });
       });
     } catch (error) {
@@ -86,7 +90,8 @@ export class State {
   /** Throws unless the state is alive and nobody else is changing it. */
   check(call: string): void {
     if (this.#disposed) throw new DisposedError(`${call}: state is disposed`);
-    if (this.#user) throw new Error(`${call}: state is in use by ${this.#user}; fork it to continue it twice`);
+    if (this.#user)
+      throw new Error(`${call}: state is in use by ${this.#user}; fork it to continue it twice`);
   }
 
   /** Takes the state for one user until the returned function is called. */
@@ -203,11 +208,14 @@ function open(bytes: Uint8Array): { header: Header; body: Uint8Array } {
     throw new FormatError('restore: bytes are no snapshot, or are cut off at the front');
   }
   if (buffer.readUInt32LE(8) !== version) {
-    throw new FormatError(`restore: bytes are a snapshot of version ${buffer.readUInt32LE(8)}, expected ${version}`);
+    throw new FormatError(
+      `restore: bytes are a snapshot of version ${buffer.readUInt32LE(8)}, expected ${version}`,
+    );
   }
   const end = buffer.byteLength - digestBytes;
   const digest = createHash('sha256').update(buffer.subarray(0, end)).digest();
-  if (!digest.equals(buffer.subarray(end))) throw new FormatError('restore: bytes are truncated or altered; the checksum differs');
+  if (!digest.equals(buffer.subarray(end)))
+    throw new FormatError('restore: bytes are truncated or altered; the checksum differs');
   const length = buffer.readUInt32LE(12);
   if (length > end - 16) throw new FormatError('restore: bytes are cut off within the header');
   const header = parseJsonObject(buffer.subarray(16, 16 + length), 'restore: header');
@@ -233,9 +241,12 @@ function isHeader(header: object): header is Header {
 }
 
 function difference(got: StateLayout, wanted: StateLayout): string | undefined {
-  if (got.modelType !== wanted.modelType) return `it is a ${String(got.modelType)}, this one a ${wanted.modelType}`;
-  if (got.vocabSize !== wanted.vocabSize) return `its vocabulary is ${got.vocabSize}, here ${wanted.vocabSize}`;
-  const show = ({ name, dtype, shape }: { name: string; dtype: DType; shape: readonly number[] }) => `${name} ${dtype}[${shape.join(',')}]`;
+  if (got.modelType !== wanted.modelType)
+    return `it is a ${String(got.modelType)}, this one a ${wanted.modelType}`;
+  if (got.vocabSize !== wanted.vocabSize)
+    return `its vocabulary is ${got.vocabSize}, here ${wanted.vocabSize}`;
+  const show = ({ name, dtype, shape }: { name: string; dtype: DType; shape: readonly number[] }) =>
+    `${name} ${dtype}[${shape.join(',')}]`;
   const theirs = got.parts.map(show);
   const ours = wanted.parts.map(show);
   const i = ours.findIndex((part, i) => part !== theirs[i]);

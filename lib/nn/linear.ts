@@ -12,7 +12,11 @@ export class Linear {
     weights: Weights,
     inputs: number,
     outputs: number,
-    { bias, init = linear(inputs), biasInit = linear(inputs) }: { bias: boolean; init?: Init; biasInit?: Init },
+    {
+      bias,
+      init = linear(inputs),
+      biasInit = linear(inputs),
+    }: { bias: boolean; init?: Init; biasInit?: Init },
   ) {
     this.weight = weights.matrix('weight', [outputs, inputs], init);
     this.bias = bias ? weights.get('bias', [outputs], biasInit) : undefined;

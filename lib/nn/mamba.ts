@@ -1,4 +1,4 @@
-import { negExp } from '../ops/elementwise';
+import { negExp, zeroSlots } from '../ops/elementwise';
 import { matmul } from '../ops/matmul';
 import { causalConv1dPacked, selectiveScanPacked } from '../ops/scan';
 import { keep, scope, type Tensor } from '../tensor';
@@ -10,6 +10,8 @@ import type { Weights } from './weights';
 export interface Batch {
   readonly offsets: Tensor; // i32[s+1]
   readonly slots: Tensor; // i32[s]
+  /** Rows that are padding in the middle of a sequence: the mixers see no input there. */
+  readonly muted?: Tensor; // i32[m]
 }
 
 /** The sizes of a Mamba mixer, in the paper's names. */
@@ -49,7 +51,11 @@ export class MambaMixer {
     const { dModel, dInner, dState, dConv, dtRank } = config;
     this.#config = config;
     const range = init.normal(config.initializerRange);
-    this.#inProj = new Linear(w.at('in_proj'), dModel, 2 * dInner, { bias: config.bias, init: range, biasInit: init.zeros });
+    this.#inProj = new Linear(w.at('in_proj'), dModel, 2 * dInner, {
+      bias: config.bias,
+      init: range,
+      biasInit: init.zeros,
+    });
     const conv = w.at('conv1d');
     this.#conv = conv.get('weight', [dInner, 1, dConv], init.linear(dConv));
     this.#convBias = config.convBias ? conv.get('bias', [dInner], init.linear(dConv)) : undefined;
@@ -58,10 +64,18 @@ export class MambaMixer {
     const dt = w.at('dt_proj');
     const dtInit: init.Init = config.dtInit === 'random' ? init.uniform(dtStd) : (out) => out.fill(dtStd);
     this.#dtWeight = dt.matrix('weight', [dInner, dtRank], dtInit);
-    this.#dtBias = dt.get('bias', [dInner], init.inverseSoftplusOfLogUniform(config.dtMin, config.dtMax, config.dtFloor));
+    this.#dtBias = dt.get(
+      'bias',
+      [dInner],
+      init.inverseSoftplusOfLogUniform(config.dtMin, config.dtMax, config.dtFloor),
+    );
     this.#aLog = w.get('A_log', [dInner, dState], init.s4dRealLog(dState));
     this.#D = w.get('D', [dInner], init.ones);
-    this.#outProj = new Linear(w.at('out_proj'), dInner, dModel, { bias: config.bias, init: range, biasInit: init.zeros });
+    this.#outProj = new Linear(w.at('out_proj'), dInner, dModel, {
+      bias: config.bias,
+      init: range,
+      biasInit: init.zeros,
+    });
   }
 
   /** Once the parameters are loaded: A = -exp(A_log) and the filter's rows, which every step needs. */
@@ -72,13 +86,15 @@ export class MambaMixer {
   }
 
   /** x [t, dModel] to [t, dModel]; updates the batch's rows of both pools. */
-  forward(x: Tensor, { offsets, slots }: Batch, convState: Tensor, scanState: Tensor): Tensor {
+  forward(x: Tensor, { offsets, slots, muted }: Batch, convState: Tensor, scanState: Tensor): Tensor {
     const { dInner, dState, dtRank } = this.#config;
     const tokens = x.shape[0]!;
     return scope(() => {
       const xz = this.#inProj.forward(x); // [t, 2 dInner]
+      const input = xz.columns(0, dInner);
+      if (muted) zeroSlots({ pool: input, slots: muted });
       const u = causalConv1dPacked({
-        x: xz.columns(0, dInner),
+        x: input,
         weight: this.#convWeight!,
         bias: this.#convBias,
         offsets,
@@ -86,6 +102,7 @@ export class MambaMixer {
         state: convState,
         silu: true,
       });
+      if (muted) zeroSlots({ pool: u, slots: muted });
       const dbc = this.#xProj.forward(u); // [t, dtRank + 2 dState]
       const group = (begin: number) => dbc.columns(begin, begin + dState).reshape([tokens, 1, dState]);
       const y = selectiveScanPacked({

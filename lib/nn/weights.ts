@@ -92,7 +92,9 @@ export class Weights {
       throw new FormatError(`${checkpoint.folder}: parameter ${path} is ${got}, expected F32, BF16 or F16`);
     }
     if (info.shape.length !== shape.length || info.shape.some((size, i) => size !== shape[i])) {
-      throw new FormatError(`${checkpoint.folder}: parameter ${path} is ${got}, expected [${shape.join(',')}]`);
+      throw new FormatError(
+        `${checkpoint.folder}: parameter ${path} is ${got}, expected [${shape.join(',')}]`,
+      );
     }
   }
 
@@ -104,7 +106,9 @@ export class Weights {
   /** Throws when the checkpoint holds a tensor that no layer has asked for. */
   checkAllUsed(ignored: readonly string[] = []): void {
     const { checkpoint } = this.#source;
-    const unused = checkpoint?.names().filter((name) => !this.#parameters.has(name) && !ignored.includes(name));
+    const unused = checkpoint
+      ?.names()
+      .filter((name) => !this.#parameters.has(name) && !ignored.includes(name));
     if (unused?.length) {
       const more = unused.length > 3 ? ` and ${unused.length - 3} more` : '';
       throw new FormatError(`${checkpoint!.folder}: no layer uses ${unused.slice(0, 3).join(', ')}${more}`);
@@ -125,7 +129,11 @@ export class Weights {
   }
 
   async #read(checkpoint: Checkpoint, options: LoadOptions): Promise<void> {
-    const parameters = [...this.#parameters].map(([name, { tensor }]) => ({ name, tensor, info: checkpoint.info(name) }));
+    const parameters = [...this.#parameters].map(([name, { tensor }]) => ({
+      name,
+      tensor,
+      info: checkpoint.info(name),
+    }));
     const total = parameters.reduce((sum, { info }) => sum + info.end - info.begin, 0);
     let loaded = 0;
     // Two buffers: one is read into while the other is being taken.
@@ -168,4 +176,3 @@ function allFinite(bytes: Uint8Array, format: FloatFormat): boolean {
 export function countParameters(parameters: ReadonlyMap<string, Tensor>): number {
   return [...parameters.values()].reduce((sum, { shape }) => sum + sizeOf(shape), 0);
 }
-

@@ -54,7 +54,8 @@ export async function selectiveScan(input: SelectiveScanInput): Promise<Selectiv
       throw new RangeError(`selectiveScan: ${name} is ${String(value)}, expected a whole number, 1 or more`);
     }
   }
-  if (dim % groups !== 0) throw new RangeError(`selectiveScan: groups is ${groups}, expected a divisor of dim, ${dim}`);
+  if (dim % groups !== 0)
+    throw new RangeError(`selectiveScan: groups is ${groups}, expected a divisor of dim, ${dim}`);
   const tokens = batch * length;
   const device = openDevice(input.device);
 
@@ -62,7 +63,9 @@ export async function selectiveScan(input: SelectiveScanInput): Promise<Selectiv
     const take = (name: keyof SelectiveScanInput, ...shapes: readonly (readonly number[])[]): Tensor => {
       const values = input[name] as Values;
       if (!(values instanceof Float32Array) && !Array.isArray(values)) {
-        throw new TypeError(`selectiveScan: ${name} is ${values === null ? 'null' : typeof values}, expected a Float32Array or numbers`);
+        throw new TypeError(
+          `selectiveScan: ${name} is ${values === null ? 'null' : typeof values}, expected a Float32Array or numbers`,
+        );
       }
       const shape = shapes.find((shape) => shape.reduce((a, b) => a * b, 1) === values.length);
       if (!shape) {
@@ -75,7 +78,9 @@ export async function selectiveScan(input: SelectiveScanInput): Promise<Selectiv
       input[name] === undefined ? undefined : take(name, ...shapes);
     const ints = (values: Int32Array) => Tensor.from(values, [values.length], { device });
     const perToken = [tokens, groups, dState];
-    const state = optional('initialState', [batch, dim, dState]) ?? Tensor.from(new Float32Array(batch * dim * dState), [batch, dim, dState], { device });
+    const state =
+      optional('initialState', [batch, dim, dState]) ??
+      Tensor.from(new Float32Array(batch * dim * dState), [batch, dim, dState], { device });
     const y = selectiveScanPacked({
       u: take('u', [tokens, dim]),
       delta: take('delta', [tokens, dim]),

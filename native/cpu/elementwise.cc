@@ -91,20 +91,6 @@ void add(Stream& s, In a, In b, Out y) {
 }
 KERNEL(add)
 
-void mul(Stream& s, In a, In b, Out y) {
-  with_float(a.dtype(), [&](auto t) {
-    map<decltype(t)>(s, [](Vec p, Vec q) { return p * q; }, y, a, b);
-  });
-}
-KERNEL(mul)
-
-void silu(Stream& s, In x, Out y) {
-  with_float(x.dtype(), [&](auto t) {
-    map<decltype(t)>(s, [](Vec v) { return times_sigmoid(v); }, y, x);
-  });
-}
-KERNEL(silu)
-
 // A from A_log, once a model: in double, since everything after depends on it.
 void neg_exp(Stream& s, In x, Out y) {
   cover(

@@ -119,13 +119,10 @@ Status Memory::alloc(size_t wanted, Arena* arena, void** out) {
   const size_t bytes = rounded(wanted);
   Block* block = take(arena, bytes);
   if (!block) {
-    if (use_.limit && use_.used + use_.cached + static_cast<int64_t>(bytes) > use_.limit) {
-      if (use_.used + static_cast<int64_t>(bytes) > use_.limit)
-        return refuse("the limit that was set is reached");
-      return refuse("trim");  // the device trims and asks again
-    }
+    if (use_.limit && use_.used + use_.cached + static_cast<int64_t>(bytes) > use_.limit)
+      return refuse("the limit that was set is reached");
     block = map(bytes);
-    if (!block) return refuse(use_.cached ? "trim" : "the system has no more");
+    if (!block) return refuse("the system has no more");
   }
   block->arena = arena;
   arena->live++;

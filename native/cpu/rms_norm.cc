@@ -8,15 +8,6 @@ namespace ss::SS_LEVEL {
 namespace {
 
 template <class T>
-SS_INLINE Vec load_some(const T* p, int64_t left) {
-  return left >= kLanes ? load(p) : load_part(p, left);
-}
-template <class T>
-SS_INLINE void store_some(T* p, Vec v, int64_t left) {
-  left >= kLanes ? store(p, v) : store_part(p, v, left);
-}
-
-template <class T>
 void scale_row(const float* x, const float* weight, float squares, float eps, int64_t d, T* y) {
   const Vec scale = splat(1.0f / sqrtf(squares / static_cast<float>(d) + eps));
   for (int64_t j = 0; j < d; j += kLanes)

@@ -114,9 +114,18 @@ SS_INLINE void store_part(T* p, Vec v, int64_t n) {
   for (int64_t i = 0; i < n; i++) from_float(p[i], v[i]);
 }
 
-SS_INLINE Vec select(VecI mask, Vec yes, Vec no) { return mask ? yes : no; }
+// A whole vector where there is one, else the part of it.
+template <class T>
+SS_INLINE Vec load_some(const T* p, int64_t left) {
+  return left >= kLanes ? load(p) : load_part(p, left);
+}
+template <class T>
+SS_INLINE void store_some(T* p, Vec v, int64_t left) {
+  left >= kLanes ? store(p, v) : store_part(p, v, left);
+}
+
 SS_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
-SS_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
+SS_INLINE Vec select(VecI mask, Vec yes, Vec no) { return mask ? yes : no; }
 
 // Sum of the lanes, always in the same order: halves are folded onto each other.
 SS_INLINE float sum(Vec v) {

@@ -1,4 +1,4 @@
-// exp, softplus, sigmoid, silu and the scan's exp2 on vectors. NaN stays NaN, what is too large
+// exp, softplus, silu and the scan's exp2 on vectors. NaN stays NaN, what is too large
 // becomes infinity, what is too small 0 (below 2^-125.5 already where there is no AVX-512).
 #pragma once
 #if defined(__SSE__)
@@ -49,16 +49,6 @@ SS_INLINE Vec rounded(Vec x) {
   asm("" : "+w"(x));
 #endif
   return x;
-}
-
-// A whole vector where there is one, else the part of it.
-template <class T>
-SS_INLINE Vec load_some(const T* p, int64_t left) {
-  return left >= kLanes ? load(p) : load_part(p, left);
-}
-template <class T>
-SS_INLINE void store_some(T* p, Vec v, int64_t left) {
-  left >= kLanes ? store(p, v) : store_part(p, v, left);
 }
 
 // x = whole + rest with |rest| <= 1/2; scaled(p * kUnit, scale) is p * 2^whole.
@@ -135,7 +125,6 @@ SS_INLINE Vec softplus(Vec x) {
 }
 
 // Both 2.0 ulp.
-SS_INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
-SS_INLINE Vec times_sigmoid(Vec x) { return x / (1.0f + exp(-x)); }  // silu, an op of that name
+SS_INLINE Vec times_sigmoid(Vec x) { return x / (1.0f + exp(-x)); }  // silu
 
 }  // namespace ss::SS_LEVEL

@@ -18,7 +18,9 @@ describe.each(onEach)('on %s', (_, device) => {
     for (const m of [1, 2, 5, 8, 17, 33])
       for (const begin of [0, 33 - m]) {
         const some = await bits(matmul({ x: x.rows(begin, begin + m), weight }));
-        expect(some.equals(all.subarray((begin * all.length) / 33, ((begin + m) * all.length) / 33))).toBe(true);
+        expect(some.equals(all.subarray((begin * all.length) / 33, ((begin + m) * all.length) / 33))).toBe(
+          true,
+        );
       }
   });
 
@@ -47,7 +49,10 @@ describe.each(onEach)('on %s', (_, device) => {
   });
 
   it('passes on what is not finite', async () => {
-    const x = toTensor({ shape: [3, 2], dtype: 'f32', data: Float64Array.of(NaN, 1, Infinity, 1, 1, 1) }, device);
+    const x = toTensor(
+      { shape: [3, 2], dtype: 'f32', data: Float64Array.of(NaN, 1, Infinity, 1, 1, 1) },
+      device,
+    );
     const weight = toTensor({ shape: [1, 2], dtype: 'f32', data: Float64Array.of(1, 2) }, device);
     expect([...(await read(matmul({ x, weight })))]).toEqual([NaN, Infinity, 3]);
   });

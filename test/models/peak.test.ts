@@ -1,0 +1,25 @@
+import { execFile } from 'node:child_process';
+import { join } from 'node:path';
+import { promisify } from 'node:util';
+import { temporaryFolder } from './checkpoints';
+
+const folder = temporaryFolder();
+const MB = 1e6;
+const script = ['--require', join(__dirname, '..', 'typescript.cjs'), join(__dirname, 'peak.ts')];
+const run = async (what: string) =>
+  (await promisify(execFile)(process.execPath, [...script, folder.path, what])).stdout;
+
+describe('loading from disk', () => {
+  it('takes at most 1.15 times the weights and 150 MB', async () => {
+    await run('write');
+    for (const [dtype, size] of [
+      ['auto', 190],
+      ['bf16', 95],
+    ] as const) {
+      const { weights, peak } = JSON.parse(await run(dtype)) as { weights: number; peak: number };
+      expect(weights).toBeGreaterThan(size * MB);
+      expect(peak).toBeGreaterThan(weights);
+      expect(peak).toBeLessThan(1.15 * weights + 150 * MB);
+    }
+  });
+});

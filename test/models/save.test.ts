@@ -1,0 +1,144 @@
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { open as openFile, type FileHandle } from 'node:fs/promises';
+import { join } from 'node:path';
+import { AutoModelForCausalLM, DisposedError } from '../../lib';
+import { FIXTURES, inUse, logitsOf, open, temporaryFolder, tinyConfig } from './checkpoints';
+
+const folder = temporaryFolder();
+const json = (...path: string[]) =>
+  JSON.parse(readFileSync(join(...path), 'utf8')) as Record<string, unknown>;
+const load = (path: string) => AutoModelForCausalLM.fromPretrained(path);
+
+/** Names, dtypes and shapes in a safetensors file. */
+function header(path: string) {
+  const bytes = readFileSync(path);
+  const { __metadata__: metadata, ...tensors } = JSON.parse(
+    bytes.toString('utf8', 8, 8 + Number(bytes.readBigUInt64LE())),
+  ) as Record<string, { dtype: string; shape: number[] }>;
+  const entries = Object.entries(tensors).map(([name, { dtype, shape }]): [string, string] => [
+    name,
+    `${dtype}[${shape.join(',')}]`,
+  ]);
+  return { metadata, tensors: Object.fromEntries(entries) };
+}
+
+describe('savePretrained', () => {
+  it.each(['mamba-tiny', 'mamba-odd', 'mamba-sharded-bf16', 'mamba-text'])(
+    'writes %s so that it loads again',
+    async (name) => {
+      const model = await AutoModelForCausalLM.fromPretrained(join(FIXTURES, name));
+      await model.savePretrained(folder.at('new', 'folder'));
+      const again = await load(folder.at('new', 'folder'));
+      expect(await logitsOf(again, [1, 2, 3])).toEqual(await logitsOf(model, [1, 2, 3]));
+      expect([...again.parameters].map(([key, { dtype }]) => [key, dtype])).toEqual(
+        [...model.parameters].map(([key, { dtype }]) => [key, dtype]),
+      );
+      expect(json(folder.at('new', 'folder', 'config.json'))).toEqual(json(FIXTURES, name, 'config.json'));
+      expect(json(folder.at('new', 'folder', 'generation_config.json'))).toEqual(
+        json(FIXTURES, name, 'generation_config.json'),
+      );
+      expect(again.tokenizer?.encode('naïve 😀')).toEqual(model.tokenizer?.encode('naïve 😀'));
+      for (const made of [model, again]) made.dispose();
+    },
+  );
+
+  it.each(['mamba-tiny', 'mamba-odd'])('writes the tensors that transformers wrote for %s', async (name) => {
+    const model = await open(name);
+    await model.savePretrained(folder.path);
+    model.dispose();
+    const [ours, theirs] = [folder.path, join(FIXTURES, name)].map((path) =>
+      header(join(path, 'model.safetensors')),
+    );
+    expect(ours!.metadata).toEqual({ format: 'pt' });
+    expect(ours!.tensors).toEqual(theirs!.tensors);
+  });
+
+  it('says of a fresh model what transformers asks for', async () => {
+    for (const [dtype, name, stored] of [
+      ['f32', 'float32', 'F32'],
+      ['bf16', 'bfloat16', 'BF16'],
+      ['f16', 'float16', 'F16'],
+    ] as const) {
+      const model = await AutoModelForCausalLM.fromConfig(tinyConfig, { dtype });
+      await model.savePretrained(folder.path);
+      model.dispose();
+      expect(json(folder.path, 'config.json')).toEqual({
+        ...tinyConfig,
+        architectures: ['MambaForCausalLM'],
+        dtype: name,
+      });
+      expect(header(folder.at('model.safetensors')).tensors).toMatchObject({
+        'backbone.embeddings.weight': `${stored}[256,64]`,
+        'backbone.layers.0.mixer.A_log': 'F32[128,16]',
+        'backbone.layers.0.mixer.conv1d.weight': 'F32[128,1,4]',
+      });
+    }
+  });
+
+  it('keeps an older field for the dtype up to date', async () => {
+    const model = await AutoModelForCausalLM.fromConfig(
+      { ...tinyConfig, torch_dtype: 'float32' },
+      { dtype: 'bf16' },
+    );
+    await model.savePretrained(folder.path);
+    model.dispose();
+    expect(json(folder.path, 'config.json')).toMatchObject({ torch_dtype: 'bfloat16' });
+  });
+
+  it('replaces what was there, the folder it came from included', async () => {
+    const first = await AutoModelForCausalLM.fromConfig(tinyConfig, { seed: 1 });
+    await first.savePretrained(folder.path);
+    const loaded = await load(folder.path);
+    await loaded.savePretrained(folder.path);
+    const second = await AutoModelForCausalLM.fromConfig(tinyConfig, { seed: 2 });
+    await second.savePretrained(folder.path);
+    const again = await load(folder.path);
+    expect(await logitsOf(loaded, [1])).toEqual(await logitsOf(first, [1]));
+    expect(await logitsOf(again, [1])).toEqual(await logitsOf(second, [1]));
+    expect(readdirSync(folder.path).sort()).toEqual(['config.json', 'model.safetensors']);
+    for (const model of [first, loaded, second, again]) model.dispose();
+  });
+
+  it('leaves the old file when the disk is full', async () => {
+    const model = await AutoModelForCausalLM.fromConfig(tinyConfig, { seed: 1 });
+    await model.savePretrained(folder.path);
+    const other = await AutoModelForCausalLM.fromConfig(tinyConfig, { seed: 2 });
+    const file = await openFile(folder.at('config.json'));
+    const prototype = Object.getPrototypeOf(file) as FileHandle;
+    await file.close();
+    const before = inUse();
+    for (const writes of [0, 1, 5]) {
+      let left = writes;
+      const original = prototype.write as unknown as (...args: unknown[]) => Promise<unknown>;
+      const full = jest.spyOn(prototype, 'write').mockImplementation(function (
+        this: unknown,
+        ...args: unknown[]
+      ) {
+        if (left-- > 0) return original.apply(this, args);
+        const error = new Error('ENOSPC: no space left on device, write');
+        return Promise.reject(Object.assign(error, { code: 'ENOSPC', syscall: 'write' }));
+      } as typeof prototype.write);
+      await expect(other.savePretrained(folder.path)).rejects.toThrow(
+        /model\.safetensors: cannot be written, the disk is full; what was there before is unchanged/,
+      );
+      full.mockRestore();
+    }
+    expect(inUse()).toEqual(before);
+    expect(readdirSync(folder.path).sort()).toEqual(['config.json', 'model.safetensors']);
+    const again = await load(folder.path);
+    expect(await logitsOf(again, [1])).toEqual(await logitsOf(model, [1]));
+    for (const made of [model, other, again]) made.dispose();
+  });
+
+  it('refuses a folder that is a file', async () => {
+    const model = await AutoModelForCausalLM.fromConfig(tinyConfig);
+    writeFileSync(folder.at('taken'), 'precious');
+    await expect(model.savePretrained(folder.at('taken'))).rejects.toThrow(
+      /savePretrained: .*taken is a file, expected a folder/,
+    );
+    await expect(model.savePretrained(folder.at('taken', 'below'))).rejects.toThrow();
+    expect(readFileSync(folder.at('taken'), 'utf8')).toBe('precious');
+    model.dispose();
+    await expect(model.savePretrained(folder.path)).rejects.toBeInstanceOf(DisposedError);
+  });
+});

@@ -1,0 +1,213 @@
+/** Every op once more, plainly and in f64: what the kernels are held to. */
+export interface Values {
+  readonly shape: readonly number[];
+  readonly data: Float64Array;
+}
+export type Inputs = Readonly<Record<string, Values>>;
+export type Attrs = Readonly<Record<string, number | boolean>>;
+
+export const values = (...shape: readonly number[]): Values => ({
+  shape,
+  data: new Float64Array(shape.reduce((a, b) => a * b, 1)),
+});
+const row = ({ shape, data }: Values, i: number): Float64Array => {
+  const length = shape.slice(1).reduce((a, b) => a * b, 1);
+  return data.subarray(i * length, (i + 1) * length);
+};
+const map = (f: (...x: readonly number[]) => number, ...all: readonly Values[]): Values => ({
+  shape: all[0]!.shape,
+  data: all[0]!.data.map((_, i) => f(...all.map(({ data }) => data[i]!))),
+});
+const sum = (x: Iterable<number>) => {
+  let total = 0;
+  for (const each of x) total += each;
+  return total;
+};
+const silu = (x: number) => x / (1 + Math.exp(-x));
+const softplus = (x: number) => (x > 20 ? x : Math.log1p(Math.exp(x)));
+export const logSumExp = (x: Float64Array) => {
+  const most = x.reduce((a, b) => Math.max(a, b), -Infinity);
+  return most + Math.log(sum(x.map((each) => Math.exp(each - most))));
+};
+
+function rmsNorm(x: Values, weight: Values, eps: number): Values {
+  const y = values(...x.shape);
+  for (let t = 0; t < x.shape[0]!; t++) {
+    const from = row(x, t);
+    const scale = 1 / Math.sqrt(sum(from.map((v) => v * v)) / from.length + eps);
+    row(y, t).set(from.map((v, j) => v * scale * weight.data[j]!));
+  }
+  return y;
+}
+
+function layerNorm({ x, weight, bias }: Inputs, eps: number): Values {
+  const y = values(...x!.shape);
+  for (let t = 0; t < x!.shape[0]!; t++) {
+    const from = row(x!, t);
+    const mean = sum(from) / from.length;
+    const scale = 1 / Math.sqrt(sum(from.map((v) => (v - mean) ** 2)) / from.length + eps);
+    row(y, t).set(from.map((v, j) => (v - mean) * scale * (weight?.data[j] ?? 1) + (bias?.data[j] ?? 0)));
+  }
+  return y;
+}
+
+function matmul({ x, weight, bias }: Inputs): Values {
+  const y = values(x!.shape[0]!, weight!.shape[0]!); // [m, n]
+  for (let i = 0; i < y.shape[0]!; i++)
+    for (let j = 0; j < y.shape[1]!; j++) {
+      const w = row(weight!, j);
+      row(y, i)[j] = sum(row(x!, i).map((v, k) => v * w[k]!)) + (bias?.data[j] ?? 0);
+    }
+  return y;
+}
+
+/** The sequences of packed tokens, each with the row of its state, if it has one. */
+function* sequences({
+  offsets,
+  slots,
+  state,
+}: Inputs): Generator<[number, number, Float64Array | undefined]> {
+  for (let s = 0; s + 1 < offsets!.data.length; s++) {
+    const slot = slots ? slots.data[s]! : s;
+    yield [offsets!.data[s]!, offsets!.data[s + 1]!, state && slot >= 0 ? row(state, slot) : undefined];
+  }
+}
+
+function causalConv1d(inputs: Inputs, attrs: Attrs): Values {
+  const { x, weight, bias } = inputs;
+  const [d, w] = weight!.shape as [number, number];
+  const y = values(...x!.shape);
+  for (const [begin, end, state] of sequences(inputs))
+    for (let c = 0; c < d; c++) {
+      const past = [...(state?.subarray(c * (w - 1), (c + 1) * (w - 1)) ?? Array<number>(w - 1).fill(0))];
+      for (let t = begin; t < end; t++) {
+        past.push(row(x!, t)[c]!);
+        const total =
+          sum(row(weight!, c).map((v, k) => v * past[past.length - w + k]!)) + (bias?.data[c] ?? 0);
+        row(y, t)[c] = attrs['silu'] ? silu(total) : total;
+      }
+      state?.set(past.slice(past.length - w + 1), c * (w - 1));
+    }
+  return y;
+}
+
+function selectiveScan(inputs: Inputs, attrs: Attrs): Values {
+  const { u, delta, A, B, C, D, z, deltaBias } = inputs;
+  const [d, n] = A!.shape as [number, number];
+  const y = values(...u!.shape);
+  const coefficients = (x: Values, t: number, c: number) => {
+    if (x.shape.length === 2) return row(x, c);
+    const group = Math.floor(c / (d / x.shape[1]!));
+    return row(x, t).subarray(group * n, (group + 1) * n);
+  };
+  for (const [begin, end, state] of sequences(inputs))
+    for (let c = 0; c < d; c++) {
+      const h = state ? state.subarray(c * n, (c + 1) * n) : new Float64Array(n);
+      for (let t = begin; t < end; t++) {
+        let step = row(delta!, t)[c]! + (deltaBias?.data[c] ?? 0);
+        if (attrs['deltaSoftplus']) step = softplus(step);
+        const input = row(u!, t)[c]!;
+        let total = (D?.data[c] ?? 0) * input;
+        for (let j = 0; j < n; j++) {
+          h[j] = Math.exp(step * row(A!, c)[j]!) * h[j]! + step * coefficients(B!, t, c)[j]! * input;
+          total += h[j]! * coefficients(C!, t, c)[j]!;
+        }
+        row(y, t)[c] = z ? total * silu(row(z, t)[c]!) : total;
+      }
+    }
+  return y;
+}
+
+export interface Filters {
+  readonly temperature: number;
+  readonly topK?: number;
+  readonly topP?: number;
+  readonly minP?: number;
+}
+
+/** The probabilities that a row of logits is sampled with. */
+export function distribution(
+  logits: readonly number[],
+  { temperature, topK = 0, topP = 1, minP = 0 }: Filters,
+): number[] {
+  const order = logits.map((_, i) => i).sort((a, b) => logits[b]! - logits[a]! || a - b);
+  const most = logits[order[0]!]!;
+  const weight = logits.map((x) => Math.exp((x - most) / temperature));
+  let kept = topK > 0 ? order.slice(0, topK) : order;
+  const total = sum(kept.map((i) => weight[i]!));
+  let before = 0;
+  // The nucleus: the fewest best tokens that hold top-p of what top-k has left.
+  kept = kept.filter((i) => {
+    const inside = before === 0 || before < topP * total;
+    before += weight[i]!;
+    return inside;
+  });
+  kept = kept.filter((i) => weight[i]! >= minP); // the best one has weight 1
+  const mass = sum(kept.map((i) => weight[i]!));
+  return logits.map((_, i) => (kept.includes(i) ? weight[i]! / mass : 0));
+}
+
+/** Greedy rows only; a draw has no one right answer. */
+function sampleGreedy({ logits, penalty, stop, quiet, seen, position, token, logprob }: Inputs): void {
+  for (let b = 0; b < logits!.shape[0]!; b++) {
+    const raw = row(logits!, b);
+    const marks = seen && row(seen, b);
+    const x = raw.map((v, i) => {
+      if (!((marks?.[i >> 5] ?? 0) & (1 << (i & 31)))) return v;
+      return v > 0 ? v / penalty!.data[b]! : v * penalty!.data[b]!;
+    });
+    if (stop && quiet && position!.data[b]! < quiet.data[b]!) for (const id of stop.data) x[id] = -Infinity;
+    const best = x.indexOf(x.reduce((a, c) => Math.max(a, c), -Infinity));
+    token!.data[b] = best;
+    logprob!.data[b] = raw[best]! - logSumExp(raw);
+    position!.data[b]! += 1;
+    if (marks) marks[best >> 5] = marks[best >> 5]! | (1 << (best & 31));
+  }
+}
+
+function takeRows(x: Values, rows: Float64Array): Values {
+  const y = values(rows.length, ...x.shape.slice(1));
+  rows.forEach((from, i) => row(y, i).set(row(x, from)));
+  return y;
+}
+
+/** By op name. In-place inputs are updated; outputs are returned. */
+export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs) => Inputs>> = {
+  cast: ({ x }) => ({ y: x! }),
+  add: ({ a, b }) => ({ y: map((p, q) => p! + q!, a!, b!) }),
+  neg_exp: ({ x }) => ({ y: map((v) => -Math.exp(v!), x!) }),
+  take_rows: ({ x, rows }) => ({ y: takeRows(x!, rows!.data) }),
+  zero_slots: ({ pool, slots }) => {
+    for (const slot of slots!.data) if (slot >= 0) row(pool!, slot).fill(0);
+    return {};
+  },
+  copy_slots: ({ from, fromSlots, to, toSlots }) => {
+    toSlots!.data.forEach((target, i) => {
+      const source = fromSlots!.data[i]!;
+      if (target >= 0 && source >= 0) row(to!, target).set(row(from!, source));
+      else if (target >= 0) row(to!, target).fill(0);
+    });
+    return {};
+  },
+  cross_entropy: ({ logits, labels }) => {
+    const loss = values(labels!.data.length);
+    labels!.data.forEach((label, t) => {
+      if (label !== -100) loss.data[t] = logSumExp(row(logits!, t)) - row(logits!, t)[label]!;
+    });
+    return { loss };
+  },
+  embedding: ({ ids, weight }) => ({ y: takeRows(weight!, ids!.data) }),
+  matmul: (inputs) => ({ y: matmul(inputs) }),
+  rms_norm: ({ x, weight }, { eps }) => ({ y: rmsNorm(x!, weight!, eps as number) }),
+  add_rms_norm: ({ x, residual, weight }, { eps }) => {
+    const total = map((p, q) => p! + q!, x!, residual!);
+    return { y: rmsNorm(total, weight!, eps as number), sum: total };
+  },
+  layer_norm: (inputs, { eps }) => ({ y: layerNorm(inputs, eps as number) }),
+  causal_conv1d: (inputs, attrs) => ({ y: causalConv1d(inputs, attrs) }),
+  selective_scan: (inputs, attrs) => ({ y: selectiveScan(inputs, attrs) }),
+  sample: (inputs) => {
+    sampleGreedy(inputs);
+    return {};
+  },
+};
