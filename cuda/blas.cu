@@ -15,11 +15,11 @@ namespace ss::cuda {
 namespace {
 
 // Of cublasLt.h, which is not there when this is built.
-enum : int { kR32F = 0, kR16F = 2, kR16BF = 14 };            // cudaDataType
-enum : int { kCompute32F = 68 };                             // true f32: no TF32
-enum : int { kDescTransA = 3, kOpT = 1 };                    //
+enum : int { kR32F = 0, kR16F = 2, kR16BF = 14 };  // cudaDataType
+enum : int { kCompute32F = 68 };                   // true f32: no TF32
+enum : int { kDescTransA = 3, kOpT = 1 };
 enum : int { kPrefWorkspace = 1, kPrefReduction = 3, kPrefAlignA = 5 };  // then B, C, D
-enum : int { kReduceInComputeType = 2 };                     // parts of a split k are summed in f32
+enum : int { kReduceInComputeType = 2 };  // parts of a split k are summed in f32
 
 struct Algo {
   uint64_t data[8];
@@ -46,11 +46,11 @@ struct Api {
   int (*MatmulPreferenceCreate)(Object*);
   int (*MatmulPreferenceDestroy)(Object);
   int (*MatmulPreferenceSetAttribute)(Object, int, const void*, size_t);
-  int (*MatmulAlgoGetHeuristic)(Object, Object, Object a, Object b, Object c, Object d, Object preference,
-                                int wanted, Heuristic*, int* found);
+  int (*MatmulAlgoGetHeuristic)(Object, Object, Object a, Object b, Object c, Object d,
+                                Object preference, int wanted, Heuristic*, int* found);
   int (*Matmul)(Object, Object, const void* alpha, const void* a, Object, const void* b, Object,
-                const void* beta, const void* c, Object, void* d, Object, const Algo*, void* workspace,
-                size_t bytes, cudaStream_t);
+                const void* beta, const void* c, Object, void* d, Object, const Algo*,
+                void* workspace, size_t bytes, cudaStream_t);
 };
 
 // Null, or what is missing.
@@ -94,7 +94,8 @@ std::vector<std::string> places() {
   std::vector<std::string> folders;
   for (const char* variable : {"CUDA_PATH", "CUDA_HOME"})
     if (const char* root = std::getenv(variable))
-      for (const char* lib : {"/lib64", "/lib", "/targets/*/lib"}) folders.push_back(root + std::string(lib));
+      for (const char* lib : {"/lib64", "/lib", "/targets/*/lib"})
+        folders.push_back(root + std::string(lib));
   for (const char* lib : {"/lib64", "/lib", "/targets/*/lib"})
     folders.push_back(std::string("/usr/local/cuda") + lib);
   for (const char* variable : {"VIRTUAL_ENV", "CONDA_PREFIX"})
@@ -134,7 +135,8 @@ struct Relaxed {
   ~Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode); }
 };
 
-// The product that a library must get right before it is used: whole numbers, so the answer is exact.
+// The product that a library must get right before it is used: whole numbers, so the answer is
+// exact.
 struct Known {
   static constexpr int m = 24, n = 40, k = 64;
   uint16_t x[m * k], w[n * k];
@@ -212,9 +214,10 @@ struct Blas::Impl {
       if (path.find('/') != std::string::npos) reasons += "\n  " + path + ": " + reason;
     }
     say("cuBLASLt is not used, large matmuls are slower: no " + std::string(kNames[0]) + " or " +
-        kNames[1] + " that works was found on the loader's path, in CUDA_PATH, /usr/local/cuda, "
-        "VIRTUAL_ENV or npm's folders. Install CUDA's cuBLAS, or set " + kVariable +
-        " to the library's path" + (reasons.empty() ? "." : ". Tried:" + reasons));
+        kNames[1] +
+        " that works was found on the loader's path, in CUDA_PATH, /usr/local/cuda, "
+        "VIRTUAL_ENV or npm's folders. Install CUDA's cuBLAS, or set " +
+        kVariable + " to the library's path" + (reasons.empty() ? "." : ". Tried:" + reasons));
   }
 
   // Empty, or why this library cannot be used.
@@ -243,13 +246,15 @@ struct Blas::Impl {
   bool works() {
     const auto known = std::make_unique<Known>();
     Known* there = reinterpret_cast<Known*>(workspace + bytes);
-    const Product p{there->x, there->w, nullptr,  there->y,    Known::m,   Known::n,  Known::k,
+    const Product p{there->x, there->w, nullptr,  there->y,    Known::m,    Known::n,  Known::k,
                     Known::k, Known::k, Known::n, DType::bf16, DType::bf16, DType::f32};
     cudaStream_t stream = nullptr;
     if (cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)) return false;
-    cudaError_t error = cudaMemcpyAsync(there, known.get(), sizeof(Known), cudaMemcpyHostToDevice, stream);
+    cudaError_t error =
+        cudaMemcpyAsync(there, known.get(), sizeof(Known), cudaMemcpyHostToDevice, stream);
     const bool ran = !error && multiply(stream, p, false);
-    if (ran) error = cudaMemcpyAsync(known.get(), there, sizeof(Known), cudaMemcpyDeviceToHost, stream);
+    if (ran)
+      error = cudaMemcpyAsync(known.get(), there, sizeof(Known), cudaMemcpyDeviceToHost, stream);
     if (const cudaError_t waited = cudaStreamSynchronize(stream)) error = waited;
     cudaStreamDestroy(stream);
     cudaGetLastError();  // the caller's launch must not meet it
@@ -265,15 +270,21 @@ struct Blas::Impl {
     const Plan& plan = plan_of(p, add);
     if (!plan.usable) return false;
     const float alpha = 1, beta = add ? 1 : 0;
-    return api.Matmul(handle, plan.desc, &alpha, p.w, plan.w, p.x, plan.x, &beta, p.y, plan.y, p.y, plan.y,
-                      &plan.algo, workspace, bytes, stream) == 0;
+    return api.Matmul(handle, plan.desc, &alpha, p.w, plan.w, p.x, plan.x, &beta, p.y, plan.y, p.y,
+                      plan.y, &plan.algo, workspace, bytes, stream) == 0;
   }
 
   const Plan& plan_of(const Product& p, bool add) {
     const uint32_t align[4] = {alignment(p.w), alignment(p.x), alignment(p.y), alignment(p.y)};
-    const Key key{p.m, p.n, p.k, p.x_stride, p.w_stride, p.y_stride,
-                  static_cast<int64_t>(p.x_type) | static_cast<int64_t>(p.y_type) << 8 | int64_t{add} << 16,
-                  align[0] | int64_t{align[1]} << 16 | int64_t{align[2]} << 32};
+    const Key key{
+        p.m,
+        p.n,
+        p.k,
+        p.x_stride,
+        p.w_stride,
+        p.y_stride,
+        static_cast<int64_t>(p.x_type) | static_cast<int64_t>(p.y_type) << 8 | int64_t{add} << 16,
+        align[0] | int64_t{align[1]} << 16 | int64_t{align[2]} << 32};
     const auto found = plans.find(key);
     if (found != plans.end()) return found->second;
     if (plans.size() >= kPlans) forget();
@@ -285,7 +296,8 @@ struct Blas::Impl {
   bool make(const Product& p, const uint32_t (&align)[4], Plan& plan) {
     const int in = type_code(p.x_type), out = type_code(p.y_type), transposed = kOpT;
     const uint32_t reduction = kReduceInComputeType;
-    const uint64_t m = static_cast<uint64_t>(p.m), n = static_cast<uint64_t>(p.n), k = static_cast<uint64_t>(p.k);
+    const uint64_t m = static_cast<uint64_t>(p.m), n = static_cast<uint64_t>(p.n),
+                   k = static_cast<uint64_t>(p.k);
     if (api.MatmulDescCreate(&plan.desc, kCompute32F, kR32F) ||
         api.MatmulDescSetAttribute(plan.desc, kDescTransA, &transposed, sizeof transposed) ||
         api.MatrixLayoutCreate(&plan.w, in, k, n, p.w_stride) ||
@@ -295,15 +307,17 @@ struct Blas::Impl {
     Object preference = nullptr;
     if (api.MatmulPreferenceCreate(&preference)) return false;
     const uint64_t room = bytes;
-    bool set = !api.MatmulPreferenceSetAttribute(preference, kPrefWorkspace, &room, sizeof room) &&
-               !api.MatmulPreferenceSetAttribute(preference, kPrefReduction, &reduction, sizeof reduction);
+    bool set =
+        !api.MatmulPreferenceSetAttribute(preference, kPrefWorkspace, &room, sizeof room) &&
+        !api.MatmulPreferenceSetAttribute(preference, kPrefReduction, &reduction, sizeof reduction);
     for (int i = 0; i < 4 && set; i++)
-      set = !api.MatmulPreferenceSetAttribute(preference, kPrefAlignA + i, &align[i], sizeof align[i]);
+      set = !api.MatmulPreferenceSetAttribute(preference, kPrefAlignA + i, &align[i],
+                                              sizeof align[i]);
     Heuristic best{};
     int count = 0;
     const bool found = set &&
-                       !api.MatmulAlgoGetHeuristic(handle, plan.desc, plan.w, plan.x, plan.y, plan.y, preference,
-                                                   1, &best, &count) &&
+                       !api.MatmulAlgoGetHeuristic(handle, plan.desc, plan.w, plan.x, plan.y,
+                                                   plan.y, preference, 1, &best, &count) &&
                        count == 1 && best.status == 0 && best.workspace <= bytes;
     api.MatmulPreferenceDestroy(preference);
     plan.algo = best.algo;

@@ -1,5 +1,5 @@
-// cuBLASLt, found and loaded at run time: neither header nor library is needed to build, and without
-// it matmul has kernels of its own.
+// cuBLASLt, found and loaded at run time: neither header nor library is needed to build, and
+// without it matmul has kernels of its own.
 #pragma once
 #include <cuda_runtime.h>
 

@@ -9,8 +9,9 @@ namespace {
 
 constexpr int32_t kIgnored = -100;
 
-__global__ void __launch_bounds__(512) row_losses(const float* logits, int64_t stride, const int32_t* labels,
-                                                  int64_t t, int64_t v, float* loss, Fault* fault) {
+__global__ void __launch_bounds__(512)
+    row_losses(const float* logits, int64_t stride, const int32_t* labels, int64_t t, int64_t v,
+               float* loss, Fault* fault) {
   for (int64_t i = blockIdx.x; i < t; i += gridDim.x) {
     const int32_t label = labels[i];
     if (label < 0 || label >= v) {  // the same for the whole block
@@ -25,7 +26,8 @@ __global__ void __launch_bounds__(512) row_losses(const float* logits, int64_t s
     for (int64_t j = threadIdx.x; j < v; j += blockDim.x) most = fmaxf(most, row[j]);
     const float largest = block_max(most);
     double total = 0;
-    for (int64_t j = threadIdx.x; j < v; j += blockDim.x) total += static_cast<double>(expf(row[j] - largest));
+    for (int64_t j = threadIdx.x; j < v; j += blockDim.x)
+      total += static_cast<double>(expf(row[j] - largest));
     total = block_sum(total);
     if (threadIdx.x == 0) loss[i] = static_cast<float>(log(total) + largest - row[label]);
   }

@@ -1,5 +1,5 @@
-// Small ops that only move or touch each element once: memory bound. Threads take neighbouring packs
-// of up to 16 bytes, across all rows.
+// Small ops that only move or touch each element once: memory bound. Threads take neighbouring
+// packs of up to 16 bytes, across all rows.
 #include "device/pack.cuh"
 #include "dispatch.cuh"
 #include "stream.h"
@@ -21,7 +21,8 @@ struct Rows {
 
 // y = f(a) or f(a, b), each element through f32.
 template <int N, bool Two, class T, class Y, class F>
-__global__ void map_packs(F f, int64_t rows, int64_t length, Rows<Y> y, Rows<const T> a, Rows<const T> b) {
+__global__ void map_packs(F f, int64_t rows, int64_t length, Rows<Y> y, Rows<const T> a,
+                          Rows<const T> b) {
   const int64_t across = length / N, step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t p = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; p < rows * across; p += step) {
     const int64_t row = rows == 1 ? 0 : p / across, column = (p - row * across) * N;
@@ -41,8 +42,10 @@ __global__ void map_packs(F f, int64_t rows, int64_t length, Rows<Y> y, Rows<con
 template <int N, bool Two, class T, class Y, class F>
 void launch_map(Stream& s, F f, int64_t rows, int64_t length, Out y, In a, In b) {
   const int64_t blocks = (rows * (length / N) + 255) / 256;
-  map_packs<N, Two, T, Y><<<static_cast<unsigned>(blocks < 1 << 20 ? blocks : 1 << 20), 256, 0, s.handle>>>(
-      f, rows, length, {y.data<Y>(), y.stride()}, {a.data<T>(), a.stride()}, {b.data<T>(), b.stride()});
+  map_packs<N, Two, T, Y>
+      <<<static_cast<unsigned>(blocks < 1 << 20 ? blocks : 1 << 20), 256, 0, s.handle>>>(
+          f, rows, length, {y.data<Y>(), y.stride()}, {a.data<T>(), a.stride()},
+          {b.data<T>(), b.stride()});
 }
 
 // Where f takes one, b is a again.
@@ -74,7 +77,9 @@ struct Sum {
   __device__ float operator()(float a, float b) const { return a + b; }
 };
 struct NegExp {  // in double, since everything after depends on it
-  __device__ float operator()(float x) const { return static_cast<float>(-exp(static_cast<double>(x))); }
+  __device__ float operator()(float x) const {
+    return static_cast<float>(-exp(static_cast<double>(x)));
+  }
 };
 
 // A list of row numbers: absent, or i32 with the fault that tells of those that are out of range.
@@ -96,9 +101,10 @@ struct Numbers {
 
 // Rows as `units` of U: to[targets[i]] = from[sources[i]], or zeros where there is no source.
 template <class U>
-__global__ void move_rows(int64_t n, int64_t units, const U* from, int64_t from_stride, Numbers sources, U* to,
-                          int64_t to_stride, Numbers targets) {
-  const int64_t first = blockIdx.y * int64_t{blockDim.x} + threadIdx.x, step = int64_t{gridDim.y} * blockDim.x;
+__global__ void move_rows(int64_t n, int64_t units, const U* from, int64_t from_stride,
+                          Numbers sources, U* to, int64_t to_stride, Numbers targets) {
+  const int64_t first = blockIdx.y * int64_t{blockDim.x} + threadIdx.x,
+                step = int64_t{gridDim.y} * blockDim.x;
   const bool tell = first == 0;
   for (int64_t i = blockIdx.x; i < n; i += gridDim.x) {
     const int64_t source = sources.at(i, tell), target = targets.at(i, tell);
@@ -112,7 +118,8 @@ __global__ void move_rows(int64_t n, int64_t units, const U* from, int64_t from_
 }
 
 // `from` null: zeros.
-void move(Stream& s, int64_t n, const View* from, Numbers sources, const View& to, Numbers targets) {
+void move(Stream& s, int64_t n, const View* from, Numbers sources, const View& to,
+          Numbers targets) {
   const int64_t size = size_of(to.dtype), bytes = row_length(to) * size;
   if (n == 0 || bytes == 0) return;
   const auto fits = [&](const View* v, int64_t unit) {
@@ -126,8 +133,9 @@ void move(Stream& s, int64_t n, const View* from, Numbers sources, const View& t
                     static_cast<unsigned>(across < 65535 ? across : 65535));
     const int threads = units >= 256 ? 256 : static_cast<int>((units + 31) / 32 * 32);
     move_rows<U><<<grid, threads, 0, s.handle>>>(
-        n, units, from ? static_cast<const U*>(from->data) : nullptr, from ? from->stride * size / each : 0,
-        sources, static_cast<U*>(to.data), to.stride * size / each, targets);
+        n, units, from ? static_cast<const U*>(from->data) : nullptr,
+        from ? from->stride * size / each : 0, sources, static_cast<U*>(to.data),
+        to.stride * size / each, targets);
   };
   if (bytes % 16 == 0 && fits(from, 16) && fits(&to, 16))
     launch(uint4{});
@@ -177,7 +185,8 @@ KERNEL(zero_slots)
 // Copying from a negative slot leaves zeros, to one nothing.
 void copy_slots(Stream& s, In from, In from_slots, InOut to, In to_slots) {
   move(s, to_slots.size(0), from.view,
-       slots_of(s, from_slots, from.size(0), "from_slots[%lld] is %d, expected less than %lld"), *to.view,
+       slots_of(s, from_slots, from.size(0), "from_slots[%lld] is %d, expected less than %lld"),
+       *to.view,
        slots_of(s, to_slots, to.size(0), "to_slots[%lld] is %d, expected less than %lld"));
 }
 KERNEL(copy_slots)

@@ -1,5 +1,5 @@
-// y = weight[ids]: rows of the table, converted to the type of y. One block a token; t*d*(sizeof(W) +
-// sizeof(Y)) bytes move.
+// y = weight[ids]: rows of the table, converted to the type of y. One block a token; t*d*(sizeof(W)
+// + sizeof(Y)) bytes move.
 #include "device/pack.cuh"
 #include "dispatch.cuh"
 #include "stream.h"
@@ -9,8 +9,9 @@ namespace {
 
 // A row whose id is out of range becomes zero, and the fault is reported.
 template <int N, class W, class Y>
-__global__ void take_embeddings(const int32_t* ids, const W* weight, int64_t w_stride, int64_t vocabulary,
-                                int64_t tokens, int64_t d, Y* y, int64_t y_stride, Fault* fault) {
+__global__ void take_embeddings(const int32_t* ids, const W* weight, int64_t w_stride,
+                                int64_t vocabulary, int64_t tokens, int64_t d, Y* y,
+                                int64_t y_stride, Fault* fault) {
   for (int64_t i = blockIdx.x; i < tokens; i += gridDim.x) {
     const int32_t id = ids[i];
     const bool known = id >= 0 && id < vocabulary;
@@ -29,8 +30,8 @@ void launch(Stream& s, In ids, In weight, Out y) {
   const int threads = packs >= 256 ? 256 : static_cast<int>((packs + 31) / 32 * 32);
   const unsigned blocks = static_cast<unsigned>(tokens < INT32_MAX ? tokens : INT32_MAX);
   take_embeddings<N><<<blocks, threads, 0, s.handle>>>(
-      ids.data<int32_t>(), weight.data<W>(), weight.stride(), weight.size(0), tokens, d, y.data<Y>(),
-      y.stride(), s.fault("ids[%lld] is %d, expected 0 to %lld"));
+      ids.data<int32_t>(), weight.data<W>(), weight.stride(), weight.size(0), tokens, d,
+      y.data<Y>(), y.stride(), s.fault("ids[%lld] is %d, expected 0 to %lld"));
 }
 
 }  // namespace

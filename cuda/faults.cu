@@ -11,7 +11,8 @@ namespace ss::cuda {
 Faults::Faults() {
   void* memory = nullptr;
   const size_t bytes = kMost * sizeof(Fault);
-  if (const cudaError_t error = cudaHostAlloc(&memory, bytes, cudaHostAllocMapped | cudaHostAllocPortable))
+  if (const cudaError_t error =
+          cudaHostAlloc(&memory, bytes, cudaHostAllocMapped | cudaHostAllocPortable))
     throw std::runtime_error(cudaGetErrorString(error));
   memory_ = static_cast<Fault*>(memory);
   for (int i = 0; i < kMost; i++) memory_[i] = {kNoFault, 0};
@@ -35,7 +36,8 @@ bool Faults::take(char* text, size_t size) {
     if (found) continue;
     found = true;
     char message[192];
-    std::snprintf(message, sizeof message, sites_[i].format, static_cast<long long>(fault.place >> 32),
+    std::snprintf(message, sizeof message, sites_[i].format,
+                  static_cast<long long>(fault.place >> 32),
                   static_cast<int>(static_cast<uint32_t>(fault.place)), fault.limit);
     std::snprintf(text, size, "%s: %s", sites_[i].op, message);
   }

@@ -1,6 +1,6 @@
 // y = (x - mean) / sqrt(variance + eps) * weight? + bias? over the last dimension. One block a row,
-// which is read from memory once and then twice from the cache: the variance is taken around the mean.
-// t*d*(sizeof(X) + sizeof(Y)) bytes move.
+// which is read from memory once and then twice from the cache: the variance is taken around the
+// mean. t*d*(sizeof(X) + sizeof(Y)) bytes move.
 #include "device/pack.cuh"
 #include "device/reduce.cuh"
 #include "dispatch.cuh"
@@ -10,8 +10,8 @@ namespace ss::cuda {
 namespace {
 
 template <int N, class X, class Y>
-__global__ void norm_rows(const X* x, int64_t x_stride, const float* weight, const float* bias, float eps,
-                          int64_t t, int64_t d, Y* y, int64_t y_stride) {
+__global__ void norm_rows(const X* x, int64_t x_stride, const float* weight, const float* bias,
+                          float eps, int64_t t, int64_t d, Y* y, int64_t y_stride) {
   const int64_t step = int64_t{blockDim.x} * N, first = int64_t{threadIdx.x} * N;
   for (int64_t i = blockIdx.x; i < t; i += gridDim.x) {
     const X* row = x + i * x_stride;
@@ -49,8 +49,8 @@ void launch(Stream& s, In x, Opt weight, Opt bias, float eps, Out y) {
   const int threads = packs >= 256 ? 256 : static_cast<int>((packs + 31) / 32 * 32);
   const unsigned blocks = static_cast<unsigned>(t < INT32_MAX ? t : INT32_MAX);
   norm_rows<N><<<blocks, threads, 0, s.handle>>>(
-      x.data<X>(), x.stride(), weight ? weight.data<float>() : nullptr, bias ? bias.data<float>() : nullptr,
-      eps, t, d, y.data<Y>(), y.stride());
+      x.data<X>(), x.stride(), weight ? weight.data<float>() : nullptr,
+      bias ? bias.data<float>() : nullptr, eps, t, d, y.data<Y>(), y.stride());
 }
 
 }  // namespace

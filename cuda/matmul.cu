@@ -1,6 +1,7 @@
-// y = x W^T + bias, summed in f32. Up to 16 rows of x: matmul_few.cuh, at the speed of memory. More:
-// cuBLASLt where x and W have one type and the library is there, else matmul_tile.cuh. A row's bits do
-// not depend on the rows beside it, but for cuBLASLt, which chooses an order of summation by m.
+// y = x W^T + bias, summed in f32. Up to 16 rows of x: matmul_few.cuh, at the speed of memory.
+// More: cuBLASLt where x and W have one type and the library is there, else matmul_tile.cuh. A
+// row's bits do not depend on the rows beside it, but for cuBLASLt, which chooses an order of
+// summation by m.
 #include "dispatch.cuh"
 #include "matmul_tile.cuh"
 #include "stream.h"
@@ -47,18 +48,10 @@ void multiply_few_rows(Stream& s, In x, In weight, const Product& p) {
 }  // namespace
 
 void matmul(Stream& s, In x, In weight, Opt bias, Out y) {  // [m, k], [n, k], [n] -> [m, n]
-  const Product p{x.view->data,
-                  weight.view->data,
-                  bias ? bias.data<float>() : nullptr,
-                  y.view->data,
-                  x.size(0),
-                  weight.size(0),
-                  x.size(1),
-                  x.stride(),
-                  weight.stride(),
-                  y.stride(),
-                  x.dtype(),
-                  weight.dtype(),
+  const Product p{x.view->data, weight.view->data, bias ? bias.data<float>() : nullptr,
+                  y.view->data, x.size(0),         weight.size(0),
+                  x.size(1),    x.stride(),        weight.stride(),
+                  y.stride(),   x.dtype(),         weight.dtype(),
                   y.dtype()};
   if (p.m == 0 || p.n == 0) return;
   const bool few = p.m <= kFew, same = p.x_type == p.w_type;

@@ -1,4 +1,5 @@
-// What one matmul is asked for: y = x W^T + bias, rows strided, pointers of the types that x and y say.
+// What one matmul is asked for: y = x W^T + bias, rows strided, pointers of the types that x and y
+// say.
 #pragma once
 #include "../native/tensor.h"
 

@@ -2,10 +2,10 @@
 // n * k * sizeof(W) bytes in all. A sum's order depends on k alone, so a row of y has the same bits
 // for any number of rows beside it.
 //
-// few_mma (x and W both bf16 or both f16): a block has 8 R rows of W; its warps take 64 columns of k in
-// turn, and their sums are added in the order of the warps. The tensor cores multiply 16 rows of x,
-// of which the absent ones are copies of the last; they have ten times the speed that memory asks for.
-// few_fma (x f32, any W): a warp has R rows of W, its lanes take k in turn.
+// few_mma (x and W both bf16 or both f16): a block has 8 R rows of W; its warps take 64 columns of
+// k in turn, and their sums are added in the order of the warps. The tensor cores multiply 16 rows
+// of x, of which the absent ones are copies of the last; they have ten times the speed that memory
+// asks for. few_fma (x f32, any W): a warp has R rows of W, its lanes take k in turn.
 #pragma once
 #include "device/mma.cuh"
 #include "device/pack.cuh"
@@ -30,28 +30,30 @@ __device__ inline void store_as(const Product& p, int64_t row, int64_t column, f
     from_float(static_cast<__half*>(p.y)[at], sum);
 }
 
-// 16 bytes, or zeros. As written here: the compiler would move loads down to where they are used, and
-// few would be under way at a time. Once: what no other block will want from the cache.
+// 16 bytes, or zeros. As written here: the compiler would move loads down to where they are used,
+// and few would be under way at a time. Once: what no other block will want from the cache.
 template <bool Once>
 __device__ inline uint4 load_sixteen(const void* p, bool there) {
   uint4 v;
   if constexpr (Once)
     asm volatile(
-        "{.reg .pred p; setp.ne.s32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n"
+        "{.reg .pred p; setp.ne.s32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 "
+        "%3, 0;\n"
         "@p ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];}"
         : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
         : "l"(p), "r"(static_cast<int>(there)));
   else
     asm volatile(
-        "{.reg .pred p; setp.ne.s32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n"
+        "{.reg .pred p; setp.ne.s32 p, %5, 0; mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 "
+        "%3, 0;\n"
         "@p ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];}"
         : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
         : "l"(p), "r"(static_cast<int>(there)));
   return v;
 }
 
-// Eight elements of a row from column `at` on, as pairs; zeros from column k on. Wide: as one access,
-// with k a multiple of 8.
+// Eight elements of a row from column `at` on, as pairs; zeros from column k on. Wide: as one
+// access, with k a multiple of 8.
 template <bool Wide, bool Once, class T>
 __device__ inline uint4 load_eight(const T* row, int64_t at, int64_t k) {
   if constexpr (Wide) {
@@ -62,7 +64,8 @@ __device__ inline uint4 load_eight(const T* row, int64_t at, int64_t k) {
     for (int i = 0; i < 4; i++) {
       const int64_t j = at + 2 * i;
       const uint16_t* bits = reinterpret_cast<const uint16_t*>(row);
-      pair[i] = (j < k ? bits[j] : 0u) | (j + 1 < k ? static_cast<uint32_t>(bits[j + 1]) << 16 : 0u);
+      pair[i] =
+          (j < k ? bits[j] : 0u) | (j + 1 < k ? static_cast<uint32_t>(bits[j + 1]) << 16 : 0u);
     }
     return {pair[0], pair[1], pair[2], pair[3]};
   }
@@ -71,8 +74,8 @@ __device__ inline uint4 load_eight(const T* row, int64_t at, int64_t k) {
 constexpr int kFewWarps = 8;
 constexpr int kFewStep = 64;  // columns that a warp takes at a time
 
-// Tall: more than 8 rows of x. U: steps whose loads are under way together: for them it takes the second
-// launch bound, without which the compiler saves registers and waits for each.
+// Tall: more than 8 rows of x. U: steps whose loads are under way together: for them it takes the
+// second launch bound, without which the compiler saves registers and waits for each.
 template <class T, int R, bool Tall, bool Wide>
 __global__ void __launch_bounds__(32 * kFewWarps, 2) few_mma(const Product p) {
   constexpr int U = !Wide ? 1 : R == 1 ? 4 : R == 2 ? 2 : 1;
@@ -85,7 +88,8 @@ __global__ void __launch_bounds__(32 * kFewWarps, 2) few_mma(const Product p) {
   const T* x_high = x + least(g + 8, p.m - 1) * p.x_stride;
   const T* w[R];
 #pragma unroll
-  for (int r = 0; r < R; r++) w[r] = static_cast<const T*>(p.w) + least(first + 8 * r + g, p.n - 1) * p.w_stride;
+  for (int r = 0; r < R; r++)
+    w[r] = static_cast<const T*>(p.w) + least(first + 8 * r + g, p.n - 1) * p.w_stride;
 
   float c[R][4] = {};
   for (int64_t k0 = warp * kFewStep; k0 < k; k0 += U * warps * kFewStep) {
@@ -151,7 +155,8 @@ __global__ void __launch_bounds__(128, M <= 4 ? 4 : 2) few_fma(const Product p) 
   if (first >= p.n) return;  // the whole warp
   const W* w[R];
 #pragma unroll
-  for (int r = 0; r < R; r++) w[r] = static_cast<const W*>(p.w) + least(first + r, p.n - 1) * p.w_stride;
+  for (int r = 0; r < R; r++)
+    w[r] = static_cast<const W*>(p.w) + least(first + r, p.n - 1) * p.w_stride;
   const float* x = static_cast<const float*>(p.x);
 
   float sums[R][M] = {};
@@ -172,7 +177,8 @@ __global__ void __launch_bounds__(128, M <= 4 ? 4 : 2) few_fma(const Product p) 
 #pragma unroll
         for (int r = 0; r < R; r++)
 #pragma unroll
-          for (int j = 0; j < V; j++) sums[r][i] = fmaf(to_float(raw[u][r].item[j]), v.item[j], sums[r][i]);
+          for (int j = 0; j < V; j++)
+            sums[r][i] = fmaf(to_float(raw[u][r].item[j]), v.item[j], sums[r][i]);
       }
     }
   }

@@ -1,8 +1,9 @@
-// matmul of many rows of x without cuBLASLt. Blocks of threads compute tiles of y from tiles of x and W
-// in shared memory. Every element is one sum over k in its own order, whatever its place in a tile.
+// matmul of many rows of x without cuBLASLt. Blocks of threads compute tiles of y from tiles of x
+// and W in shared memory. Every element is one sum over k in its own order, whatever its place in a
+// tile.
 //
-// tile_mma (x and W both bf16 or both f16, 16-byte rows): 64 x 128 of y a block, 32 x 64 a warp, on the
-// tensor cores; three stages of 32 columns, two of them on their way while one is used.
+// tile_mma (x and W both bf16 or both f16, 16-byte rows): 64 x 128 of y a block, 32 x 64 a warp, on
+// the tensor cores; three stages of 32 columns, two of them on their way while one is used.
 // tile_fma (any types): 64 x 64 of y a block, 4 x 4 a thread, in f32.
 #pragma once
 #include "device/mma.cuh"
@@ -50,7 +51,8 @@ __global__ void __launch_bounds__(128) tile_mma(const Product p, int64_t tiles_n
     for (int kk = 0; kk < kTileK; kk += 16) {
       uint32_t a[2][4], b[4][4];
 #pragma unroll
-      for (int i = 0; i < 2; i++) load_matrices(a[i], &now[x0 + 16 * i + lane % 16][kk + lane / 16 * 8]);
+      for (int i = 0; i < 2; i++)
+        load_matrices(a[i], &now[x0 + 16 * i + lane % 16][kk + lane / 16 * 8]);
 #pragma unroll
       for (int j = 0; j < 4; j++)
         load_matrices(b[j], &now[w0 + 16 * j + lane / 16 * 8 + lane % 8][kk + lane / 8 % 2 * 8]);
@@ -58,7 +60,8 @@ __global__ void __launch_bounds__(128) tile_mma(const Product p, int64_t tiles_n
       for (int i = 0; i < 2; i++)
 #pragma unroll
         for (int j = 0; j < 8; j++)
-          mma(c[i][j], a[i][0], a[i][1], a[i][2], a[i][3], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1], T{});
+          mma(c[i][j], a[i][0], a[i][1], a[i][2], a[i][3], b[j / 2][j % 2 * 2],
+              b[j / 2][j % 2 * 2 + 1], T{});
     }
   }
 
@@ -80,7 +83,8 @@ __global__ void __launch_bounds__(256) tile_fma(const Product p, int64_t tiles_n
   __shared__ __align__(16) float xs[kDepth][kSide + 4], ws[kDepth][kSide + 4];
   const int64_t row = blockIdx.x / tiles_n * kSide, column = blockIdx.x % tiles_n * kSide;
   // As a loader: four neighbours along k of one row; as a worker: 4 x 4 of y.
-  const int r = threadIdx.x / 4, c = threadIdx.x % 4 * 4, y0 = threadIdx.x / 16 * 4, y1 = threadIdx.x % 16 * 4;
+  const int r = threadIdx.x / 4, c = threadIdx.x % 4 * 4, y0 = threadIdx.x / 16 * 4,
+            y1 = threadIdx.x % 16 * 4;
   const X* x = static_cast<const X*>(p.x) + least(row + r, p.m - 1) * p.x_stride;
   const W* w = static_cast<const W*>(p.w) + least(column + r, p.n - 1) * p.w_stride;
 
@@ -116,7 +120,8 @@ __global__ void __launch_bounds__(256) tile_fma(const Product p, int64_t tiles_n
   for (int i = 0; i < 4; i++)
 #pragma unroll
     for (int j = 0; j < 4; j++)
-      if (row + y0 + i < p.m && column + y1 + j < p.n) store_as(p, row + y0 + i, column + y1 + j, sums[i][j]);
+      if (row + y0 + i < p.m && column + y1 + j < p.n)
+        store_as(p, row + y0 + i, column + y1 + j, sums[i][j]);
 }
 
 template <class T>

@@ -1,6 +1,8 @@
 #include "queue.h"
 
 #include <cstdio>
+#include <cstdlib>
+#include <vector>
 
 namespace ss::cuda {
 namespace {
@@ -25,12 +27,37 @@ bool costs_the_context(cudaError_t error) {
   }
 }
 
+// All queues of the process, never destroyed. exit() takes the CUDA driver down while their threads
+// still run: a launch in that moment crashes. The driver is up when the first queue is made, so this
+// handler runs before the driver's own.
+struct Live {
+  std::mutex mutex;
+  std::vector<Queue*> queues;
+};
+Live& live() {
+  static Live* all = [] {
+    std::atexit([] {
+      std::lock_guard lock(live().mutex);
+      for (Queue* queue : live().queues) queue->abandon();
+    });
+    return new Live;
+  }();
+  return *all;
+}
+
 }  // namespace
 
 Queue::Queue(int device, cudaStream_t stream)
-    : stream_(stream), thread_([this, device] { loop(device); }) {}
+    : stream_(stream), thread_([this, device] { loop(device); }) {
+  std::lock_guard lock(live().mutex);
+  live().queues.push_back(this);
+}
 
 Queue::~Queue() {
+  {
+    std::lock_guard lock(live().mutex);
+    std::erase(live().queues, this);
+  }
   {
     std::lock_guard lock(mutex_);
     closing_ = true;
@@ -51,6 +78,13 @@ void Queue::drain() {
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [this] { return tasks_.empty() && !busy_; });
   cudaStreamSynchronize(stream_);  // what it reports, the next read reports too
+}
+
+void Queue::abandon() {
+  std::unique_lock lock(mutex_);
+  tasks_.clear();
+  closing_ = true;
+  changed_.wait(lock, [this] { return !busy_; });
 }
 
 void Queue::loop(int device) {

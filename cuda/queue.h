@@ -20,7 +20,8 @@ class Queue {
   Queue(int device, cudaStream_t stream);
   ~Queue();  // runs what is queued, then stops
   void push(Task task);
-  void drain();  // waits until all that is queued has run on the device
+  void drain();    // waits until all that is queued has run on the device
+  void abandon();  // drops what is queued, and returns when nothing more is given to the device
 
   // The rest belongs to tasks.
   cudaStream_t stream() const { return stream_; }

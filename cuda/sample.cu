@@ -1,16 +1,17 @@
-// Draws one token a row: repetition penalty, temperature, top-k, top-p, min-p, in this order, each on
-// what the one before has left. Greedy where the temperature is 0. The random number of a row comes from
-// its own seed and position alone, so that a row's tokens do not depend on the batch.
+// Draws one token a row: repetition penalty, temperature, top-k, top-p, min-p, in this order, each
+// on what the one before has left. Greedy where the temperature is 0. The random number of a row
+// comes from its own seed and position alone, so that a row's tokens do not depend on the batch.
 //
-// One block a row. The row is read once into shared memory where it fits (53,000 tokens on Hopper), else
-// again for each pass. Nothing sorts the vocabulary: a histogram of the weights bounds what the
-// filters can leave; up to kSorted candidates are sorted, more are searched for by bisection.
+// One block a row. The row is read once into shared memory where it fits (53,000 tokens on Hopper),
+// else again for each pass. Nothing sorts the vocabulary: a histogram of the weights bounds what
+// the filters can leave; up to kSorted candidates are sorted, more are searched for by bisection.
 //
-// Answers are those of the CPU kernel, ties by the smaller id included. What may differ is the last bit
-// of exp, and the last bits of sums in double, which the CPU takes in order of the ids: another token
-// follows only where a random number falls within that distance of a boundary.
+// Answers are those of the CPU kernel, ties by the smaller id included. What may differ is the last
+// bit of exp, and the last bits of sums in double, which the CPU takes in order of the ids: another
+// token follows only where a random number falls within that distance of a boundary.
 #include "device/fault.cuh"
 #include "device/philox.cuh"
+#include "device/pick.cuh"
 #include "device/reduce.cuh"
 #include "device/scan_block.cuh"
 #include "stream.h"
@@ -19,7 +20,7 @@ namespace ss::cuda {
 namespace {
 
 constexpr int kThreads = 1024, kSorted = 2048, kBins = 1024;
-constexpr int kDigit = 20;  // bits of a weight below its bin: weights are at most 1, so that kBins do
+constexpr int kDigit = 20;  // bits of a weight below its bin; weights of at most 1 have kBins
 
 struct Rows {
   const float* logits;
@@ -51,7 +52,8 @@ struct Row {
 
   __device__ float processed(int i) const {
     float x = raw[i];
-    if (marks && (static_cast<uint32_t>(marks[i >> 5]) >> (i & 31) & 1u)) x = x > 0 ? x / penalty : x * penalty;
+    if (marks && (static_cast<uint32_t>(marks[i >> 5]) >> (i & 31) & 1u))
+      x = x > 0 ? x / penalty : x * penalty;
     for (int j = 0; j < stops; j++)
       if (stop[j] == i) x = -INFINITY;
     return x;
@@ -68,7 +70,8 @@ __device__ Best better(Best a, Best b) { return b.x > a.x || (b.x == a.x && b.id
 __device__ Best warp_best(Best best) {
 #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2)
-    best = better(best, {__shfl_xor_sync(0xffffffffu, best.x, lane), __shfl_xor_sync(0xffffffffu, best.id, lane)});
+    best = better(best, {__shfl_xor_sync(0xffffffffu, best.x, lane),
+                         __shfl_xor_sync(0xffffffffu, best.id, lane)});
   return best;
 }
 __device__ Best block_best(Best best) {
@@ -80,52 +83,13 @@ __device__ Best block_best(Best best) {
   return warp_best(of_warp[threadIdx.x % 32]);  // kThreads is 32 warps
 }
 
-// The first i with weight(0) + .. + weight(i) > point(sum of all), else the last whose weight is not 0.
-// Each warp sums a piece; the one in whose piece the point lies walks it.
-template <class Weight, class Point>
-__device__ int pick(int v, Weight weight, Point point_of) {
-  __shared__ double of_piece[32];
-  __shared__ int picked;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int length = (v + kThreads - 1) / kThreads * 32, begin = warp * length;
-  const int end = begin + length < v ? begin + length : v;
-  double sum = 0;
-  for (int i = begin + lane; i < end; i += 32) sum += weight(i);
-  sum = warp_sum(sum);
-  __syncthreads();
-  if (lane == 0) of_piece[warp] = sum;
-  if (threadIdx.x == 0) picked = 0;
-  __syncthreads();
-
-  double total = 0;
-  for (int i = 0; i < 32; i++) total += of_piece[i];
-  double point = point_of(total);
-  int piece = 0, last = 0;
-  for (; piece < 32 && !(point < of_piece[piece]); piece++) {
-    point -= of_piece[piece];
-    if (of_piece[piece] > 0) last = piece;
-  }
-  if (warp == (piece < 32 ? piece : last)) {
-    for (int i = begin; i < end; i += 32) {
-      const double w = i + lane < end ? weight(i + lane) : 0, through = warp_running_sum(w);
-      const unsigned any = __ballot_sync(0xffffffffu, w > 0);
-      const unsigned past = __ballot_sync(0xffffffffu, piece < 32 && w > 0 && through > point);
-      if (lane == 0 && any) picked = i + (past ? __ffs(past) - 1 : 31 - __clz(any));
-      if (past) break;
-      point -= __shfl_sync(0xffffffffu, through, 31);
-    }
-  }
-  __syncthreads();
-  return picked;
-}
-
 // Descending; n is a power of two.
 __device__ void sort(uint64_t* keys, int n) {
   for (int size = 2; size <= n; size *= 2)
     for (int step = size / 2; step > 0; step /= 2) {
       __syncthreads();
       for (int p = threadIdx.x; p < n / 2; p += kThreads) {
-        const int i = p / step * 2 * step + p % step;
+        const int i = 2 * p - (p & (step - 1));
         const uint64_t a = keys[i], b = keys[i + step];
         if ((i & size) == 0 ? a < b : a > b) {
           keys[i] = b;
@@ -159,18 +123,21 @@ __device__ uint32_t lowest_bin(const Row& row, const Filters& f, uint32_t* bins)
     if (amount) atomicAdd(&bins[__float_as_uint(w) >> kDigit], amount);
   }
   __syncthreads();
-  const uint64_t goal = f.all ? static_cast<uint64_t>(ceil(f.top_p * 0x1p31)) : static_cast<uint64_t>(f.most);
+  const uint64_t goal =
+      f.all ? static_cast<uint64_t>(ceil(f.top_p * 0x1p31)) : static_cast<uint64_t>(f.most);
   const uint32_t bin = kBins - 1 - threadIdx.x, own = bins[bin], through = block_running_sum(own);
   if (through >= goal && through - own < goal) lowest = bin;
   __syncthreads();
   return lowest;
 }
 
-// As the heap of the CPU kernel: candidates by falling weight, of which the filters leave the first few.
+// As the CPU kernel's heap: candidates by falling weight, of which the filters leave the first few.
 __device__ int draw_sorted(const uint64_t* keys, int n, const Filters& f) {
   __shared__ double at_end;
   const int most = f.most < n ? f.most : n, i = 2 * threadIdx.x;
-  const auto weight = [&](int j) { return j < n ? __uint_as_float(static_cast<uint32_t>(keys[j] >> 32)) : 0.0f; };
+  const auto weight = [&](int j) {
+    return j < n ? __uint_as_float(static_cast<uint32_t>(keys[j] >> 32)) : 0.0f;
+  };
   const float w[2] = {weight(i), weight(i + 1)};
   const double pair = static_cast<double>(w[0]) + w[1], before = block_running_sum(pair) - pair;
   const double through[2] = {before + w[0], before + pair};
@@ -181,7 +148,8 @@ __device__ int draw_sorted(const uint64_t* keys, int n, const Filters& f) {
   int keep = 0;
   for (int e = 0; e < 2; e++) {
     const double kept = through[e] - w[e];
-    keep += i + e < most && (i + e == 0 || !(w[e] < f.min_p || (f.top_p < 1 && kept >= f.top_p * total)));
+    keep += i + e < most &&
+            (i + e == 0 || !(w[e] < f.min_p || (f.top_p < 1 && kept >= f.top_p * total)));
   }
   const int count = block_sum(keep);
   if (i <= count - 1 && count - 1 <= i + 1) at_end = through[count - 1 - i];
@@ -234,7 +202,8 @@ struct Search {
       const double goal = f.top_p * total;
       const uint32_t bits = highest([&](Above a) { return a.mass >= goal; });
       if (bits >= lowest) {
-        const double needed = fmax(1.0, ceil((goal - above(bits + 1).mass) / __uint_as_float(bits)));
+        const double needed =
+            fmax(1.0, ceil((goal - above(bits + 1).mass) / __uint_as_float(bits)));
         ties = bits > lowest ? needed : fmin(ties, needed);
         lowest = bits;
       }
@@ -252,8 +221,9 @@ struct Search {
       ties = above(lowest).count - rest.count;
     }
     const double which = fmin(floor((point - rest.mass) / __uint_as_float(lowest)), ties - 1);
-    return pick(row.v, [&](int i) { return __float_as_uint(row.weight(i)) == lowest ? 1.0 : 0.0; },
-                [&](double) { return which + 0.5; });
+    return pick(
+        row.v, [&](int i) { return __float_as_uint(row.weight(i)) == lowest ? 1.0 : 0.0; },
+        [&](double) { return which + 0.5; });
   }
 };
 
@@ -289,8 +259,15 @@ __global__ void __launch_bounds__(kThreads, 1) draw_rows(const Rows rows) {
   int32_t* marks = rows.seen ? rows.seen + b * rows.seen_stride : nullptr;
   const float penalty = rows.penalty[b];
   const bool quiet = rows.quiet && at < rows.quiet[b];
-  Row row{rows.logits + b * rows.stride, v, penalty == 1 ? nullptr : marks, penalty,
-          rows.stop, quiet ? rows.stops : 0, nullptr, 0, 1};
+  Row row{rows.logits + b * rows.stride,
+          v,
+          penalty == 1 ? nullptr : marks,
+          penalty,
+          rows.stop,
+          quiet ? rows.stops : 0,
+          nullptr,
+          0,
+          1};
 
   // NaN is no candidate; the sum below shows that it is there.
   Best raw{-INFINITY, INT32_MAX}, best = raw;
@@ -331,14 +308,16 @@ __global__ void __launch_bounds__(kThreads, 1) draw_rows(const Rows rows) {
     positive = block_sum(positive);
     const bool all_of_them = !(k > 0 && k < positive);
     if (k > 0 || p < 1)
-      chosen = draw_filtered(row, {all_of_them ? positive : k, all_of_them, total, p, least, random}, keys);
+      chosen = draw_filtered(
+          row, {all_of_them ? positive : k, all_of_them, total, p, least, random}, keys);
     else
-      chosen = pick(v,
-                    [&](int i) {
-                      const float w = row.weight(i);
-                      return static_cast<double>(w < least ? 0 : w);
-                    },
-                    [&](double sum) { return random * sum; });
+      chosen = pick(
+          v,
+          [&](int i) {
+            const float w = row.weight(i);
+            return static_cast<double>(w < least ? 0 : w);
+          },
+          [&](double sum) { return random * sum; });
   }
   if (threadIdx.x != 0) return;
   rows.logprob[b] = static_cast<float>(row.raw[chosen] - all);
@@ -362,12 +341,26 @@ void sample(Stream& s, In logits, In temperature, In top_k, In top_p, In min_p, 
   const int bytes = static_cast<int>(fits ? keys + row : keys);
   cudaFuncSetAttribute(draw_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   draw_rows<<<static_cast<unsigned>(b), kThreads, bytes, s.handle>>>(
-      {logits.data<float>(), logits.stride(), static_cast<int>(v), temperature.data<float>(), top_p.data<float>(),
-       min_p.data<float>(), penalty.data<float>(), top_k.data<int32_t>(), seed.data<int32_t>(), seed.stride(),
-       holds ? stop.data<int32_t>() : nullptr, holds ? quiet.data<int32_t>() : nullptr,
-       holds ? static_cast<int>(stop.size(0)) : 0, seen ? seen.data<int32_t>() : nullptr, seen ? seen.stride() : 0,
-       position.data<int32_t>(), token.data<int32_t>(), logprob.data<float>(),
-       s.fault("the logits of row %lld are not finite"), fits});
+      {logits.data<float>(),
+       logits.stride(),
+       static_cast<int>(v),
+       temperature.data<float>(),
+       top_p.data<float>(),
+       min_p.data<float>(),
+       penalty.data<float>(),
+       top_k.data<int32_t>(),
+       seed.data<int32_t>(),
+       seed.stride(),
+       holds ? stop.data<int32_t>() : nullptr,
+       holds ? quiet.data<int32_t>() : nullptr,
+       holds ? static_cast<int>(stop.size(0)) : 0,
+       seen ? seen.data<int32_t>() : nullptr,
+       seen ? seen.stride() : 0,
+       position.data<int32_t>(),
+       token.data<int32_t>(),
+       logprob.data<float>(),
+       s.fault("the logits of row %lld are not finite"),
+       fits});
 }
 KERNEL(sample)
 

@@ -1,6 +1,7 @@
 // One warp's multiplication of small bf16 or f16 matrices with f32 sums, and what feeds it.
 //
-// mma: c[16, 8] += a[16, 16] b[8, 16]^T. With g = lane / 4 and q = lane % 4, a lane holds, as pairs,
+// mma: c[16, 8] += a[16, 16] b[8, 16]^T. With g = lane / 4 and q = lane % 4, a lane holds, as
+// pairs,
 //   a: rows g and g + 8 at columns 2q, then both at 2q + 8;  b: row g at columns 2q and 2q + 8;
 //   c: row g at columns 2q and 2q + 1, then row g + 8 at the same.
 // Columns of a and b may be permuted together: a lane that reads 8 neighbours has the pairs of two.
@@ -11,16 +12,16 @@
 
 namespace ss::cuda {
 
-__device__ inline void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                           uint32_t b1, __nv_bfloat16) {
+__device__ inline void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                           uint32_t b0, uint32_t b1, __nv_bfloat16) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
-__device__ inline void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
-                           uint32_t b1, __half) {
+__device__ inline void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                           uint32_t b0, uint32_t b1, __half) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
@@ -41,7 +42,8 @@ __device__ inline void load_matrices(uint32_t (&r)[4], const void* row) {
 // Starts a copy of 16 bytes to shared memory, of zeros if not `there`; `from` is valid either way.
 __device__ inline void copy_async(void* to, const void* from, bool there) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(there ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from),
+               "r"(there ? 16 : 0)
                : "memory");
 }
 __device__ inline void end_copy_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -1,4 +1,5 @@
-// Philox 4x32-10 (Salmon et al. 2011): a counter and a key in, random bits out. The same as the CPU's.
+// Philox 4x32-10 (Salmon et al. 2011): a counter and a key in, random bits out. The same as the
+// CPU's.
 #pragma once
 #include <stdint.h>
 
