@@ -9,8 +9,8 @@ import { op } from '../op';
  * Sequences are rows `offsets[i]` to `offsets[i+1]`. Channel c uses group `c / (d / g)` of B and C,
  * which are given per token, or once per channel (time-invariant). `state` is a pool; sequence i
  * starts from and leaves its state in row `slots[i]` (row i without `slots`); a negative slot means
- * none: it starts from zero. Arithmetic and state are f32. Full, chunked and step by step give the
- * same bits.
+ * none: it starts from zero. Arithmetic and state are f32. On the CPU full, chunked and step by step
+ * give the same bits.
  */
 export const selectiveScanPacked = op('selective_scan', {
   in: {
