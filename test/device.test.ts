@@ -191,14 +191,13 @@ async function longWork(device: Device, milliseconds: number): Promise<void> {
     Tensor.from([0, t], [2], { dtype: 'i32', device }),
   ];
   const one = () => scope(() => selectiveScanPacked({ u: x, delta: x, A, B, C: B, offsets }));
-  // The quickest of a few tells how many it takes: the first is slow, and others may be disturbed.
-  let each = Infinity;
-  for (let i = 0; i < 4; i++) {
+  for (let [count, took] = [1, 0]; took < milliseconds; count *= 2) {
     const before = await device.stamp();
-    one().dispose();
-    each = Math.min(each, (await device.stamp()) - before);
+    for (let i = 1; i <= count; i++) {
+      one().dispose();
+      if (i % 64 === 0) await new Promise(setImmediate); // queueing thousands at once would itself be long work
+    }
+    took = (await device.stamp()) - before;
   }
-  for (let i = 0; i < (1.2 * milliseconds) / each; i++) one().dispose();
-  await device.stamp();
   for (const tensor of [x, A, B, offsets]) tensor.dispose();
 }

@@ -1,3 +1,4 @@
+import { setImmediate } from 'node:timers/promises';
 import type { Device } from '../device';
 import { DisposedError } from '../errors';
 import type { Batch } from '../nn/mamba';
@@ -141,8 +142,10 @@ export class Model<C extends CommonConfig = CommonConfig> {
         this.#keepLastLogits(hidden, pieces, sequences, state);
       });
       for (const { row, begin, end } of pieces) state.consumed(row, sequences[row]!.subarray(begin, end));
-      // One chunk is under way while the next one is queued.
+      // One chunk is under way while the next one is queued. A fast device's promises settle within one
+      // turn of the event loop: others get theirs here.
       await before;
+      await setImmediate();
       before = this.device.stamp();
     }
     await before;

@@ -5,6 +5,7 @@ import { AutoModelForCausalLM, device, type CausalLM, type Ids, type Tensor } fr
 import { FIXTURES } from '../io/folder';
 
 export { FIXTURES, temporaryFolder } from '../io/folder';
+export { relativeError } from '../same';
 
 /** The sizes of mamba-tiny, for models that a test starts afresh. */
 export const tinyConfig = {
@@ -53,19 +54,6 @@ export async function take(tensor: Tensor): Promise<Float32Array> {
 /** The logits of one sequence, [length · vocabSize]. */
 export async function logitsOf(model: CausalLM, ids: Ids): Promise<Float32Array> {
   return take((await model.forward({ inputIds: ids })).logits);
-}
-
-/** The largest difference, relative to the largest magnitude in `wanted`. */
-export function relativeError(got: ArrayLike<number>, wanted: ArrayLike<number>): number {
-  if (got.length !== wanted.length) throw new Error(`${got.length} values, expected ${wanted.length}`);
-  let difference = 0;
-  let largest = 0;
-  for (let i = 0; i < wanted.length; i++) {
-    const d = Math.abs(got[i]! - wanted[i]!);
-    if (!(d <= difference)) difference = d;
-    largest = Math.max(largest, Math.abs(wanted[i]!));
-  }
-  return difference / largest;
 }
 
 /** Equal for arrays of the same bits; jest takes seconds to compare a million numbers. */

@@ -1,4 +1,5 @@
 import { setThreads, threads, type CausalLM, type State } from '../../lib';
+import { expectSame } from '../same';
 import { bits, logitsOf, open, randomIds, rowsOf, take } from './checkpoints';
 
 let model: CausalLM;
@@ -25,13 +26,12 @@ async function inPieces(ids: Int32Array, lengths: readonly number[]): Promise<Fl
   return logits;
 }
 
-// Equal means bit for bit throughout.
 describe('a sequence gives the same logits', () => {
   const ids = randomIds(90);
 
   it('step by step, in chunks, and at once', async () => {
-    const whole = bits(await logitsOf(model, ids));
-    expect(bits(await inPieces(ids, Array<number>(90).fill(1)))).toBe(whole);
+    const whole = await logitsOf(model, ids);
+    expectSame(await inPieces(ids, Array<number>(90).fill(1)), whole);
     for (const lengths of [
       [1, 89],
       [89, 1],
@@ -40,7 +40,7 @@ describe('a sequence gives the same logits', () => {
       [64, 26],
       [16, 1, 1, 72],
     ]) {
-      expect(bits(await inPieces(ids, lengths))).toBe(whole);
+      expectSame(await inPieces(ids, lengths), whole);
     }
   });
 
@@ -51,7 +51,7 @@ describe('a sequence gives the same logits', () => {
     const rows = rowsOf(await take(logits), 90 * vocab);
     for (const [i, sequence] of sequences.entries()) {
       const end = sequence.length * vocab;
-      expect(bits(rows[i]!.subarray(0, end))).toBe(bits(await logitsOf(model, sequence)));
+      expectSame(rows[i]!.subarray(0, end), await logitsOf(model, sequence));
       expect(rows[i]!.subarray(end).every((value) => value === 0)).toBe(true);
     }
   });
@@ -63,7 +63,7 @@ describe('a sequence gives the same logits', () => {
       const columns = attentionMask.flatMap((bit, j) => (bit ? [j] : []));
       const inputIds = attentionMask.map((_, j) => (columns.includes(j) ? ids[columns.indexOf(j)]! : 99));
       const got = rowsOf(await take((await model.forward({ inputIds, attentionMask })).logits), vocab);
-      expect(columns.map((j) => got[j])).toEqual(alone);
+      columns.forEach((j, i) => expectSame(got[j]!, alone[i]!));
     }
   });
 
@@ -102,7 +102,7 @@ describe('long prompts', () => {
       const cut = length - 1000;
       (await model.forward({ inputIds: prompt.subarray(0, cut), logitsToKeep: 1, state })).logits.dispose();
       const rest = await model.forward({ inputIds: prompt.subarray(cut), logitsToKeep: kept, state });
-      expect(await take(rest.logits)).toEqual(await take(logits));
+      expectSame(await take(rest.logits), await take(logits));
       state.dispose();
     }
   });
@@ -112,17 +112,17 @@ describe('long prompts', () => {
     const { logits } = await model.forward({ inputIds: sequences });
     const rows = rowsOf(await take(logits), 2491 * vocab);
     for (const [i, sequence] of sequences.entries()) {
-      expect(bits(rows[i]!.subarray(0, sequence.length * vocab))).toBe(bits(await logitsOf(model, sequence)));
+      expectSame(rows[i]!.subarray(0, sequence.length * vocab), await logitsOf(model, sequence));
     }
   });
 
   it('of one token and of 20,000 tokens run', async () => {
     const one = await logitsOf(model, ids.subarray(0, 1));
     const all = await logitsOf(model, ids);
-    expect(one).toEqual(all.subarray(0, vocab));
+    expectSame(one, all.subarray(0, vocab));
     expect(all.every(Number.isFinite)).toBe(true);
     const { logits } = await model.forward({ inputIds: ids, logitsToKeep: 1 });
-    expect(await take(logits)).toEqual(all.subarray(-vocab));
+    expectSame(await take(logits), all.subarray(-vocab));
   });
 });
 
@@ -140,7 +140,7 @@ describe('a prompt of 100,000 tokens', () => {
       const { logits } = await model.forward({ inputIds: ids.subarray(begin, end), state, logitsToKeep: 1 });
       last = await take(logits);
     }
-    expect(last).toEqual(whole);
+    expectSame(last!, whole);
     expect(whole.every(Number.isFinite)).toBe(true);
     state.dispose();
   });
@@ -153,10 +153,10 @@ describe('logitsToKeep', () => {
     const some = await model.forward({ inputIds, logitsToKeep });
     const kept = Math.min(8, logitsToKeep);
     expect(some.logits.shape).toEqual([2, kept, vocab]);
-    const wanted = rowsOf(await take(all.logits), 8 * vocab).flatMap((row) => [
-      ...row.subarray((8 - kept) * vocab),
-    ]);
-    expect([...(await take(some.logits))]).toEqual(wanted);
+    const got = rowsOf(await take(some.logits), kept * vocab);
+    rowsOf(await take(all.logits), 8 * vocab).forEach((row, i) =>
+      expectSame(got[i]!, row.subarray((8 - kept) * vocab)),
+    );
   });
 
   it('goes with hidden states of all columns', async () => {

@@ -62,9 +62,17 @@ describe('a disposed model', () => {
       const other = await open('mamba-tiny');
       const tokens = start(other, [1, 2, 3], { capture: graph });
       await tokens.next();
+      // A device may be quicker than the event loop: the first of five chunks has just been queued.
+      const queued = new Promise<void>((resolve) => {
+        const step = other.step.bind(other);
+        jest.spyOn(other, 'step').mockImplementationOnce((...args) => {
+          resolve();
+          return step(...args);
+        });
+      });
       const long = other.forward({ inputIds: new Int32Array(9000), logitsToKeep: 1 });
       const ended = expect(long).rejects.toBeInstanceOf(DisposedError);
-      await new Promise(setImmediate);
+      await queued;
       other.dispose();
       await expect(tokens.next().then(() => tokens.next())).rejects.toBeInstanceOf(DisposedError);
       await ended;
