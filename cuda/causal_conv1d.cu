@@ -1,8 +1,9 @@
 // y[t, c] = silu?(bias[c] + sum over k of weight[c, k] x[t - w + 1 + k, c]) along each sequence,
 // where its past is the last w - 1 inputs in `state`, oldest first, or zeros; they are replaced by
-// the last w - 1 inputs of all. A thread takes neighbouring channels, 16 bytes of them, through a
+// the last w - 1 inputs of all. A thread takes four neighbouring channels through a
 // run of tokens with the window in registers, so that x is read and y written once: 2 t d items
 // move. Only the thread with a sequence's first run knows its state: it reads and replaces it.
+#include "card.h"
 #include "device/activation.cuh"
 #include "device/pack.cuh"
 #include "dispatch.cuh"
@@ -12,12 +13,10 @@ namespace ss::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-#ifndef KB
-#define KB 4
-#define VB 16
-#define MB 3
-#endif
-constexpr int kBatch = KB;  // tokens whose loads are under way together
+constexpr int kChannels = 4;    // of a thread, where all is aligned
+constexpr int kAhead = 64;      // bytes of x that a thread asks for before it needs them
+constexpr int kFill = 768;      // threads that a multiprocessor should get before runs grow longer
+constexpr int kLongest = 6;     // run, as a shift
 
 template <class T>
 struct Conv {
@@ -29,8 +28,10 @@ struct Conv {
   T* state;  // [p, d, w - 1]
   int64_t state_stride;
   Sequences sequences;
-  int64_t d, w, run;  // run: tokens, at least w - 1
-  bool silu;
+  int64_t d, w;
+  unsigned column_blocks;  // blocks of a run
+  int run;                 // tokens, as a shift; at least w - 1 of them
+  bool silu, wide_weight;
 };
 
 // The state of V channels, which is dense: as the 16-byte accesses of V channels' worth each.
@@ -48,66 +49,88 @@ struct Past {
 };
 
 template <class T, int V, int W>
-__global__ void __launch_bounds__(kThreads, MB) convolve(const __grid_constant__ Conv<T> s) {
+__global__ void __launch_bounds__(kThreads, 5) convolve(const __grid_constant__ Conv<T> s) {
+  constexpr int batch = kAhead / (V * static_cast<int>(sizeof(T)));  // tokens
   s.sequences.check();
-  const int64_t columns = (s.d + V - 1) / V;
-  const int64_t id = blockIdx.x * int64_t{kThreads} + threadIdx.x, c = id % columns * V;
-  if (id / columns >= s.sequences.pieces(s.run)) return;
-  const auto piece = s.sequences.piece(id / columns, s.run);
-  if (piece.begin >= piece.end) return;
+  const int64_t c = (blockIdx.x % s.column_blocks * int64_t{kThreads} + threadIdx.x) * V;
+  const auto piece = s.sequences.piece(blockIdx.x / s.column_blocks, s.run);
+  if (c >= s.d || piece.begin >= piece.end) return;
 
-  float weight[V][W], bias[V], window[W - 1 + kBatch][V];
+  const T* x = s.x + c;
+  const T* x_at = x + piece.begin * s.x_stride;
+  T* y_at = s.y + piece.begin * s.y_stride + c;
+  int left = static_cast<int>(piece.end - piece.begin);
+  Raw<T, V> next[batch];
+  const auto load = [&] {
+#pragma unroll
+    for (int j = 0; j < batch; j++)
+      if (j < left) next[j] = *reinterpret_cast<const Raw<T, V>*>(x_at + j * s.x_stride);
+    x_at += batch * s.x_stride;
+  };
+  load();
+
+  float weight[V][W], bias[V], window[W - 1 + batch][V];
 #pragma unroll
   for (int k = 0; k < V; k++) {
+    const float* from = s.weight + (c + k) * s.weight_stride;
     bias[k] = s.bias ? s.bias[c + k] : 0.0f;
+    if (W == 4 && s.wide_weight) {
+      const Pack<4> some = Pack<4>::load(from);
 #pragma unroll
-    for (int i = 0; i < W; i++) weight[k][i] = s.weight[(c + k) * s.weight_stride + i];
+      for (int i = 0; i < W; i++) weight[k][i] = some.item[i];
+    } else {
+#pragma unroll
+      for (int i = 0; i < W; i++) weight[k][i] = from[i];
+    }
   }
 
   const bool owner = piece.begin == piece.start;
   const int64_t slot = owner ? s.sequences.slot(piece.sequence) : -1;
   Past<T, V, W> past{};
   T* state = slot < 0 ? nullptr : s.state + slot * s.state_stride + c * (W - 1);
-  const T* x = s.x + c;
   if (state) {
 #pragma unroll
     for (int i = 0; i < W - 1; i++) past.part[i] = reinterpret_cast<const Raw<T, V>*>(state)[i];
   }
 #pragma unroll
   for (int i = 0; i < W - 1; i++) {
-    const Pack<V> before = owner ? Pack<V>{} : Pack<V>::load(x + (piece.begin - (W - 1) + i) * s.x_stride);
+    const T* from = x + (piece.begin - (W - 1) + i) * s.x_stride;
+    const Pack<V> before = owner ? Pack<V>{} : Pack<V>::load(from);
 #pragma unroll
     for (int k = 0; k < V; k++) window[i][k] = owner ? to_float(past.at(k, i)) : before.item[k];
   }
 
-  for (int64_t t = piece.begin; t < piece.end; t += kBatch) {
-    Raw<T, V> in[kBatch];
+  for (; left > 0;) {
+    Raw<T, V> now[batch];
 #pragma unroll
-    for (int j = 0; j < kBatch; j++)
-      if (t + j < piece.end) in[j] = *reinterpret_cast<const Raw<T, V>*>(x + (t + j) * s.x_stride);
+    for (int j = 0; j < batch; j++) now[j] = next[j];
+    const int count = left;
+    left -= batch;
+    load();
 #pragma unroll
-    for (int j = 0; j < kBatch; j++) {
-      if (t + j >= piece.end) break;
+    for (int j = 0; j < batch; j++) {
+      if (j >= count) break;
       Pack<V> out;
 #pragma unroll
       for (int k = 0; k < V; k++) {
-        window[W - 1 + j][k] = to_float(in[j].item[k]);
+        window[W - 1 + j][k] = to_float(now[j].item[k]);
         float sum = bias[k];
 #pragma unroll
         for (int i = 0; i < W; i++) sum = fmaf(weight[k][i], window[i + j][k], sum);
         out.item[k] = s.silu ? silu(sum) : sum;
       }
-      out.store(s.y + (t + j) * s.y_stride + c);
+      out.store(y_at + j * s.y_stride);
     }
+    y_at += batch * s.y_stride;
 #pragma unroll
     for (int i = 0; i < W - 1; i++)
 #pragma unroll
-      for (int k = 0; k < V; k++) window[i][k] = window[i + kBatch][k];
+      for (int k = 0; k < V; k++) window[i][k] = window[i + batch][k];
   }
 
   if (!state) return;
   const int64_t length = piece.stop - piece.start;
-  Past<T, V, W> left{};
+  Past<T, V, W> last{};
 #pragma unroll
   for (int i = 0; i < W - 1; i++) {
     const int64_t t = length - (W - 1) + i;  // negative: still the old state's
@@ -119,21 +142,20 @@ __global__ void __launch_bounds__(kThreads, MB) convolve(const __grid_constant__
 #pragma unroll
       for (int old = 0; old < W - 1; old++)
         if (t < 0 && old == t + W - 1) item = past.at(k, old);
-      left.at(k, i) = item;
+      last.at(k, i) = item;
     }
   }
 #pragma unroll
-  for (int i = 0; i < W - 1; i++) reinterpret_cast<Raw<T, V>*>(state)[i] = left.part[i];
+  for (int i = 0; i < W - 1; i++) reinterpret_cast<Raw<T, V>*>(state)[i] = last.part[i];
 }
 
 // Any w, one channel a thread, taps from the cache.
 template <class T>
 __global__ void __launch_bounds__(kThreads) convolve_any(const __grid_constant__ Conv<T> s) {
   s.sequences.check();
-  const int64_t id = blockIdx.x * int64_t{kThreads} + threadIdx.x, c = id % s.d, past = s.w - 1;
-  if (id / s.d >= s.sequences.pieces(s.run)) return;
-  const auto piece = s.sequences.piece(id / s.d, s.run);
-  if (piece.begin >= piece.end) return;
+  const int64_t c = blockIdx.x % s.column_blocks * int64_t{kThreads} + threadIdx.x, past = s.w - 1;
+  const auto piece = s.sequences.piece(blockIdx.x / s.column_blocks, s.run);
+  if (c >= s.d || piece.begin >= piece.end) return;
   const int64_t slot = piece.begin == piece.start ? s.sequences.slot(piece.sequence) : -1;
   T* state = slot < 0 ? nullptr : s.state + slot * s.state_stride + c * past;
   const float* weight = s.weight + c * s.weight_stride;
@@ -153,9 +175,10 @@ __global__ void __launch_bounds__(kThreads) convolve_any(const __grid_constant__
 }
 
 template <class T>
-void launch(Stream& stream, const Conv<T>& s, void (*kernel)(Conv<T>), int items) {
-  const int64_t threads = (s.d + items - 1) / items * s.sequences.pieces(s.run);
-  const int64_t blocks = (threads + kThreads - 1) / kThreads;
+void launch(Stream& stream, Conv<T> s, void (*kernel)(Conv<T>), int items) {
+  const int64_t columns = (s.d + items - 1) / items;
+  s.column_blocks = static_cast<unsigned>((columns + kThreads - 1) / kThreads);
+  const int64_t blocks = s.column_blocks * s.sequences.pieces(s.run);
   kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream.handle>>>(s);
 }
 
@@ -177,7 +200,7 @@ void causal_conv1d(Stream& stream, In x, In weight, Opt bias, In offsets, Opt sl
   if (t == 0 || d == 0 || count == 0) return;
   with_float(x.dtype(), [&](auto type) {
     using T = decltype(type);
-    constexpr int V = VB / sizeof(T);
+    constexpr int V = kChannels;
     Conv<T> s{};
     s.x = x.data<T>(), s.x_stride = x.stride();
     s.y = y.data<T>(), s.y_stride = y.stride();
@@ -187,11 +210,14 @@ void causal_conv1d(Stream& stream, In x, In weight, Opt bias, In offsets, Opt sl
     s.sequences = sequences(stream, offsets, slots, state, t);
     s.d = d, s.w = weight.size(1), s.silu = silu;
 
+    s.wide_weight = packs<float>(weight, 4);
+
     // Runs as long as the card stays full: the first w - 1 tokens before each are read twice.
-    s.run = 32;
-    while (s.run > 8 && t / s.run * ((d + V - 1) / V) < 132 * 1024) s.run /= 2;
-    if (count == t) s.run = t + 1;  // one token each, most likely
-    if (s.run < s.w - 1) s.run = s.w - 1;
+    const int64_t threads = int64_t{multiprocessors()} * kFill;
+    s.run = kLongest;
+    while (s.run > 3 && (t >> s.run) * ((d + V - 1) / V) < threads) s.run--;
+    while ((1 << s.run) < s.w - 1) s.run++;
+    if (count == t) s.run = kWhole;  // one token each, most likely
 
     const bool wide = d % V == 0 && packs<T>(x, V) && packs<T>(y, V) &&
                       (!state || packs<T>(state, V));

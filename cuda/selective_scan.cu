@@ -2,8 +2,12 @@
 //   dt = softplus?(delta + delta_bias)
 //   h  = exp(dt A) h + dt B u                    // [n]
 //   y  = (sum over n of h C + D u) * silu(z)?
-// A block takes some channels of a sequence through all of its tokens: device/scan.cuh. u, delta, z
-// and y cross memory once; states stay in registers.
+// Long sequences: a block takes some channels of one through all of its tokens, device/scan.cuh;
+// u, delta, z and y cross memory once, states stay in registers. 4 t d items move, and t d n
+// exponentials are what it costs. Sequences of one token: device/scan_step.cuh, 8 s d n bytes of
+// state.
+#include "card.h"
+#include "device/scan.cuh"
 #include "device/scan_step.cuh"
 #include "dispatch.cuh"
 #include "sequences.h"
@@ -13,10 +17,8 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Grids count blocks in 31 bits.
 template <class K, class T>
-void launch_blocks(Stream& stream, K kernel, int threads, int bytes, const Scan<T>& s) {
-  const int64_t blocks = s.blocks * s.sequences.count;
+void launch(Stream& stream, K kernel, int64_t blocks, int threads, int bytes, const Scan<T>& s) {
   if (bytes > 48 * 1024)
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   kernel<<<static_cast<unsigned>(blocks), threads, bytes, stream.handle>>>(s);
@@ -31,40 +33,74 @@ template <class P>
 bool suits(const Scan<typename P::T>& s) {
   using T = typename P::T;
   constexpr int item = P::kItem, piece = P::kPiece;
-  return !s.B_constant && !s.C_constant && s.group_channels % item == 0 && s.n % piece == 0 &&
+  const auto short_ones = [](auto... stride) { return (... && (stride <= INT32_MAX)); };
+  return s.sequences.tokens <= INT32_MAX / 4 && !s.B_constant && !s.C_constant &&
+         short_ones(s.u_stride, s.delta_stride, s.z_stride, s.y_stride, s.B_stride, s.C_stride) &&
+         s.group_channels % item == 0 && s.n % piece == 0 &&
          aligned<T>(s.u, s.u_stride, item) && aligned<T>(s.delta, s.delta_stride, item) &&
          aligned<T>(s.y, s.y_stride, item) && (!s.z || aligned<T>(s.z, s.z_stride, item)) &&
          aligned<T>(s.B, s.B_stride, piece) && aligned<T>(s.C, s.C_stride, piece);
 }
 
-template <class P, int MinBlocks = 4>
+template <class P>
 bool launch_scan(Stream& stream, Scan<typename P::T> s) {
   if (P::kFast && !suits<P>(s)) return false;
-  s.group_blocks = ceil_div(s.group_channels, P::kWidth);
-  s.blocks = s.d / s.group_channels * s.group_blocks;
-  launch_blocks(stream, scan_sequences<P, MinBlocks>, P::kThreads, P::kBytes, s);
+  s.group_blocks = static_cast<unsigned>(ceil_div(s.group_channels, P::kWidth));
+  s.blocks = static_cast<unsigned>(s.d / s.group_channels * s.group_blocks);
+  launch(stream, scan_sequences<P>, s.blocks * s.sequences.count, P::kThreads, P::kBytes, s);
   return true;
+}
+
+// Up to 16 states. More lanes a channel make more and shorter blocks: they fill the card where
+// sequences or channels are few, but cost more a channel. The weights are in proportion to the
+// cycles that a block keeps a multiprocessor for one token: within 2 % of the best plan on all ten
+// shapes of docs/kernels/selective_scan.md. A narrower plan asks for less alignment: it takes what
+// a wider one refuses.
+template <class T>
+bool scan_few_states(Stream& stream, const Scan<T>& s) {
+  const int64_t units = multiprocessors(), channels = s.sequences.count * s.d;
+  const auto cycles = [&](int width, int weight) {
+    return ceil_div(ceil_div(channels, width), units) * weight;
+  };
+  const int64_t wide = cycles(64, 76), middle = cycles(32, 40), narrow = cycles(16, 22);
+  if (wide <= middle && wide <= narrow)
+    if (launch_scan<Plan<T, 8, 2, true, 2>>(stream, s)) return true;
+  if (middle <= narrow && launch_scan<Plan<T, 4, 4, true, 3>>(stream, s)) return true;
+  return launch_scan<Plan<T, 2, 8, true, 3>>(stream, s);
 }
 
 template <class T>
 bool scan_fast(Stream& stream, const Scan<T>& s) {
-  if (s.n <= 8) return launch_scan<Plan<T, 4, 2, 1, 32, true>>(stream, s);
-  if (s.n <= 16) return launch_scan<Plan<T, 4, 4, 1, 32, true>>(stream, s);
-  if (s.n <= 32) return launch_scan<Plan<T, 8, 4, 1, 32, true>>(stream, s);
-  if (s.n <= 64) return launch_scan<Plan<T, 8, 8, 1, 32, true>>(stream, s);
-  if (s.n <= 128) return launch_scan<Plan<T, 8, 16, 1, 16, true>>(stream, s);
-  return launch_scan<Plan<T, 16, 16, 1, 16, true>, 2>(stream, s);
+  if (s.n <= 8) return launch_scan<Plan<T, 4, 2, true, 2>>(stream, s);
+  if (s.n <= 16) return scan_few_states(stream, s);
+  if (s.n <= 32) return launch_scan<Plan<T, 8, 4, true, 2>>(stream, s);
+  if (s.n <= 64) return launch_scan<Plan<T, 8, 8, true, 2>>(stream, s);
+  if (s.n <= 128) return launch_scan<Plan<T, 8, 16, true, 2>>(stream, s);
+  return launch_scan<Plan<T, 16, 16, true, 1>>(stream, s);
 }
 
 template <class T>
 void scan_any(Stream& stream, const Scan<T>& s) {
   if (scan_fast(stream, s)) return;
   if (s.n <= 16)
-    launch_scan<Plan<T, 4, 4, 1, 32, false>>(stream, s);
+    launch_scan<Plan<T, 4, 4, false, 2>>(stream, s);
   else if (s.n <= 64)
-    launch_scan<Plan<T, 8, 8, 1, 32, false>, 2>(stream, s);
+    launch_scan<Plan<T, 8, 8, false, 1>>(stream, s);
   else
-    launch_scan<Plan<T, 16, 16, 1, 16, false>, 2>(stream, s);
+    launch_scan<Plan<T, 16, 16, false, 1>>(stream, s);
+}
+
+template <class T, int Lanes, int Quads>
+void launch_step(Stream& stream, Scan<T> s) {
+  s.blocks = static_cast<unsigned>(ceil_div(s.d, kStepThreads / Lanes));
+  // Several sequences a block where there are enough of them to fill the card with.
+  constexpr int rows = Quads == 1 ? 4 : 2;
+  const int64_t of_rows = s.blocks * ceil_div(s.sequences.count, rows);
+  if (of_rows * kStepThreads >= multiprocessors() * 2048)
+    launch(stream, scan_tokens<T, Lanes, Quads, rows>, of_rows, kStepThreads, 0, s);
+  else
+    launch(stream, scan_tokens<T, Lanes, Quads, 1>, s.blocks * s.sequences.count, kStepThreads, 0,
+           s);
 }
 
 template <class T>
@@ -74,23 +110,20 @@ void step_any(Stream& stream, Scan<T> s) {
   };
   s.wide = s.n % 4 == 0 && fours(s.A, s.A_stride, true) && fours(s.state, s.state_stride, true) &&
            fours(s.B, s.B_stride, s.B_constant) && fours(s.C, s.C_stride, s.C_constant);
-  const auto launch = [&](auto kernel, int lanes) {
-    s.blocks = ceil_div(s.d, kStepThreads / lanes);
-    launch_blocks(stream, kernel, kStepThreads, 0, s);
-  };
   if (s.n <= 8)
-    launch(scan_tokens<T, 2, 1>, 2);
+    launch_step<T, 2, 1>(stream, s);
   else if (s.n <= 16)
-    launch(scan_tokens<T, 4, 1>, 4);
+    launch_step<T, 4, 1>(stream, s);
   else if (s.n <= 64)
-    launch(scan_tokens<T, 16, 1>, 16);
+    launch_step<T, 16, 1>(stream, s);
   else
-    launch(scan_tokens<T, 32, 2>, 32);
+    launch_step<T, 32, 2>(stream, s);
 }
 
 template <class T>
-Scan<T> describe(const Stream& stream, In u, In delta, In A, In B, In C, Opt D, Opt z, Opt delta_bias,
-                 In offsets, Opt slots, OptInOut state, bool delta_softplus, Out y) {
+Scan<T> describe(const Stream& stream, In u, In delta, In A, In B, In C, Opt D, Opt z,
+                 Opt delta_bias, In offsets, Opt slots, OptInOut state, bool delta_softplus,
+                 Out y) {
   const int64_t groups = B.rank() == 3 ? B.size(1) : C.rank() == 3 ? C.size(1) : 1;
   Scan<T> s{};
   s.u = u.data<T>(), s.u_stride = u.stride();
@@ -117,8 +150,8 @@ void selective_scan(Stream& stream, In u, In delta, In A, In B, In C, Opt D, Opt
   if (t == 0 || u.size(1) == 0 || count == 0) return;
   with_float(u.dtype(), [&](auto type) {
     using T = decltype(type);
-    const Scan<T> s = describe<T>(stream, u, delta, A, B, C, D, z, delta_bias, offsets, slots, state,
-                                  delta_softplus, y);
+    const Scan<T> s = describe<T>(stream, u, delta, A, B, C, D, z, delta_bias, offsets, slots,
+                                  state, delta_softplus, y);
     count == t ? step_any(stream, s) : scan_any(stream, s);
   });
 }

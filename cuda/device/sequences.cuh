@@ -4,6 +4,8 @@
 
 namespace ss::cuda {
 
+constexpr int kWhole = 31;  // a shift: each sequence is one piece
+
 struct Sequences {
   const int32_t* offsets;       // [count + 1]
   const int32_t* slots;         // [count], or null: sequence i owns row i
@@ -15,25 +17,28 @@ struct Sequences {
     int64_t begin, end;             // the piece's tokens; none where begin >= end
   };
 
-  // The host cannot read offsets: it launches this many pieces of `length`, whatever they hold.
-  // Sequence i takes the numbers from offsets[i] / length + i on, enough of them for its tokens.
-  __host__ __device__ int64_t pieces(int64_t length) const { return tokens / length + count; }
+  // The host cannot read offsets: it launches this many pieces of 1 << `shift` tokens, whatever
+  // they hold. Sequence i takes the numbers from (offsets[i] >> shift) + i on, enough for its
+  // tokens.
+  __host__ __device__ int64_t pieces(int shift) const {
+    return shift < kWhole ? (tokens >> shift) + count : count;
+  }
 
   // Bad offsets make bad pieces, but none that reaches beyond the tokens.
-  __device__ Piece piece(int64_t number, int64_t length) const {
+  __device__ Piece piece(int64_t number, int shift) const {
     int64_t i = number, skipped = 0;
-    if (length <= tokens) {  // else each sequence is one piece
+    if (shift < kWhole) {
       i = 0;
       for (int64_t end = count; end - i > 1;) {  // the last whose numbers start here or before
         const int64_t middle = (i + end) / 2;
-        (offsets[middle] / length + middle <= number ? i : end) = middle;
+        ((offsets[middle] >> shift) + middle <= number ? i : end) = middle;
       }
-      skipped = number - (offsets[i] / length + i);
-      skipped = skipped < 0 ? 0 : skipped * length;
+      skipped = number - ((offsets[i] >> shift) + i);
+      skipped = skipped < 0 ? 0 : skipped << shift;
     }
     const int64_t start = clamp(offsets[i], 0), stop = clamp(offsets[i + 1], start);
-    const int64_t begin = start + skipped;
-    return {i, start, stop, begin, stop - begin < length ? stop : begin + length};
+    const int64_t begin = start + skipped, end = begin + (int64_t{1} << shift);
+    return {i, start, stop, begin, end < stop ? end : stop};
   }
 
   // Negative: starts from zero and leaves nothing.
