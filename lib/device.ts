@@ -63,6 +63,21 @@ export class Device {
 
 const opened = new Map<string, Device>();
 
+/** The addon reads these when the CPU is opened; what it would not understand is refused here. */
+const variables: Readonly<Record<string, readonly [RegExp, string]>> = {
+  SELECTIVE_SCAN_LEVEL: [/^(v4|v3|base)?$/, 'v4, v3 or base'],
+  SELECTIVE_SCAN_THREADS: [/^([1-9]\d{0,3})?$/, 'a whole number, 1 or more'],
+};
+
+function checkEnvironment(): void {
+  for (const [name, [allowed, wanted]] of Object.entries(variables)) {
+    const value = process.env[name];
+    if (value !== undefined && !allowed.test(value)) {
+      throw new RangeError(`device: ${name} is '${value}', expected ${wanted}`);
+    }
+  }
+}
+
 /**
  * Opens a device: `cpu`, `cuda` or `cuda:<index>`; the same one each time. Without a name it is
  * the one that the environment variable SELECTIVE_SCAN_DEVICE names, or the CPU.
@@ -76,6 +91,7 @@ export function device(name: string | Device = process.env['SELECTIVE_SCAN_DEVIC
   const id = match[1] ?? `cuda:${index}`;
   const known = opened.get(id);
   if (known) return known;
+  checkEnvironment();
   try {
     const made = new Device(id, native().open(match[1] ?? 'cuda', index));
     opened.set(id, made);

@@ -1,3 +1,4 @@
+import { checkNames } from '../models/inputs';
 import type { State } from '../models/state';
 
 /** One value for all prompts, or one for each. */
@@ -65,10 +66,10 @@ const ranges: Readonly<Record<Exclude<keyof RowOptions, 'seed'>, Range>> = {
   minP: { fallback: 0, least: 0, most: 1 },
   repetitionPenalty: { fallback: 1, least: 0, most: Infinity, above: true },
 };
-const known: ReadonlySet<string> = new Set([
+const known = [
   ...Object.keys(ranges),
   ...['doSample', 'seed', 'stop', 'eosTokenId', 'padTokenId', 'signal', 'state', 'capture'],
-]);
+];
 
 function inRange(name: string, value: unknown, { least, most, above, whole }: Range): number {
   const fits =
@@ -97,8 +98,10 @@ const randomSeed = () =>
 
 /** The options of each of `rows` prompts. @throws RangeError, TypeError that name the option. */
 export function rowOptions(options: GenerateOptions, rows: number): RowOptions[] {
-  for (const name of Object.keys(options)) {
-    if (!known.has(name)) throw new TypeError(`generate: there is no option ${name}`);
+  checkNames('generate', options, known);
+  const { signal } = options;
+  if (signal !== undefined && !(signal instanceof AbortSignal)) {
+    throw new TypeError(`generate: signal is ${typeof signal}, expected an AbortSignal`);
   }
   const of = (name: keyof GenerateOptions, row: number): unknown => {
     const value = options[name];

@@ -1,4 +1,4 @@
-import { open } from 'node:fs/promises';
+import { constants, open } from 'node:fs/promises';
 import { FormatError } from '../errors';
 
 /** A JSON object as it was parsed: nothing about its fields is known yet. */
@@ -25,11 +25,14 @@ export async function readJson(
 
 /** Opens a regular file; what is missing, unreadable or a folder is a FormatError that names it. */
 export async function openForReading(path: string) {
-  const file = await open(path, 'r').catch((error: NodeJS.ErrnoException) => {
-    const reason =
-      error.code === 'ENOENT' ? 'file does not exist' : `file cannot be opened; ${error.message}`;
-    throw new FormatError(`${path}: ${reason}`, { cause: error });
-  });
+  // Not to wait for whoever might write to a pipe: what is no regular file is refused below.
+  const file = await open(path, constants.O_RDONLY | (constants.O_NONBLOCK ?? 0)).catch(
+    (error: NodeJS.ErrnoException) => {
+      const reason =
+        error.code === 'ENOENT' ? 'file does not exist' : `file cannot be opened; ${error.message}`;
+      throw new FormatError(`${path}: ${reason}`, { cause: error });
+    },
+  );
   if ((await file.stat()).isFile()) return file;
   await file.close();
   throw new FormatError(`${path}: is not a regular file`);

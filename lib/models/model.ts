@@ -6,9 +6,9 @@ import { countParameters, type Weights } from '../nn/weights';
 import { cast, copySlots, crossEntropy, takeRows, zeroSlots } from '../ops/elementwise';
 import { keep, scope, Tensor } from '../tensor';
 import type { Backbone, CommonConfig } from './family';
-import { integerRows, pack, targetsOf, type Dense, type IdsBatch } from './inputs';
+import { checkNames, integerRows, pack, targetsOf, type Dense, type IdsBatch } from './inputs';
 import { chunked, mutedRows, type Piece } from './pieces';
-import { State, type StateLayout } from './state';
+import { checkState, State, type StateLayout } from './state';
 
 export interface ForwardInput {
   /** Token ids: one sequence, several (of any lengths), or a tensor i32[batch, length]. */
@@ -86,12 +86,7 @@ export class Model<C extends CommonConfig = CommonConfig> {
 
   /** Whether `state` belongs to a model like this one, on this device. */
   checkState(call: string, state: State, rows: number): void {
-    state.check(call);
-    if (state.device !== this.device || JSON.stringify(state.layout) !== JSON.stringify(this.stateLayout)) {
-      throw new TypeError(`${call}: state belongs to another model or device`);
-    }
-    if (state.rows !== rows)
-      throw new RangeError(`${call}: state has ${state.rows} sequences, expected ${rows}`);
+    checkState(call, state, this.device, this.stateLayout, rows);
   }
 
   /** Queues one step: ids i32[t] through all layers. Ops only, so that it can be captured. */
@@ -197,6 +192,14 @@ export class Model<C extends CommonConfig = CommonConfig> {
    */
   async forward(input: ForwardInput): Promise<ForwardOutput> {
     this.check('forward');
+    checkNames('forward', input, [
+      'inputIds',
+      'attentionMask',
+      'labels',
+      'outputHiddenStates',
+      'logitsToKeep',
+      'state',
+    ]);
     const { vocabSize, hiddenSize, numLayers } = this.config;
     const { logitsToKeep = 0 } = input;
     const rows = await integerRows('forward', 'inputIds', input.inputIds, 0, vocabSize - 1);

@@ -55,8 +55,7 @@ export class State {
     this.device = device;
     this.layout = layout;
     this.rows = rows;
-    this.lengths = Array<number>(rows).fill(0);
-    this.marks = Array.from({ length: rows }, () => new Uint32Array(marksOf(layout)));
+    // The tensors first: the device knows whether there is room for so many.
     const tensors: Tensor[] = [];
     try {
       for (const { shape, dtype } of partsOf(layout)) {
@@ -76,6 +75,8 @@ export class State {
     }
     this.logits = tensors.at(-1)!;
     this.pools = tensors.slice(0, -1);
+    this.lengths = Array<number>(rows).fill(0);
+    this.marks = Array.from({ length: rows }, () => new Uint32Array(marksOf(layout)));
   }
 
   get disposed(): boolean {
@@ -191,6 +192,24 @@ export class State {
   dispose(): void {
     this.#disposed = true;
     for (const pool of [...this.pools, this.logits]) pool.dispose();
+  }
+}
+
+/** Throws unless `state` is a free one of `rows` sequences, for such a model on this device. */
+export function checkState(
+  call: string,
+  state: State,
+  device: Device,
+  layout: StateLayout,
+  rows: number,
+): void {
+  if (!(state instanceof State)) throw new TypeError(`${call}: state is ${typeof state}, expected a State`);
+  state.check(call);
+  if (state.device !== device || JSON.stringify(state.layout) !== JSON.stringify(layout)) {
+    throw new TypeError(`${call}: state belongs to another model or device`);
+  }
+  if (state.rows !== rows) {
+    throw new RangeError(`${call}: state has ${state.rows} sequences, expected ${rows}`);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
+#include <new>
 #include <set>
 #include <string>
 #include <system_error>
@@ -91,12 +92,14 @@ void Pool::set_threads(int count) {
   threads_ = std::clamp(count, 1, kMaxThreads);
 }
 
-void Pool::take_pieces(int worker) {
+void Pool::take_pieces(int worker) try {
   for (;;) {
     const int64_t begin = next_.fetch_add(step_, std::memory_order_relaxed);
     if (begin >= n_) return;
     piece_(context_, begin, std::min(begin + step_, n_), worker);
   }
+} catch (const std::bad_alloc&) {
+  short_of_memory_.store(true, std::memory_order_relaxed);
 }
 
 void Pool::work(int worker, uint64_t seen) {
@@ -153,6 +156,7 @@ void Pool::run(int64_t n, int64_t grain, Piece piece, void* context) {
     else
       gate_.wait(gate, std::memory_order_acquire);
   }
+  if (short_of_memory_.exchange(false, std::memory_order_relaxed)) throw std::bad_alloc();
 }
 
 }  // namespace ss

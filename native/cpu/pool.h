@@ -33,6 +33,7 @@ class Pool {
   std::vector<std::thread> workers_;
   std::atomic<int> threads_;
   std::atomic<bool> stopping_{false};
+  std::atomic<bool> short_of_memory_{false};  // some piece of this region could not be done
 
   // epoch << 32 | open << 31 | workers inside. Late wakers see a closed gate and stay out, so that
   // a short region never waits for a sleeping worker.

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 
 namespace ss {
 
@@ -19,7 +20,10 @@ void* Stream::scratch(int worker, size_t bytes) {
   if (own.bytes < bytes) {
     own.bytes = (bytes + bytes / 4 + 63) / 64 * 64;
     own.memory.reset(static_cast<char*>(std::aligned_alloc(64, own.bytes)));
-    if (!own.memory) std::abort();  // a few MiB at most: nothing else would work either
+    if (!own.memory) {
+      own.bytes = 0;
+      throw std::bad_alloc();  // the pool carries it to the queue, which fails the op
+    }
   }
   return own.memory.get();
 }
@@ -71,7 +75,11 @@ void Queue::loop() {
 
 void Queue::run(const Call& call) {
   impl_.op = call.kernel->name;
-  call.kernel->call(stream_, call.args.data());
+  try {
+    call.kernel->call(stream_, call.args.data());
+  } catch (const std::bad_alloc&) {
+    stream_.fail("out of memory for its working space");
+  }
 }
 
 void Queue::run(Task& task) {

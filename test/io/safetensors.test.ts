@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process';
 import { readdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -101,6 +102,15 @@ describe('hostile files', () => {
   it.each<[string, RegExp, () => string]>([
     ['missing', /does not exist/, () => folder.at('nowhere.safetensors')],
     ['a folder', /not a regular file/, () => folder.path],
+    [
+      'a pipe that nobody writes to',
+      /not a regular file/,
+      () => {
+        const path = join(folder.path, 'pipe');
+        execFileSync('mkfifo', [path]);
+        return path;
+      },
+    ],
     ['empty', /0 bytes, expected at least 8; it is truncated/, () => save(Buffer.alloc(0))],
     ['shorter than a length', /7 bytes, expected at least 8/, () => save(Buffer.alloc(7))],
     ['of a header over 100 MB', /header length is 100000001, expected at most 100000000/, () => save(huge)],

@@ -115,6 +115,13 @@ describe('forward refuses', () => {
       /labels need all logits/,
     ],
     ['a negative logitsToKeep', { inputIds: [1], logitsToKeep: -1 }, RangeError, /logitsToKeep is -1/],
+    [
+      'a misspelt name',
+      { inputIds: [1], attention_mask: [1] },
+      TypeError,
+      /there is no option attention_mask/,
+    ],
+    ['a state that is none', { inputIds: [1], state: {} }, TypeError, /state is object, expected a State/],
     ['half a logit', { inputIds: [1], logitsToKeep: 0.5 }, RangeError, /logitsToKeep is 0\.5/],
   ];
   it.each(bad)('%s', async (_, input, kind, message) => {
