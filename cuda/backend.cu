@@ -45,6 +45,7 @@ class Cuda final : public Backend {
     for (const Kernel* k = cuda::kernels; k; k = k->next) table_.push_back(k);
   }
   ~Cuda() override {
+    queue_.close();
     queue_.drain();
     cudaSetDevice(device_);
     cudaEventDestroy(start_);
@@ -134,7 +135,7 @@ class Cuda final : public Backend {
   Status replay(void* graph) noexcept override {
     if (capturing_) return failed("a captured graph cannot hold another one");
     queue_.push([this, graph = *static_cast<std::shared_ptr<Graph>*>(graph)] {
-      if (graph->exec) queue_.note(cudaGraphLaunch(graph->exec, stream_), "replay");
+      if (graph->exec && !queue_.closing()) queue_.note(cudaGraphLaunch(graph->exec, stream_), "replay");
     });
     return {};
   }
@@ -155,7 +156,7 @@ class Cuda final : public Backend {
     return {};
   }
   void launch(const Call& call) {
-    if (queue_.lost()) return;
+    if (queue_.lost() || queue_.closing()) return;
     Stream stream{stream_, call.kernel->name, &faults_, &blas_};
     call.kernel->call(stream, call.args.data());
     queue_.note(cudaGetLastError(), call.kernel->name);

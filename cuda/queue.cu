@@ -53,6 +53,12 @@ Queue::Queue(int device, cudaStream_t stream)
   live().queues.push_back(this);
 }
 
+void Queue::close() {
+  std::lock_guard lock(mutex_);
+  closing_ = true;
+  changed_.notify_all();
+}
+
 Queue::~Queue() {
   {
     std::lock_guard lock(live().mutex);

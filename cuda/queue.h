@@ -2,6 +2,7 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -21,9 +22,11 @@ class Queue {
   ~Queue();  // runs what is queued, then stops
   void push(Task task);
   void drain();    // waits until all that is queued has run on the device
+  void close();    // from here on tasks launch nothing new; those that report still do
   void abandon();  // drops what is queued, and returns when nothing more is given to the device
 
   // The rest belongs to tasks.
+  bool closing() const { return closing_; }
   cudaStream_t stream() const { return stream_; }
   void note(cudaError_t error, const char* during);  // remembers the first failure
   void fail(const char* text);                         // the same, for what is not CUDA's error
@@ -38,7 +41,8 @@ class Queue {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Task> tasks_;
-  bool busy_ = false, closing_ = false;
+  bool busy_ = false;
+  std::atomic<bool> closing_{false};
   std::thread thread_;  // last: it uses all of the above
 };
 
