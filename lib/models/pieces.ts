@@ -6,17 +6,17 @@ export interface Piece {
 }
 
 /** Tokens that go through the layers at once: more would not be faster, but take more memory. */
-export const chunkTokens = 2048;
+const chunkTokens = 2048;
 
-/** Cuts sequences into pieces that fill chunks of `size` tokens. */
-export function chunked(lengths: readonly number[], size = chunkTokens): Piece[][] {
+/** Cuts sequences into pieces that fill chunks of `chunkTokens`. */
+export function chunked(lengths: readonly number[]): Piece[][] {
   const chunks: Piece[][] = [];
   let room = 0;
   lengths.forEach((length, row) => {
     for (let begin = 0; begin < length;) {
       if (room === 0) {
         chunks.push([]);
-        room = size;
+        room = chunkTokens;
       }
       const end = Math.min(length, begin + room);
       chunks.at(-1)!.push({ row, begin, end });

@@ -15,7 +15,7 @@ constexpr uint64_t kOpen = 1ull << 31;
 constexpr uint64_t kCount = kOpen - 1;
 constexpr int kMaxThreads = Pool::kMaxThreads;
 // A decode step is a chain of short regions: a worker that has just worked looks out for the next
-// one for some 20 to 50 microseconds before it sleeps. Idle processes use no time at all.
+// one for some tens of microseconds before it sleeps. Idle processes use no time at all.
 constexpr int kSpins = 1000;
 constexpr int64_t kPiecesPerThread = 4;
 
