@@ -44,20 +44,20 @@ export async function roofline(lines: readonly Line[]): Promise<string> {
       'exponentials per byte of compulsory traffic',
       'text-anchor="middle"',
     ),
-    text(24, top - 14, 'exponentials per second, 10⁹'),
+    text(24, top - 8, 'exponentials per second, 10⁹'),
   ];
   for (const tick of x.ticks(5)) parts.push(line(x(tick), top, x(tick), bottom, '#eeeeee'));
   for (const tick of y.ticks(5)) parts.push(line(left, y(tick), right, y(tick), '#eeeeee'));
   for (const tick of powersOfTwo(low, high)) {
     parts.push(text(x(tick), bottom + 20, String(tick), 'text-anchor="middle"'));
   }
-  for (const tick of powersOfTen(least, highest)) {
+  for (const tick of roundNumbers(least, highest)) {
     parts.push(text(left - 8, y(tick) + 4, digits(tick), 'text-anchor="end"'));
   }
   const ridge = bound === undefined ? high : Math.min(high, bound / copy);
   parts.push(line(left, bottom, right, bottom, ink), line(left, top, left, bottom, ink));
   parts.push(line(x(low), y(copy * low), x(ridge), y(copy * ridge), ink, 2));
-  parts.push(text(x(low) + 8, y(copy * low) - 30, `copy: ${digits(copy)} GB/s`));
+  parts.push(text(x(low * 1.25) + 10, y(copy * low * 1.25) + 14, `copy: ${digits(copy)} GB/s`));
   if (bound !== undefined) {
     parts.push(line(x(ridge), y(bound), right, y(bound), ink, 2));
     parts.push(text(right, y(bound) - 8, `special functions: ${digits(bound)}`, 'text-anchor="end"'));
@@ -106,4 +106,8 @@ const powers = (base: number, low: number, high: number) => {
   return Array.from({ length: count }, (_, i) => base ** (first + i));
 };
 const powersOfTwo = (low: number, high: number) => powers(2, low, high);
-const powersOfTen = (low: number, high: number) => powers(10, low, high);
+/** 1, 2, 5, 10, 20, ... */
+const roundNumbers = (low: number, high: number) =>
+  powers(10, low / 10, high)
+    .flatMap((power) => [power, 2 * power, 5 * power])
+    .filter((value) => value >= low && value <= high);
