@@ -26,19 +26,20 @@ export function spread(values: readonly number[]): Spread {
   };
 }
 
-/** Milliseconds that `work` takes, in `runs` runs after one that is not counted. */
-export async function timeRuns(work: () => Promise<unknown>, runs: number): Promise<Spread> {
+/** Milliseconds by the device's clock that `work` takes, in `runs` runs after one that is not counted. */
+export async function timeRuns(device: Device, work: () => unknown, runs: number): Promise<Spread> {
   const times: number[] = [];
   for (let run = -1; run < runs; run++) {
-    const begin = performance.now();
+    const begin = device.stamp();
     await work();
-    if (run >= 0) times.push(performance.now() - begin);
+    const time = (await device.stamp()) - (await begin);
+    if (run >= 0) times.push(time);
   }
   return spread(times);
 }
 
 /** Short work is repeated until a timing lasts this long, so that neither clock nor queue shows. */
-const leastMs = 5;
+const leastMs = 10;
 
 /** Milliseconds, by the device's clock, of what `enqueue` queues. */
 export async function timeQueued(device: Device, enqueue: () => void, runs: number): Promise<Spread> {
