@@ -1,5 +1,7 @@
 // Small ops that only move or touch each element once: memory bound. Threads take neighbouring
 // packs of up to 16 bytes, across all rows.
+#include <type_traits>
+
 #include "device/pack.cuh"
 #include "dispatch.cuh"
 #include "stream.h"
@@ -20,9 +22,9 @@ struct Rows {
 };
 
 // y = f(a) or f(a, b), each element through f32.
-template <int N, bool Two, class T, class Y, class F>
-__global__ void map_packs(F f, int64_t rows, int64_t length, Rows<Y> y, Rows<const T> a,
-                          Rows<const T> b) {
+template <int N, bool Two, class A, class B, class Y, class F>
+__global__ void map_packs(F f, int64_t rows, int64_t length, Rows<Y> y, Rows<const A> a,
+                          Rows<const B> b) {
   const int64_t across = length / N, step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t p = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; p < rows * across; p += step) {
     const int64_t row = rows == 1 ? 0 : p / across, column = (p - row * across) * N;
@@ -39,17 +41,17 @@ __global__ void map_packs(F f, int64_t rows, int64_t length, Rows<Y> y, Rows<con
   }
 }
 
-template <int N, bool Two, class T, class Y, class F>
+template <int N, bool Two, class A, class B, class Y, class F>
 void launch_map(Stream& s, F f, int64_t rows, int64_t length, Out y, In a, In b) {
   const int64_t blocks = (rows * (length / N) + 255) / 256;
-  map_packs<N, Two, T, Y>
+  map_packs<N, Two, A, B, Y>
       <<<static_cast<unsigned>(blocks < 1 << 20 ? blocks : 1 << 20), 256, 0, s.handle>>>(
-          f, rows, length, {y.data<Y>(), y.stride()}, {a.data<T>(), a.stride()},
-          {b.data<T>(), b.stride()});
+          f, rows, length, {y.data<Y>(), y.stride()}, {a.data<A>(), a.stride()},
+          {b.data<B>(), b.stride()});
 }
 
-// Where f takes one, b is a again.
-template <bool Two, class F>
+// Where f takes one, b is a again; b has the dtype of a, or that of y where it is y itself.
+template <bool Two, bool OfY = false, class F>
 void map(Stream& s, F f, Out y, In a, In b) {
   int64_t rows = y.size(0), length = row_length(*y.view);
   if (rows == 0 || length == 0) return;
@@ -61,11 +63,12 @@ void map(Stream& s, F f, Out y, In a, In b) {
     with_float(y.dtype(), [&](auto yt) {
       using T = decltype(t);
       using Y = decltype(yt);
+      using B = std::conditional_t<OfY, Y, T>;
       constexpr int wide = 16 / (sizeof(T) > sizeof(Y) ? sizeof(T) : sizeof(Y));
-      if (length % wide == 0 && packs<T>(a, wide) && packs<T>(b, wide) && packs<Y>(y, wide))
-        launch_map<wide, Two, T, Y>(s, f, rows, length, y, a, b);
+      if (length % wide == 0 && packs<T>(a, wide) && packs<B>(b, wide) && packs<Y>(y, wide))
+        launch_map<wide, Two, T, B, Y>(s, f, rows, length, y, a, b);
       else
-        launch_map<1, Two, T, Y>(s, f, rows, length, y, a, b);
+        launch_map<1, Two, T, B, Y>(s, f, rows, length, y, a, b);
     });
   });
 }
@@ -75,6 +78,13 @@ struct Same {
 };
 struct Sum {
   __device__ float operator()(float a, float b) const { return a + b; }
+};
+struct Times {
+  __device__ float operator()(float a, float b) const { return a * b; }
+};
+struct Constant {
+  float value;
+  __device__ float operator()(float) const { return value; }
 };
 struct NegExp {  // in double, since everything after depends on it
   __device__ float operator()(float x) const {
@@ -162,6 +172,19 @@ KERNEL(cast)
 
 void add(Stream& s, In a, In b, Out y) { map<true>(s, Sum{}, y, a, b); }
 KERNEL(add)
+
+void mul(Stream& s, In a, In b, Out y) { map<true>(s, Times{}, y, a, b); }
+KERNEL(mul)
+
+void fill(Stream& s, InOut x, float value) {
+  map<false>(s, Constant{value}, Out{x.view}, In{x.view}, In{x.view});
+}
+KERNEL(fill)
+
+void accumulate(Stream& s, In x, InOut sum) {
+  map<true, true>(s, Sum{}, Out{sum.view}, x, In{sum.view});
+}
+KERNEL(accumulate)
 
 void neg_exp(Stream& s, In x, Out y) { map<false>(s, NegExp{}, y, x, x); }
 KERNEL(neg_exp)

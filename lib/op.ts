@@ -1,3 +1,4 @@
+import { checkRecordable, isTracked, record, type Vjp } from './autograd/tape';
 import type { Device } from './device';
 import { deviceError, native, type TensorHandle } from './native';
 import { bind, parseSpec, resolve, Symbols, type Spec } from './schema';
@@ -11,6 +12,10 @@ export interface Schema {
   readonly out: Readonly<Record<string, string>>;
   /** What the sizes must satisfy besides, by their names in the texts: a complaint, or nothing. */
   readonly check?: (size: (name: string) => number | undefined) => string | undefined;
+  /** The gradients of the inputs, from those of the outputs and what `saves` names. */
+  readonly vjp?: Vjp;
+  /** Inputs and outputs that `vjp` reads. */
+  readonly saves?: readonly string[];
 }
 
 type Optional<S extends string> = S extends `${string}?` | `${string}?!` ? true : false;
@@ -119,6 +124,12 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
   const freeDtype = [...outputs.values()].some(
     ({ forms: [form] }) => form!.letter >= 0 && !given.has(form!.letter),
   );
+  const recorded = {
+    opName,
+    vjp: schema.vjp,
+    saves: schema.saves ?? [],
+    inPlace: [...inputs.keys()].filter((name) => inputs.get(name)!.inPlace),
+  };
   const known = new Set([...inputs.keys(), ...attrs.map(([name]) => name), ...(freeDtype ? ['dtype'] : [])]);
 
   const call = (args: Readonly<Record<string, unknown>>) => {
@@ -131,6 +142,8 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
     if (!device)
       throw new TypeError(`${opName}: no tensor was given, expected ${[...inputs.keys()].join(', ')}`);
     const kernel = kernelOf(self, device);
+    const tracked = isTracked(args);
+    if (tracked) checkRecordable(recorded, args);
 
     symbols.clear();
     const values: (TensorHandle | number | undefined)[] = [];
@@ -164,6 +177,7 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
       for (const name in results) results[name]!.dispose();
       throw deviceError(opName, error);
     }
+    if (tracked) record(recorded, args as Record<string, Tensor>, results);
     return outputs.size > 1 ? results : only;
   };
 

@@ -1,6 +1,9 @@
 import { device as openDevice, type Device } from './device';
 import { DisposedError } from './errors';
 import { deviceError, native, type TensorHandle } from './native';
+import { checkShape, kindOf, sizeOf } from './shape';
+
+export { sizeOf };
 
 export type DType = 'f32' | 'bf16' | 'f16' | 'i32';
 export const dtypes: readonly DType[] = ['f32', 'bf16', 'f16', 'i32'];
@@ -9,34 +12,16 @@ export const dtypeBytes: Readonly<Record<DType, number>> = { f32: 4, bf16: 2, f1
 export type TypedArray = Float32Array | Int32Array | Uint16Array;
 export type TensorLike = Tensor | Float32Array | Int32Array | readonly number[];
 
-/** Number of elements of a shape. */
-export function sizeOf(shape: readonly number[]): number {
-  return shape.reduce((product, size) => product * size, 1);
-}
-
 const arrayOf = { f32: Float32Array, i32: Int32Array, bf16: Uint16Array, f16: Uint16Array } as const;
 
-function checkShape(call: string, shape: readonly number[]): void {
-  for (const size of shape) {
-    if (!Number.isSafeInteger(size) || size < 0) {
-      throw new RangeError(`${call}: shape is [${shape.join(',')}], expected whole numbers, 0 or more`);
-    }
-  }
-  if (shape.length < 1 || shape.length > 4) {
-    throw new RangeError(`${call}: shape is [${shape.join(',')}], expected 1 to 4 dimensions`);
-  }
-  if (sizeOf(shape.filter((size) => size > 0)) > 2 ** 48) {
-    throw new RangeError(`${call}: shape is [${shape.join(',')}], expected at most 2^48 elements`);
-  }
-}
-
-/** What a value is, for messages. */
-function kindOf(value: unknown): string {
-  if (value === null || typeof value !== 'object') return value === null ? 'null' : typeof value;
-  return value.constructor?.name ?? 'an object';
-}
-
 const scopes: Set<Tensor>[] = [];
+
+type Watcher = (view: Tensor, base: Tensor, again: (tensor: Tensor) => Tensor) => void;
+let viewed: Watcher = () => {};
+/** Has `watcher` told of every view; `again` makes the same view of another tensor. */
+export function onView(watcher: Watcher): void {
+  viewed = watcher;
+}
 const disposeSymbol: typeof Symbol.dispose = Symbol.dispose ?? Symbol.for('Symbol.dispose');
 
 /**
@@ -138,22 +123,33 @@ export class Tensor {
     return `${this.dtype}[${this.shape.join(',')}]`;
   }
 
-  #view(call: string, offset: number, shape: readonly number[], stride: number): Tensor {
+  #view(
+    call: string,
+    offset: number,
+    shape: readonly number[],
+    stride: number,
+    again: (tensor: Tensor) => Tensor,
+  ): Tensor {
     const handle = native().view(this.handle(call, 'tensor'), offset, shape, stride);
-    return new Tensor(this.device, this.dtype, shape, stride, handle);
+    const view = new Tensor(this.device, this.dtype, shape, stride, handle);
+    viewed(view, this, again);
+    return view;
   }
 
   /** Rows `begin` to `end` (not included), in place. */
   rows(begin: number, end: number): Tensor {
     this.#checkRange('rows', begin, end, this.shape[0]!);
-    return this.#view('rows', begin * this.stride, [end - begin, ...this.shape.slice(1)], this.stride);
+    const shape = [end - begin, ...this.shape.slice(1)];
+    return this.#view('rows', begin * this.stride, shape, this.stride, (tensor) => tensor.rows(begin, end));
   }
 
   /** Columns `begin` to `end` (not included) of a matrix, in place. */
   columns(begin: number, end: number): Tensor {
     if (this.shape.length !== 2) throw new TypeError(`columns: tensor is ${this}, expected two dimensions`);
     this.#checkRange('columns', begin, end, this.shape[1]!);
-    return this.#view('columns', begin, [this.shape[0]!, end - begin], this.stride);
+    return this.#view('columns', begin, [this.shape[0]!, end - begin], this.stride, (tensor) =>
+      tensor.columns(begin, end),
+    );
   }
 
   /** The same elements in another shape. Rows that are strided can only be split or kept. */
@@ -165,7 +161,8 @@ export class Tensor {
         `reshape: tensor is ${this}, expected as many elements as [${shape.join(',')}]${this.dense ? '' : ', row by row'}`,
       );
     }
-    return this.#view('reshape', 0, [...shape], same ? this.stride : sizeOf(shape.slice(1)));
+    const stride = same ? this.stride : sizeOf(shape.slice(1));
+    return this.#view('reshape', 0, [...shape], stride, (tensor) => tensor.reshape(shape));
   }
 
   #checkRange(call: string, begin: number, end: number, most: number): void {

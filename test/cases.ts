@@ -137,8 +137,9 @@ export function dtypesOf(
   op: Op,
   chosen: Readonly<Record<string, DType>> = {},
 ): Readonly<Record<string, DType>> {
-  const [first] = letters(op);
-  return { T: 'f32', W: 'f32', Y: (first ? chosen[first] : undefined) ?? 'f32', ...chosen };
+  const all = letters(op);
+  const plain = Object.fromEntries(all.map((letter) => [letter, 'f32' as const]));
+  return { ...plain, Y: (all[0] ? chosen[all[0]] : undefined) ?? 'f32', ...chosen };
 }
 
 export const completeSizes = (op: Op, sizes: Sizes): Sizes => {

@@ -175,6 +175,15 @@ function takeRows(x: Values, rows: Float64Array): Values {
 export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs) => Inputs>> = {
   cast: ({ x }) => ({ y: x! }),
   add: ({ a, b }) => ({ y: map((p, q) => p! + q!, a!, b!) }),
+  mul: ({ a, b }) => ({ y: map((p, q) => p! * q!, a!, b!) }),
+  fill: ({ x }, { value }) => {
+    x!.data.fill(Number(value));
+    return {};
+  },
+  accumulate: ({ x, sum }) => {
+    sum!.data.forEach((_, i) => (sum!.data[i]! += x!.data[i]!));
+    return {};
+  },
   neg_exp: ({ x }) => ({ y: map((v) => -Math.exp(v!), x!) }),
   take_rows: ({ x, rows }) => ({ y: takeRows(x!, rows!.data) }),
   zero_slots: ({ pool, slots }) => {

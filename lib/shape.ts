@@ -1,0 +1,25 @@
+/** Number of elements of a shape. */
+export function sizeOf(shape: readonly number[]): number {
+  return shape.reduce((product, size) => product * size, 1);
+}
+
+/** @throws RangeError for what is no shape of a tensor. */
+export function checkShape(call: string, shape: readonly number[]): void {
+  for (const size of shape) {
+    if (!Number.isSafeInteger(size) || size < 0) {
+      throw new RangeError(`${call}: shape is [${shape.join(',')}], expected whole numbers, 0 or more`);
+    }
+  }
+  if (shape.length < 1 || shape.length > 4) {
+    throw new RangeError(`${call}: shape is [${shape.join(',')}], expected 1 to 4 dimensions`);
+  }
+  if (sizeOf(shape.filter((size) => size > 0)) > 2 ** 48) {
+    throw new RangeError(`${call}: shape is [${shape.join(',')}], expected at most 2^48 elements`);
+  }
+}
+
+/** What a value is, for messages. */
+export function kindOf(value: unknown): string {
+  if (value === null || typeof value !== 'object') return value === null ? 'null' : typeof value;
+  return value.constructor?.name ?? 'an object';
+}
