@@ -10,6 +10,7 @@
 
 #include "allocator.h"
 #include "queue.h"
+#include "scratch.h"
 #include "stream.h"
 
 namespace ss::cuda {
@@ -217,6 +218,7 @@ const char* open(int abi, int index, Backend** out) {
   cudaEvent_t start = nullptr;
   cudaError_t error = cudaSetDevice(index);
   if (!error) error = cudaFuncGetAttributes(&unused, probe);  // no code for this card?
+  if (!error) error = Scratch::prepare(index);
   if (!error) error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
   if (!error) error = cudaEventCreate(&start);
   if (!error) error = cudaEventRecord(start, stream);
