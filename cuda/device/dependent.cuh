@@ -13,7 +13,8 @@
 //     move such loads above the wait.
 //  5. let_next_start() may come at any time, before the wait too, since of rule 1; at once is best
 //     where the next kernel has weights to ask for and fits beside this one.
-// A kernel launched otherwise waits for all before it, and neither call does anything in it.
+// A kernel launched with <<<>>> starts when all before it have ended, and one that never says
+// let_next_start() says it by ending.
 #pragma once
 #include <stdint.h>
 
@@ -33,9 +34,12 @@ __device__ __forceinline__ void let_next_start() {
 #endif
 }
 
-// Asks for the 128-byte line at p, which must lie in a live tensor. Changes nothing but time.
-__device__ __forceinline__ void prefetch_weights(const void* p) {
-  asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+// Asks for `bytes` from p on, a multiple of 16 at such an address in a live tensor. Changes nothing
+// but time.
+__device__ __forceinline__ void prefetch_weights(const void* p, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"(bytes));
+#endif
 }
 
 }  // namespace ss::cuda
