@@ -3,12 +3,15 @@
 // row's bits do not depend on the rows beside it, but for cuBLASLt, which chooses an order of
 // summation by m.
 #include "dispatch.cuh"
+#include "matmul_skinny.cuh"
 #include "matmul_stream.cuh"
 #include "matmul_tile.cuh"
 #include "stream.h"
 
 namespace ss::cuda {
 namespace {
+
+constexpr int64_t kSkinny = 64;  // rows of x up to which our own kernel is the faster one
 
 template <class Y>
 __global__ void add_bias(const float* sums, const float* bias, int64_t m, int64_t n, Y* y,
@@ -80,6 +83,12 @@ void matmul(Stream& s, In x, In weight, Opt bias, Out y) {  // [m, k], [n, k], [
                   y.dtype()};
   if (p.m == 0 || p.n == 0) return;
   const bool few = p.m <= kFew, same = p.x_type == p.w_type;
+  if (!few && p.m <= kSkinny && same && size_of(p.x_type) == 2 && starts_early()) {
+    if (p.x_type == DType::bf16 && wide_rows<__nv_bfloat16>(x, weight))
+      return multiply_skinny<__nv_bfloat16>(s.handle, p);
+    if (p.x_type == DType::f16 && wide_rows<__half>(x, weight))
+      return multiply_skinny<__half>(s.handle, p);
+  }
   if (!few && same && multiply_blas(s, p)) return;
   with_float(p.x_type, [&](auto xt) {
     with_float(p.w_type, [&](auto wt) {

@@ -1,7 +1,7 @@
 // y = x W^T for up to 16 rows of x, both bf16 or both f16, as a stream of W through registers. Each
 // weight is read once; a block takes groups of 8 R rows of W in turn, its warps 64 columns of k in
 // turn, and the warps' sums are added in their order. So a sum's order depends on k alone. While one
-// piece is multiplied the next is on its way, and before the kernels ahead have ended the first two
+// piece is multiplied the next is on its way, and before the kernels ahead have ended the first
 // groups are asked into the L2. The tensor cores multiply 16 rows of x, of which the absent ones are
 // copies of the last; they have ten times the speed that memory asks for.
 #pragma once
@@ -17,6 +17,7 @@ constexpr int kWarpColumns = 64;                     // that a warp takes at a t
 constexpr int kColumns = kWarps * kWarpColumns;      // all of them
 constexpr int kStreamThreads = 32 * kWarps;
 constexpr int kBlocksEach = 2;  // on a multiprocessor
+constexpr int kAhead = 64;      // rows of W that a block asks into the L2 before it may start
 
 // Eight elements of a row from column `at` on, as pairs; zeros from column k on. Wide: as one
 // access, with k a multiple of 8.
@@ -55,13 +56,14 @@ struct Weights {
 
   // By one thread a row, each block its first groups.
   __device__ void prefetch() const {
-    if constexpr (Wide) {
-      const int64_t group = blockIdx.x + threadIdx.x / (8 * R) * int64_t{gridDim.x};
-      const int64_t row = group * 8 * R + threadIdx.x % (8 * R);
-      if (threadIdx.x < 16 * R && row < p.n)
+    if constexpr (Wide)
+      for (int i = threadIdx.x; i < kAhead; i += kStreamThreads) {
+        const int64_t group = blockIdx.x + i / (8 * R) * int64_t{gridDim.x};
+        const int64_t row = group * 8 * R + i % (8 * R);
+        if (row >= p.n) break;
         prefetch_weights(static_cast<const T*>(p.w) + row * p.w_stride,
                          static_cast<uint32_t>(least(p.k, 1 << 16) * sizeof(T)));
-    }
+      }
   }
 
   __device__ Piece<R, U> load(int64_t group, int64_t k0) const {

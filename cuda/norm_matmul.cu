@@ -1,8 +1,8 @@
 // sum = residual + x, normed = rms_norm(sum), y = normed W^T + bias: the start of a layer in a decode
-// step. For up to kNormedRows rows of halves one kernel: every block makes the normed rows itself,
-// in shared memory, while its first weights are on their way. A row is 6 d bytes from the L2 for
-// each of a few hundred blocks: for more rows the norm has a kernel of its own. Both ways give the
-// same bits: the squares are summed in add_rms_norm's order.
+// step. One row of halves: one kernel, in which every block makes the normed row itself, in shared
+// memory, while its first weights are on their way. From two rows on the norm has a kernel of its
+// own: it is not slower then, since every one of some hundred blocks would read all rows. Both ways
+// give the same bits: the squares are summed in add_rms_norm's order.
 #include "dispatch.cuh"
 #include "matmul_stream.cuh"
 #include "stream.h"
@@ -16,8 +16,9 @@ void matmul(Stream& s, In x, In weight, Opt bias, Out y);
 
 namespace {
 
-constexpr int64_t kNormedRows = 2;
-constexpr int64_t kNormedWidth = 8192;  // columns, that the rows fit in shared memory
+constexpr int kPack = 4;                              // as add_rms_norm takes them
+constexpr int64_t kOfPart = kPack * kStreamThreads;  // columns that a block takes at a time
+constexpr int kMostParts = 4;
 
 template <class T>
 struct Norm {
@@ -25,84 +26,96 @@ struct Norm {
   const float *residual, *weight;
   float* sum;
   T* normed;
-  int64_t x_stride, residual_stride, sum_stride, normed_stride;
   float eps;
 };
 
+template <int Parts>
+struct Row {
+  Pack<kPack> sum[Parts], weight[Parts];
+};
+
+template <int Parts, class T>
+__device__ Row<Parts> load_row(const Norm<T>& norm, int64_t d) {
+  Row<Parts> row;
+#pragma unroll
+  for (int part = 0; part < Parts; part++) {
+    const int64_t j = part * kOfPart + int64_t{threadIdx.x} * kPack;
+    if (j >= d) break;
+    row.sum[part] = Pack<kPack>::load(norm.residual + j);
+    row.weight[part] = Pack<kPack>::load(norm.weight + j);
+    if (!norm.x) continue;
+    const Pack<kPack> add = Pack<kPack>::load(norm.x + j);
+#pragma unroll
+    for (int k = 0; k < kPack; k++) row.sum[part].item[k] += add.item[k];
+  }
+  return row;
+}
+
 // The first block also writes what the other kernels of the layer read.
-template <class T>
-__device__ void norm_row(const Norm<T>& norm, int64_t i, int64_t d, T* row) {
-  constexpr int N = 4, kMost = kNormedWidth / (N * kStreamThreads);
-  Pack<N> kept[kMost];
+template <int Parts, class T>
+__device__ void norm_row(Row<Parts>& row, const Norm<T>& norm, int64_t d, T* to) {
   float squares = 0;
 #pragma unroll
-  for (int part = 0; part < kMost; part++) {
-    const int64_t j = (part * kStreamThreads + int64_t{threadIdx.x}) * N;
+  for (int part = 0; part < Parts; part++) {
+    const int64_t j = part * kOfPart + int64_t{threadIdx.x} * kPack;
     if (j >= d) break;
-    Pack<N> v = Pack<N>::load(norm.residual + i * norm.residual_stride + j);
-    if (norm.x) {
-      const Pack<N> add = Pack<N>::load(norm.x + i * norm.x_stride + j);
 #pragma unroll
-      for (int k = 0; k < N; k++) v.item[k] += add.item[k];
-    }
-#pragma unroll
-    for (int k = 0; k < N; k++) squares += v.item[k] * v.item[k];
-    if (blockIdx.x == 0) v.store(norm.sum + i * norm.sum_stride + j);
-    kept[part] = v;
+    for (int k = 0; k < kPack; k++)
+      squares += row.sum[part].item[k] * row.sum[part].item[k];
   }
   const float scale = rsqrtf(block_sum(squares) / static_cast<float>(d) + norm.eps);
 #pragma unroll
-  for (int part = 0; part < kMost; part++) {
-    const int64_t j = (part * kStreamThreads + int64_t{threadIdx.x}) * N;
+  for (int part = 0; part < Parts; part++) {
+    const int64_t j = part * kOfPart + int64_t{threadIdx.x} * kPack;
     if (j >= d) break;
-    const Pack<N> w = Pack<N>::load(norm.weight + j);
+    if (blockIdx.x == 0) row.sum[part].store(norm.sum + j);
 #pragma unroll
-    for (int k = 0; k < N; k++) kept[part].item[k] *= scale * w.item[k];
-    kept[part].store(row + j);
-    if (blockIdx.x == 0) kept[part].store(norm.normed + i * norm.normed_stride + j);
+    for (int k = 0; k < kPack; k++) row.sum[part].item[k] *= scale * row.weight[part].item[k];
+    row.sum[part].store(to + j);
+    if (blockIdx.x == 0) row.sum[part].store(norm.normed + j);
   }
 }
 
-template <class T, int U>
+// The row is asked for before the weights: 32 KiB of those would stand before it in the queue.
+template <class T, int U, int Parts>
 __global__ void __launch_bounds__(kStreamThreads, 2) norm_stream(const Product p,
                                                                  const Norm<T> norm) {
   using W = Weights<T, 1, U, false, true>;
-  extern __shared__ uint4 memory[];
+  __shared__ uint4 memory[Parts * kOfPart * sizeof(T) / sizeof(uint4)];
   __shared__ typename W::Sums sums;
-  T* rows = reinterpret_cast<T*>(memory);  // [m, k]
+  T* normed = reinterpret_cast<T*>(memory);
   const W weights{p};
   let_next_start();
   weights.prefetch();
   wait_for_previous();
+  Row<Parts> row = load_row<Parts>(norm, p.k);
   const auto first = weights.load(blockIdx.x, weights.warp * kWarpColumns);
-  for (int64_t i = 0; i < p.m; i++) norm_row(norm, i, p.k, rows + i * p.k);
+  norm_row(row, norm, p.k, normed);
   __syncthreads();
   weights.multiply(
       first,
-      [&](int row, int64_t at) {
-        const T* from = rows + least(row, p.m - 1) * p.k + at;
-        return at < p.k ? *reinterpret_cast<const uint4*>(from) : uint4{};
+      [&](int, int64_t at) {
+        return at < p.k ? *reinterpret_cast<const uint4*>(normed + at) : uint4{};
       },
       sums);
 }
 
 template <class T>
-bool fits(Opt x, In residual, In norm_weight, In weight, Out y, Out sum, Out normed) {
+bool fits(Opt x, In residual, In norm_weight, In weight, Out sum, Out normed) {
   const int64_t m = residual.size(0), d = residual.size(1);
-  return m > 0 && weight.size(0) > 0 && m <= kNormedRows && d > 0 && d % 8 == 0 &&
-         d <= kNormedWidth && weight.dtype() == normed.dtype() && packs<T>(weight, 8) &&
-         (!x || packs<T>(x, 4)) && packs<float>(residual, 4) && packs<float>(norm_weight, 4) &&
-         packs<float>(sum, 4) && packs<T>(normed, 4) && y.size(0) == m;
+  return m == 1 && weight.size(0) > 0 && d > 0 && d % 8 == 0 && d <= kMostParts * kOfPart &&
+         weight.dtype() == normed.dtype() && packs<T>(weight, 8) && (!x || packs<T>(x, kPack)) &&
+         packs<float>(residual, kPack) && packs<float>(norm_weight, kPack) &&
+         packs<float>(sum, kPack) && packs<T>(normed, kPack);
 }
 
 template <class T>
 void launch_norm(Stream& s, const Product& p, const Norm<T>& norm) {
-  const Grid grid{stream_blocks(p.n, 8), unsigned{kStreamThreads},
-                  static_cast<size_t>(p.m * p.k) * sizeof(T)};
-  if (p.k <= 2 * kColumns)
-    launch(s.handle, norm_stream<T, 2>, grid, p, norm);
+  const Grid grid{stream_blocks(p.n, 8), unsigned{kStreamThreads}};
+  if (p.k <= kOfPart)
+    launch(s.handle, norm_stream<T, 2, 1>, grid, p, norm);
   else
-    launch(s.handle, norm_stream<T, 4>, grid, p, norm);
+    launch(s.handle, norm_stream<T, 4, kMostParts>, grid, p, norm);
 }
 
 }  // namespace
@@ -112,7 +125,7 @@ void norm_matmul(Stream& s, Opt x, In residual, In norm_weight, In weight, Opt b
                  Out y, Out sum, Out normed) {
   const auto together = [&](auto t) {
     using T = decltype(t);
-    if (!fits<T>(x, residual, norm_weight, weight, y, sum, normed)) return false;
+    if (!fits<T>(x, residual, norm_weight, weight, sum, normed)) return false;
     const Product p{nullptr,
                     weight.view->data,
                     bias ? bias.data<float>() : nullptr,
@@ -128,8 +141,7 @@ void norm_matmul(Stream& s, Opt x, In residual, In norm_weight, In weight, Opt b
                     y.dtype()};
     launch_norm<T>(s, p,
                    {x ? x.template data<T>() : nullptr, residual.data<float>(),
-                    norm_weight.data<float>(), sum.data<float>(), normed.data<T>(),
-                    x ? x.stride() : 0, residual.stride(), sum.stride(), normed.stride(), eps});
+                    norm_weight.data<float>(), sum.data<float>(), normed.data<T>(), eps});
     return true;
   };
   if (normed.dtype() == DType::bf16 && together(__nv_bfloat16{})) return;
