@@ -16,8 +16,8 @@ constexpr int kWarps = 8;
 constexpr int kWarpColumns = 64;                     // that a warp takes at a time
 constexpr int kColumns = kWarps * kWarpColumns;      // all of them
 constexpr int kStreamThreads = 32 * kWarps;
-constexpr int kBlocksEach = 2;  // on a multiprocessor
-constexpr int kAhead = 64;      // rows of W that a block asks into the L2 before it may start
+constexpr int kAhead = 16;  // rows of W that a block asks into the L2 before it may start: more
+                            // take bandwidth from the kernel before (48 layers: 1,037 to 1,100 us)
 
 // Eight elements of a row from column `at` on, as pairs; zeros from column k on. Wide: as one
 // access, with k a multiple of 8.
@@ -155,16 +155,19 @@ __global__ void __launch_bounds__(kStreamThreads, 2) stream_weights(const Produc
       sums);
 }
 
-// As many blocks as are resident, or fewer.
-inline unsigned stream_blocks(int64_t n, int rows) {
-  const int64_t groups = ceil_div(n, rows), most = int64_t{kBlocksEach} * multiprocessors();
+// As many blocks as are resident, or fewer: short rows of W take few enough registers for three on a
+// multiprocessor (k = 768: 2.6 us instead of 3.4), more of the others run one after another.
+template <int R, int U>
+unsigned stream_blocks(int64_t n) {
+  constexpr int64_t kEach = R == 1 && U == 2 ? 3 : 2;
+  const int64_t groups = ceil_div(n, 8 * R), most = kEach * multiprocessors();
   return static_cast<unsigned>(groups < most ? groups : most);
 }
 
 template <class T, int R, int U, bool Tall, bool Wide>
 void launch_stream(cudaStream_t stream, const Product& p) {
   launch(stream, stream_weights<T, R, U, Tall, Wide>,
-         {stream_blocks(p.n, 8 * R), unsigned{kStreamThreads}}, p);
+         {stream_blocks<R, U>(p.n), unsigned{kStreamThreads}}, p);
 }
 
 // More rows of W a block mean less traffic for x, whose rows every block reads; fewer blocks than

@@ -111,11 +111,11 @@ bool fits(Opt x, In residual, In norm_weight, In weight, Out sum, Out normed) {
 
 template <class T>
 void launch_norm(Stream& s, const Product& p, const Norm<T>& norm) {
-  const Grid grid{stream_blocks(p.n, 8), unsigned{kStreamThreads}};
+  constexpr unsigned kThreads = kStreamThreads;
   if (p.k <= kOfPart)
-    launch(s.handle, norm_stream<T, 2, 1>, grid, p, norm);
+    launch(s.handle, norm_stream<T, 2, 1>, {stream_blocks<1, 2>(p.n), kThreads}, p, norm);
   else
-    launch(s.handle, norm_stream<T, 4, kMostParts>, grid, p, norm);
+    launch(s.handle, norm_stream<T, 4, kMostParts>, {stream_blocks<1, 4>(p.n), kThreads}, p, norm);
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ export const addRmsNorm = op('add_rms_norm', {
 /**
  * The start of a layer in one call: `sum = residual + x` in f32, or `residual` itself without `x`;
  * `normed`, the RMS norm of `sum` by `normWeight`; `y = normed · weightᵀ + bias`. The same bits as
- * `addRmsNorm` and `matmul`; for one or two rows of halves one kernel on CUDA. `dtype` sets that of
+ * `addRmsNorm` and `matmul`; for one row of halves one kernel on CUDA. `dtype` sets that of
  * `y`, by default that of `x`; without `x` that of `normed` too, by default that of `weight`.
  */
 export const normMatmul = op('norm_matmul', {
