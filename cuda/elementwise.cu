@@ -137,7 +137,8 @@ void move(Stream& s, int64_t n, const View* from, Numbers sources, const View& t
     const dim3 grid(static_cast<unsigned>(n < INT32_MAX ? n : INT32_MAX),
                     static_cast<unsigned>(across < 65535 ? across : 65535));
     const unsigned threads = units >= 256 ? 256 : static_cast<unsigned>((units + 31) / 32 * 32);
-    launch(s.handle, move_rows<U>, {grid, threads}, n, units, from ? static_cast<const U*>(from->data) : nullptr,
+    launch(s.handle, move_rows<U>, {grid, threads}, n, units,
+           from ? static_cast<const U*>(from->data) : nullptr,
         from ? from->stride * size / each : 0, sources, static_cast<U*>(to.data),
         to.stride * size / each, targets);
   };
