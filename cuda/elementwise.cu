@@ -4,6 +4,7 @@
 
 #include "device/pack.cuh"
 #include "dispatch.cuh"
+#include "launch.cuh"
 #include "stream.h"
 
 namespace ss::cuda {
@@ -25,6 +26,8 @@ struct Rows {
 template <int N, bool Two, class A, class B, class Y, class F>
 __global__ void map_packs(F f, int64_t rows, int64_t length, Rows<Y> y, Rows<const A> a,
                           Rows<const B> b) {
+  let_next_start();
+  wait_for_previous();
   const int64_t across = length / N, step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t p = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; p < rows * across; p += step) {
     const int64_t row = rows == 1 ? 0 : p / across, column = (p - row * across) * N;
@@ -44,10 +47,10 @@ __global__ void map_packs(F f, int64_t rows, int64_t length, Rows<Y> y, Rows<con
 template <int N, bool Two, class A, class B, class Y, class F>
 void launch_map(Stream& s, F f, int64_t rows, int64_t length, Out y, In a, In b) {
   const int64_t blocks = (rows * (length / N) + 255) / 256;
-  map_packs<N, Two, A, B, Y>
-      <<<static_cast<unsigned>(blocks < 1 << 20 ? blocks : 1 << 20), 256, 0, s.handle>>>(
-          f, rows, length, {y.data<Y>(), y.stride()}, {a.data<A>(), a.stride()},
-          {b.data<B>(), b.stride()});
+  launch(s.handle, map_packs<N, Two, A, B, Y, F>,
+         {static_cast<unsigned>(blocks < 1 << 20 ? blocks : 1 << 20), 256}, f, rows, length,
+         Rows<Y>{y.data<Y>(), y.stride()}, Rows<const A>{a.data<A>(), a.stride()},
+         Rows<const B>{b.data<B>(), b.stride()});
 }
 
 // Where f takes one, b is a again; b has the dtype of a, or that of y where it is y itself.
@@ -113,6 +116,8 @@ struct Numbers {
 template <class U>
 __global__ void move_rows(int64_t n, int64_t units, const U* from, int64_t from_stride,
                           Numbers sources, U* to, int64_t to_stride, Numbers targets) {
+  let_next_start();
+  wait_for_previous();
   const int64_t first = blockIdx.y * int64_t{blockDim.x} + threadIdx.x,
                 step = int64_t{gridDim.y} * blockDim.x;
   const bool tell = first == 0;
@@ -135,24 +140,24 @@ void move(Stream& s, int64_t n, const View* from, Numbers sources, const View& t
   const auto fits = [&](const View* v, int64_t unit) {
     return !v || (reinterpret_cast<uintptr_t>(v->data) % unit == 0 && v->stride * size % unit == 0);
   };
-  const auto launch = [&](auto unit) {
+  const auto launch_units = [&](auto unit) {
     using U = decltype(unit);
     const int64_t each = static_cast<int64_t>(sizeof(U)), units = bytes / each;
     const int64_t across = (units + 1023) / 1024;  // four units a thread
     const dim3 grid(static_cast<unsigned>(n < INT32_MAX ? n : INT32_MAX),
                     static_cast<unsigned>(across < 65535 ? across : 65535));
-    const int threads = units >= 256 ? 256 : static_cast<int>((units + 31) / 32 * 32);
-    move_rows<U><<<grid, threads, 0, s.handle>>>(
-        n, units, from ? static_cast<const U*>(from->data) : nullptr,
+    const unsigned threads = units >= 256 ? 256 : static_cast<unsigned>((units + 31) / 32 * 32);
+    launch(s.handle, move_rows<U>, {grid, threads}, n, units,
+           from ? static_cast<const U*>(from->data) : nullptr,
         from ? from->stride * size / each : 0, sources, static_cast<U*>(to.data),
         to.stride * size / each, targets);
   };
   if (bytes % 16 == 0 && fits(from, 16) && fits(&to, 16))
-    launch(uint4{});
+    launch_units(uint4{});
   else if (bytes % 4 == 0 && fits(from, 4) && fits(&to, 4))
-    launch(uint32_t{});
+    launch_units(uint32_t{});
   else
-    launch(uint16_t{});
+    launch_units(uint16_t{});
 }
 
 constexpr Numbers kInOrder{nullptr, 0, false, nullptr};

@@ -13,7 +13,7 @@ export { keep, scope, Tensor } from './tensor';
 export type { DType, TensorLike, TypedArray } from './tensor';
 export { capture, Graph } from './capture';
 export { DeviceError, DisposedError, FormatError, LoadError } from './errors';
-export { rmsNorm, addRmsNorm, layerNorm } from './ops/norm';
+export { rmsNorm, addRmsNorm, normMatmul, layerNorm } from './ops/norm';
 export { matmul, embedding } from './ops/matmul';
 export { selectiveScan } from './ops/selective-scan';
 export type { SelectiveScanInput, SelectiveScanOutput } from './ops/selective-scan';

@@ -212,6 +212,11 @@ export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs) 
     const total = map((p, q) => p! + q!, x!, residual!);
     return { y: rmsNorm(total, weight!, eps as number), sum: total };
   },
+  norm_matmul: ({ x, residual, normWeight, weight, bias }, { eps }) => {
+    const total = x ? map((p, q) => p! + q!, x, residual!) : residual!;
+    const normed = rmsNorm(total, normWeight!, eps as number);
+    return { y: matmul({ x: normed, weight: weight!, ...(bias && { bias }) }), sum: total, normed };
+  },
   layer_norm: (inputs, { eps }) => ({ y: layerNorm(inputs, eps as number) }),
   causal_conv1d: (inputs, attrs) => ({ y: causalConv1d(inputs, attrs) }),
   selective_scan: (inputs, attrs) => ({ y: selectiveScan(inputs, attrs) }),
