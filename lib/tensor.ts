@@ -138,9 +138,20 @@ export class Tensor {
     return `${this.dtype}[${this.shape.join(',')}]`;
   }
 
-  #view(call: string, offset: number, shape: readonly number[], stride: number): Tensor {
-    const handle = native().view(this.handle(call, 'tensor'), offset, shape, stride);
-    return new Tensor(this.device, this.dtype, shape, stride, handle);
+  #view(call: string, offset: number, shape: readonly number[], stride: number, dtype = this.dtype): Tensor {
+    const from = this.handle(call, 'tensor');
+    const handle = native().view(from, dtypes.indexOf(dtype), offset, shape, stride);
+    return new Tensor(this.device, dtype, shape, stride, handle);
+  }
+
+  /** The same bits as another dtype of the same size, in place: f32 as i32, bf16 as f16, or back. */
+  as(dtype: DType): Tensor {
+    if (dtypeBytes[dtype] !== dtypeBytes[this.dtype]) {
+      throw new TypeError(
+        `as: dtype is ${String(dtype)}, expected one of ${dtypeBytes[this.dtype]} bytes for ${this}`,
+      );
+    }
+    return this.#view('as', 0, this.shape, this.stride, dtype);
   }
 
   /** Rows `begin` to `end` (not included), in place. */
