@@ -2,7 +2,7 @@
 // on what the one before has left. Greedy where the temperature is 0. The random number of a row
 // comes from its own seed and position alone, so that a row's tokens do not depend on the batch.
 //
-// A row belongs to a cluster of four or eight blocks (one block on cards without clusters), each
+// A row belongs to a cluster of two to eight blocks (one block on cards without clusters), each
 // thread to the same ids in every pass. The logits are read once, into shared memory where they fit; a pass
 // finds the largest, one turns them into weights and sums these, and what top-k, top-p and the
 // random number choose is found by select.cuh. Nothing sorts the vocabulary.
@@ -18,7 +18,7 @@
 namespace ss::cuda {
 namespace {
 
-constexpr int kThreads = 512, kWarps = kThreads / 32;
+constexpr int kThreads = 1024, kWarps = kThreads / 32;
 using Mass = unsigned long long;
 
 struct Rows {
@@ -69,32 +69,18 @@ struct Sums {
   }
 };
 
-template <class T>
-__device__ T shuffled(T x, int lane) {
-  static_assert(sizeof(T) % 4 == 0);
-  int words[sizeof(T) / 4];
-  memcpy(words, &x, sizeof x);
-#pragma unroll
-  for (int& word : words) word = __shfl_xor_sync(0xffffffffu, word, lane);
-  memcpy(&x, words, sizeof x);
-  return x;
-}
-
 template <int Blocks>
 class Row {
   using Own = Team<Blocks>;
-  using Select = Selection<Blocks, kThreads>;
+  using Select = Selection<Blocks>;
 
  public:
   struct Memory {
     typename Select::Memory select;
-    // What the blocks tell each other, by turns: a block may still read what came last.
-    Largest largest[Blocks];
-    Sums sums[Blocks];
-    Mass masses[Blocks];
-    Largest warp_largest[kWarps];
-    Sums warp_sums[kWarps];
-    Mass warp_mass[kWarps];
+    // Each is written once: a block may still read what came before.
+    Largest warp_largest[kWarps], largest[Blocks];
+    Sums warp_sums[kWarps], sums[Blocks];
+    Mass warp_mass[kWarps], masses[Blocks];
   };
 
   __device__ Row(const Rows& rows, Memory& memory, float* kept)
@@ -104,9 +90,16 @@ class Row {
         b_(Own::row()),
         raw_(rows.logits + b_ * rows.stride),
         at_(rows.position[b_]),
-        marks_(rows.seen ? rows.seen + b_ * rows.seen_stride : nullptr),
+        seed_low_(rows.seed[b_ * rows.seed_stride]),
+        seed_high_(rows.seed[b_ * rows.seed_stride + 1]),
+        top_k_(rows.top_k[b_]),
+        temperature_(rows.temperature[b_]),
+        top_p_(rows.top_p[b_]),
+        min_p_(rows.min_p[b_]),
         penalty_(rows.penalty[b_]),
+        marks_(rows.seen ? rows.seen + b_ * rows.seen_stride : nullptr),
         stops_(rows.quiet && at_ < rows.quiet[b_] ? rows.stops : 0),
+        as_read_((penalty_ == 1 || !marks_) && stops_ == 0),
         first_(Own::rank() * kWarps * rows.piece),
         begin_(min(static_cast<int64_t>(rows.v), int64_t{first_} + threadIdx.x / 32 * rows.piece)),
         end_(min(static_cast<int64_t>(rows.v), int64_t{begin_} + rows.piece)) {}
@@ -115,65 +108,45 @@ class Row {
     Own::begin();
     const Largest largest = find_largest();
     const int best_id = largest.id == INT32_MAX ? rows_.v - 1 : largest.id;
-    const float raw = unordered(largest.raw), t = rows_.temperature[b_];
+    const float raw = unordered(largest.raw);
     best_ = unordered(largest.best);
-    scale_ = t > 0 ? 1 / t : 1;
+    scale_ = temperature_ > 0 ? 1 / temperature_ : 1;
     if (!isfinite(raw) || !isfinite(best_)) {
       if (Own::rank() > 0 || threadIdx.x > 0) return;
       rows_.fault->report(b_, 0, 0);
-      return write(best_id, NAN);
+      return write(best_id);
     }
-    const float least = rows_.min_p[b_];
-    const Sums sums = weigh(raw, t > 0, least);
-    const double all = raw + log(static_cast<double>(sums.all) / rows_.unit);
-    if (!(t > 0)) {
-      if (Own::rank() == 0 && threadIdx.x == 0) write(best_id, all);
+    const Sums sums = weigh(raw);
+    largest_ = raw;
+    all_ = sums.all;
+    if (!(temperature_ > 0)) {
+      if (Own::rank() == 0 && threadIdx.x == 0) write(best_id);
       return;
     }
-    const auto* key = reinterpret_cast<const uint32_t*>(rows_.seed + b_ * rows_.seed_stride);
-    const double random = uniform(key[0], key[1], static_cast<uint32_t>(at_));
-    if (rows_.top_k[b_] > 0 || rows_.top_p[b_] < 1)
-      draw_filtered(sums, random, least, all);
+    const double random = uniform(seed_low_, seed_high_, static_cast<uint32_t>(at_));
+    if (top_k_ > 0 || top_p_ < 1)
+      draw_filtered(sums, random);
     else
-      write_nth([&](float w) { return w < least ? 0 : mass(w); }, point(random, sums.left), all);
+      write_nth(point(random, sums.left), [&](float w) { return w < min_p_ ? 0 : mass(w); });
   }
 
  private:
-  __device__ float processed(int i, float x) const {
+  __device__ __noinline__ float changed(int i, float x) const {
     if (penalty_ != 1 && marks_ && (static_cast<uint32_t>(marks_[i >> 5]) >> (i & 31) & 1u))
       x = x > 0 ? x / penalty_ : x * penalty_;
     for (int j = 0; j < stops_; j++)
       if (rows_.stop[j] == i) x = -INFINITY;
     return x;
   }
+  __device__ float processed(int i, float x) const { return as_read_ ? x : changed(i, x); }
   __device__ float weight(int i) const {
-    return kept_ ? kept_[i - first_] : expf((processed(i, raw_[i]) - best_) * scale_);
+    if (kept_) return kept_[i - first_];
+    return expf((processed(i, raw_[i]) - best_) * scale_);
   }
   __device__ Mass mass(float weight) const { return static_cast<Mass>(weight * rows_.unit); }
   // A random one of `total` units, counted from 1.
   __device__ static Mass point(double random, Mass total) {
     return min(static_cast<Mass>(random * static_cast<double>(total)) + 1, total);
-  }
-
-  // The sum over all threads of all blocks, in the same order each time.
-  template <class T>
-  __device__ static T team_sum(T x, T* of_warp, T* of_block) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) x = x + shuffled(x, step);
-    if (lane == 0) of_warp[warp] = x;
-    __syncthreads();
-    if (warp == 0) {
-      x = of_warp[lane % kWarps];
-#pragma unroll
-      for (int step = kWarps / 2; step > 0; step /= 2) x = x + shuffled(x, step);
-      if (lane < Blocks) *Own::of(of_block + Own::rank(), lane) = x;
-    }
-    Own::sync();
-    x = of_block[lane % Blocks];
-#pragma unroll
-    for (int step = Blocks / 2; step > 0; step /= 2) x = x + shuffled(x, step);
-    return x;
   }
 
   // NaN is no candidate, but makes the largest raw logit infinite.
@@ -187,85 +160,94 @@ class Row {
       if (x == x) own = own + Largest{0, ordered(x), i};
     }
     Own::await_all();
-    return team_sum(own, m_.warp_largest, m_.largest);
+    return Own::sum(own, m_.warp_largest, m_.largest);
   }
 
-  __device__ Sums weigh(float largest, bool draws, float least) {
-    const bool as_read = kept_ && stops_ == 0 && (penalty_ == 1 || !marks_);
+  __device__ Sums weigh(float largest) {
     Sums own{0, 0, 0, 0};
-#pragma unroll 4
+    const bool draws = temperature_ > 0;
+#pragma unroll 2
     for (int i = begin_ + threadIdx.x % 32; i < end_; i += 32) {
       const float x = kept_ ? kept_[i - first_] : processed(i, raw_[i]);
-      own.all += mass(expf((as_read ? x : raw_[i]) - largest));
+      own.all += mass(expf((as_read_ ? x : raw_[i]) - largest));
       if (!draws) continue;
       const float w = expf((x - best_) * scale_);
       const Mass m = mass(w);
       if (kept_) kept_[i - first_] = w;
       own.total += m;
-      own.left += w < least ? 0 : m;
+      own.left += w < min_p_ ? 0 : m;
       own.positive += m > 0;
     }
-    return team_sum(own, m_.warp_sums, m_.sums);
+    return Own::sum(own, m_.warp_sums, m_.sums);
   }
 
-  // Keys are a weight's bits, from those of the smallest one that has a mass.
-  __device__ uint32_t lowest() const { return __float_as_uint(1 / rows_.unit); }
-  __device__ uint32_t key(float weight) const { return __float_as_uint(weight) - lowest(); }
+  // A weight's bits, from those of the smallest one that has a mass.
+  __device__ uint32_t key(float weight) const {
+    return __float_as_uint(weight) - __float_as_uint(1 / rows_.unit);
+  }
 
-  // What the filters leave: all weights above a key, and the first `ties` of those that have it.
-  __device__ void draw_filtered(const Sums& sums, double random, float least, double all) {
+  // Each filter leaves the first few of all weights, taken by falling size and then by id: `total`
+  // is the mass of the fewest.
+  __device__ void draw_filtered(const Sums& sums, double random) {
+    Select select(m_.select);
     const auto each = [&](auto visit) {
+#pragma unroll 1
       for (int i = begin_ + threadIdx.x % 32; i < end_; i += 32) {
         const float w = weight(i);
         if (const Mass m = mass(w)) visit(key(w), m);
       }
     };
-    const int32_t k = rows_.top_k[b_];
-    const float p = rows_.top_p[b_];
-    Select select(m_.select, each);
-    Mass total = sums.total;
-    uint32_t from = 0;
-    if (k > 0 && static_cast<uint32_t>(k) < sums.positive) {
-      const Found cut = select.at(static_cast<Mass>(k), Measure::count, each);
-      from = cut.key;
-      total = cut.above.mass + (k - cut.above.count) * mass_of(cut);
+    Mass total = sums.total, goal = 0;
+    Found found{};
+    enum { top_k, top_p, chosen };
+#pragma unroll 1  // as in select.cuh
+    for (int stage = top_k; stage <= chosen; stage++) {
+      if (stage == top_k) {
+        if (top_k_ <= 0 || static_cast<uint32_t>(top_k_) >= sums.positive) continue;
+        goal = static_cast<Mass>(top_k_);
+      } else if (stage == top_p) {
+        if (!(top_p_ < 1)) continue;
+        goal = static_cast<Mass>(ceil(static_cast<double>(top_p_) * static_cast<double>(total)));
+        goal = max(Mass{1}, min(goal, total));
+      } else {
+        total = min(total, max(sums.left, mass(1)));
+        goal = point(random, total);
+      }
+      found = select.at(goal, stage == top_k ? Measure::count : Measure::mass, each);
+      const Mass one = found.equal.mass / found.equal.count;
+      const Mass ties = stage == top_k ? goal - found.above.count
+                                       : (goal - found.above.mass + one - 1) / one;
+      if (stage == chosen)
+        goal = ties;  // which of those that are equal, from 1
+      else
+        total = found.above.mass + ties * one;
     }
-    if (p < 1) {
-      const Mass share = static_cast<Mass>(ceil(static_cast<double>(p) * static_cast<double>(total)));
-      const Mass goal = max(Mass{1}, min(share, total));
-      const Found cut = select.at(goal, Measure::mass, each);
-      const Mass one = mass_of(cut), needed = (goal - cut.above.mass + one - 1) / one;
-      from = cut.key;
-      total = cut.above.mass + needed * one;
-    }
-    if (least > 0 && __float_as_uint(least) > lowest() + from) total = max(mass(1), sums.left);
-
-    const Mass at = point(random, total);
-    const Found chosen = select.at(at, Measure::mass, each);
-    const Mass tie = (at - chosen.above.mass - 1) / mass_of(chosen) + 1;
-    if (chosen.equal.count > 1)
-      return write_nth([&](float w) { return Mass{mass(w) && key(w) == chosen.key}; }, tie, all);
-    for (int i = begin_ + threadIdx.x % 32; i < end_; i += 32) {
-      const float w = weight(i);
-      if (mass(w) && key(w) == chosen.key) write(i, all);
-    }
+    const auto is_it = [&](float w) { return mass(w) && key(w) >> found.shift == found.prefix; };
+    if (found.equal.count > 1)
+      return write_nth(goal, [&](float w) { return Mass{is_it(w)}; });
+#pragma unroll 1
+    for (int i = begin_ + threadIdx.x % 32; i < end_; i += 32)
+      if (is_it(weight(i))) write(i);
   }
-  __device__ static Mass mass_of(const Found& found) { return found.equal.mass / found.equal.count; }
 
   // Writes the first id with amount(0) + .. + amount(id) >= goal, or 0 where there is none.
   template <class AmountOf>
-  __device__ void write_nth(AmountOf amount, Mass goal, double all) {
+  __device__ void write_nth(Mass goal, AmountOf amount) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     Mass own = 0;
+#pragma unroll 2
     for (int i = begin_ + lane; i < end_; i += 32) own += amount(weight(i));
-    const Mass total = team_sum(own, m_.warp_mass, m_.masses);
+    const Mass total = Own::sum(own, m_.warp_mass, m_.masses);
     if (goal == 0 || total < goal) {
-      if (Own::rank() == 0 && threadIdx.x == 0) write(0, all);
+      if (Own::rank() == 0 && threadIdx.x == 0) write(0);
       return;
     }
+#pragma unroll 1
     for (int r = 0; r < Own::rank(); r++) goal -= min(goal, m_.masses[r]);
+#pragma unroll 1
     for (int w = 0; w < warp; w++) goal -= min(goal, m_.warp_mass[w]);
     if (goal == 0 || goal > m_.warp_mass[warp]) return;
+#pragma unroll 1
     for (int i = begin_ + lane;; i += 32) {
       const Mass one = i < end_ ? amount(weight(i)) : 0;
       Mass through = one;
@@ -276,7 +258,7 @@ class Row {
       }
       const unsigned past = __ballot_sync(0xffffffffu, through >= goal);
       if (past) {
-        if (lane == __ffs(past) - 1) write(i, all);
+        if (lane == __ffs(past) - 1) write(i);
         return;
       }
       goal -= __shfl_sync(0xffffffffu, through, 31);
@@ -284,7 +266,8 @@ class Row {
   }
 
   // One thread of all.
-  __device__ void write(int chosen, double all) {
+  __device__ __noinline__ void write(int chosen) const {
+    const double all = largest_ + log(static_cast<double>(all_) / rows_.unit);
     rows_.logprob[b_] = static_cast<float>(raw_[chosen] - all);
     rows_.token[b_] = chosen;
     rows_.position[b_] = at_ + 1;
@@ -296,15 +279,21 @@ class Row {
   float* const kept_;  // this block's ids from first_ on: logits, then weights; or null
   const int64_t b_;
   const float* const raw_;
+  // All of the row's arguments are read at once.
   const int32_t at_;
+  const uint32_t seed_low_, seed_high_;
+  const int32_t top_k_;
+  const float temperature_, top_p_, min_p_, penalty_;
   int32_t* const marks_;
-  const float penalty_;
-  const int stops_, first_, begin_, end_;
-  float best_ = 0, scale_ = 1;
+  const int stops_;
+  const bool as_read_;  // penalty and held-back ids change nothing
+  const int first_, begin_, end_;
+  float best_ = 0, scale_ = 1, largest_ = NAN;
+  Mass all_ = 0;
 };
 
 template <int Blocks>
-__global__ void __launch_bounds__(kThreads, 1024 / kThreads) draw_rows(const __grid_constant__ Rows rows) {
+__global__ void __launch_bounds__(kThreads) draw_rows(const __grid_constant__ Rows rows) {
   extern __shared__ __align__(16) char memory[];
   using Memory = typename Row<Blocks>::Memory;
   Row<Blocks>(rows, *reinterpret_cast<Memory*>(memory),
@@ -374,10 +363,12 @@ void sample(Stream& s, In logits, In temperature, In top_k, In top_p, In min_p, 
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   if (major < 9)
     start<1>(s, b, rows);
-  else if (b <= 32)
+  else if (b <= 16)  // blocks for each of 132 multiprocessors, once
     start<8>(s, b, rows);
-  else  // one wave up to 64 rows
+  else if (b <= 32)
     start<4>(s, b, rows);
+  else
+    start<2>(s, b, rows);
 }
 KERNEL(sample)
 
