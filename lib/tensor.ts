@@ -128,12 +128,24 @@ export class Tensor {
     offset: number,
     shape: readonly number[],
     stride: number,
-    again: (tensor: Tensor) => Tensor,
+    again: ((tensor: Tensor) => Tensor) | undefined,
+    dtype = this.dtype,
   ): Tensor {
-    const handle = native().view(this.handle(call, 'tensor'), offset, shape, stride);
-    const view = new Tensor(this.device, this.dtype, shape, stride, handle);
-    viewed(view, this, again);
+    const from = this.handle(call, 'tensor');
+    const handle = native().view(from, dtypes.indexOf(dtype), offset, shape, stride);
+    const view = new Tensor(this.device, dtype, shape, stride, handle);
+    if (again) viewed(view, this, again);
     return view;
+  }
+
+  /** The same bits as another dtype of the same size, in place, with no gradient: f32 as i32, or back. */
+  as(dtype: DType): Tensor {
+    if (dtypeBytes[dtype] !== dtypeBytes[this.dtype]) {
+      throw new TypeError(
+        `as: dtype is ${String(dtype)}, expected one of ${dtypeBytes[this.dtype]} bytes for ${this}`,
+      );
+    }
+    return this.#view('as', 0, this.shape, this.stride, undefined, dtype);
   }
 
   /** Rows `begin` to `end` (not included), in place. */
