@@ -20,4 +20,6 @@ export type { SelectiveScanInput, SelectiveScanOutput } from './ops/selective-sc
 export { selectiveScanPacked, causalConv1dPacked } from './ops/scan';
 export { add, cast, copySlots, crossEntropy, negExp, takeRows, zeroSlots } from './ops/elementwise';
 export { sample } from './ops/sample';
+export { jitter, limitExperts, routeExperts, routerStatistics, sinkhorn, sortExperts } from './ops/routing';
+export { activate, expertCombine, expertMatmul } from './ops/experts';
 export { ops } from './op';
