@@ -1,5 +1,10 @@
 import { op } from '../op';
 
+/** What fits in a block's shared memory on a GPU; the same everywhere. */
+const mostExperts = 1536;
+const notTooMany = (e: number) =>
+  e > mostExperts ? `logits has ${e} columns, expected at most ${mostExperts} experts` : undefined;
+
 const fewerThan = (k: number, e: number) =>
   k >= 1 && k <= e ? undefined : `k is ${k}, expected 1 to e, the number of experts, which is ${e}`;
 
@@ -26,6 +31,7 @@ export const sinkhorn = op('sinkhorn', {
   in: { logits: 'f32[t,e]' },
   attrs: { classical: false, tolerance: 1e-4, epsilon: 1e-8, most: 1000 },
   out: { balanced: 'f32[t,e]', iterations: 'i32[1]' },
+  check: (size) => notTooMany(size('e')!),
 });
 
 /**
@@ -70,6 +76,7 @@ export const routerStatistics = op('router_statistics', {
     dropped: 'i32[1]',
     unserved: 'i32[1]',
   },
+  check: (size) => notTooMany(size('e')!),
 });
 
 /**

@@ -105,7 +105,8 @@ void expert_matmul(Stream& s, In x, In weight, Opt bias, In order, In offsets, i
 }
 KERNEL(expert_matmul)
 
-void expert_combine(Stream& s, In x, In place, In weights, Out y) {  // [a, d], [a], [t, k] -> [t, d]
+// [a, d], [a], [t, k] -> [t, d]
+void expert_combine(Stream& s, In x, In place, In weights, Out y) {
   const int64_t t = weights.size(0), k = weights.size(1), d = x.size(1);
   const int32_t* at = place.data<int32_t>();
   for (int64_t i = 0; i < place.size(0); i++)
