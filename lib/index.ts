@@ -4,6 +4,8 @@ export type { Completion, ModelOptions, PretrainedOptions } from './generation/c
 export type { FinishReason, GeneratedToken, Prompt } from './generation/generate';
 export type { GenerateOptions, PerPrompt } from './generation/options';
 export type { ForwardInput, ForwardOutput } from './models/model';
+export type { RouterOutput } from './models/router';
+export { moeMambaPresets } from './models/moe-mamba';
 export type { Ids, IdsBatch } from './models/inputs';
 export { State } from './models/state';
 export { Tokenizer } from './io/tokenizer';
@@ -20,4 +22,6 @@ export type { SelectiveScanInput, SelectiveScanOutput } from './ops/selective-sc
 export { selectiveScanPacked, causalConv1dPacked } from './ops/scan';
 export { add, cast, copySlots, crossEntropy, negExp, takeRows, zeroSlots } from './ops/elementwise';
 export { sample } from './ops/sample';
+export { jitter, limitExperts, routeExperts, routerStatistics, sinkhorn, sortExperts } from './ops/routing';
+export { activate, expertCombine, expertMatmul } from './ops/experts';
 export { ops } from './op';

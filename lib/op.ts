@@ -7,7 +7,7 @@ import { dtypes, Tensor, type DType } from './tensor';
 /** An op's declaration; see `schema.ts` for how tensors are written. */
 export interface Schema {
   readonly in: Readonly<Record<string, string>>;
-  /** Constants of the model, with their defaults. */
+  /** Constants of the model, with their defaults; outputs may have sizes of their names. */
   readonly attrs?: Readonly<Record<string, number | boolean>>;
   readonly out: Readonly<Record<string, string>>;
   /** What the sizes must satisfy besides, by their names in the texts: a complaint, or nothing. */
@@ -120,6 +120,7 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
   const inputs = specs(schema.in, symbols);
   const outputs = specs(schema.out, symbols);
   const attrs = Object.entries(schema.attrs ?? {});
+  for (const [name] of attrs) symbols.index(name); // a number may be a size of the outputs, too
   const given = new Set([...inputs.values()].flatMap(({ forms }) => forms.map(({ letter }) => letter)));
   const freeDtype = [...outputs.values()].some(
     ({ forms: [form] }) => form!.letter >= 0 && !given.has(form!.letter),
@@ -154,7 +155,9 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
     }
     for (let i = 0; i < attrs.length; i++) {
       const [name, fallback] = attrs[i]!;
-      values.push(attribute(opName, name, fallback, args[name], kernel.signature[inputs.size + i]!));
+      const value = attribute(opName, name, fallback, args[name], kernel.signature[inputs.size + i]!);
+      symbols.bind(symbols.index(name), value, name);
+      values.push(value);
     }
 
     const free = args['dtype'] as DType | undefined;

@@ -1,4 +1,6 @@
 /** Every op once more, plainly and in f64: what the kernels are held to. */
+import { moeReferences } from './ops/moe-reference';
+
 export interface Values {
   readonly shape: readonly number[];
   readonly data: Float64Array;
@@ -10,7 +12,7 @@ export const values = (...shape: readonly number[]): Values => ({
   shape,
   data: new Float64Array(shape.reduce((a, b) => a * b, 1)),
 });
-const row = ({ shape, data }: Values, i: number): Float64Array => {
+export const row = ({ shape, data }: Values, i: number): Float64Array => {
   const length = shape.slice(1).reduce((a, b) => a * b, 1);
   return data.subarray(i * length, (i + 1) * length);
 };
@@ -18,7 +20,7 @@ const map = (f: (...x: readonly number[]) => number, ...all: readonly Values[]):
   shape: all[0]!.shape,
   data: all[0]!.data.map((_, i) => f(...all.map(({ data }) => data[i]!))),
 });
-const sum = (x: Iterable<number>) => {
+export const sum = (x: Iterable<number>) => {
   let total = 0;
   for (const each of x) total += each;
   return total;
@@ -224,4 +226,5 @@ export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs) 
     sampleGreedy(inputs);
     return {};
   },
+  ...moeReferences,
 };

@@ -4,6 +4,8 @@ import type { Device } from '../lib/device';
 import { mismatch, ops, type Op } from '../lib/op';
 import { scope, Tensor, type DType } from '../lib/tensor';
 import {
+  attrsOf,
+  attrsToTry,
   bits,
   completeSizes,
   describe as shapeOf,
@@ -76,11 +78,11 @@ function expectNear(
 }
 
 async function checkCase(op: Op, device: Device, each: Case): Promise<void> {
-  const attrs: Attrs = { ...op.schema.attrs, ...each.attrs };
+  const given: Attrs = { ...attrsOf(op, each.sizes), ...each.attrs };
   const inputs = inputsOf(op, each);
   const free = each.dtypes?.['Y'] ? { dtype: each.dtypes['Y'] } : {};
-  const results = call(op, { ...tensorsOf(op, each, device), ...each.attrs, ...free });
-  const wanted: Inputs = { ...references[op.opName]!(inputs, attrs) };
+  const results = call(op, { ...tensorsOf(op, each, device), ...given, ...free });
+  const wanted: Inputs = { ...references[op.opName]!(inputs, { ...op.schema.attrs, ...given }) };
   for (const [name, tensor] of Object.entries(results)) {
     const spec = op.outputs.get(name) ?? op.inputs.get(name)!;
     const dtypes = dtypesOf(op, each.dtypes);
@@ -105,7 +107,6 @@ describe.each(onEach)('on %s', (_, device) => {
 
   describe.each(everyOp)('%s', (name, op) => {
     const optional = [...op.inputs].filter(([, spec]) => spec.optional).map(([input]) => input);
-    const flags = Object.entries(op.schema.attrs ?? {});
 
     it('has a reference', () => expect(references).toHaveProperty(name));
 
@@ -127,18 +128,19 @@ describe.each(onEach)('on %s', (_, device) => {
 
     it('takes every form and attribute', async () => {
       for (const form of [0, 1])
-        for (const [attr, fallback] of [['', 0] as const, ...flags]) {
-          const attrs = typeof fallback === 'boolean' ? { [attr]: !fallback } : attr ? { [attr]: 0.25 } : {};
+        for (const attrs of [{}, ...attrsToTry(op)])
           for (const T of ['f32', 'bf16'] as const)
             await checkCase(op, device, { sizes: { d: 35 }, form, attrs, dtypes: { T } });
-        }
     });
 
     it('gives the same bits for strided rows', async () => {
       for (const T of ['f32', 'bf16', 'f16'] as const) {
         const each: Case = { sizes: { t: 6, d: 37, m: 9, k: 70 }, dtypes: { T, W: T, Y: T } };
-        const dense = call(op, tensorsOf(op, each, device));
-        const strided = call(op, tensorsOf(op, each, device, toStrided));
+        const dense = call(op, { ...tensorsOf(op, each, device), ...attrsOf(op, each.sizes) });
+        const strided = call(op, {
+          ...tensorsOf(op, each, device, toStrided),
+          ...attrsOf(op, each.sizes),
+        });
         for (const result of Object.keys(dense)) {
           const wanted = await read(dense[result]!);
           const got = strided[result]!;
@@ -149,7 +151,9 @@ describe.each(onEach)('on %s', (_, device) => {
 
     it('gives the same bits twice', async () => {
       const each: Case = { sizes: { t: 40, d: 150, m: 20, n: 70, k: 130 } };
-      const [first, second] = [0, 1].map(() => call(op, tensorsOf(op, each, device)));
+      const [first, second] = [0, 1].map(() =>
+        call(op, { ...tensorsOf(op, each, device), ...attrsOf(op, each.sizes) }),
+      );
       for (const result of Object.keys(first!)) {
         expect((await bits(second![result]!)).equals(await bits(first![result]!))).toBe(true);
       }
@@ -159,7 +163,7 @@ describe.each(onEach)('on %s', (_, device) => {
       const before = device.memoryUsage().tensors;
       scope(() => {
         const given = tensorsOf(op, { sizes: {} }, device);
-        const results = call(op, given);
+        const results = call(op, { ...given, ...attrsOf(op, {}) });
         const made = new Set([...Object.values(given), ...Object.values(results)]);
         expect(device.memoryUsage().tensors - before).toBe(made.size);
       });

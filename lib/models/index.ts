@@ -1,14 +1,19 @@
 import { FormatError } from '../errors';
 import { kind, type JsonObject } from '../io/json';
+import { blackmamba } from './blackmamba';
 import type { CommonConfig, Family } from './family';
 import { mamba } from './mamba';
+import { moeMamba } from './moe-mamba';
 
 /** Every family that `fromPretrained` knows. */
-export const families: readonly Family[] = [mamba];
+export const families: readonly Family[] = [mamba, moeMamba, blackmamba];
 
 /** The family that `model_type` names, and the configuration it makes of config.json. */
 export function familyOf(json: JsonObject): { readonly family: Family; readonly config: CommonConfig } {
-  const family = families.find(({ type }) => type === json['model_type']);
+  const named = json['model_type'] !== undefined;
+  const family = families.find(({ type, recognizes }) =>
+    named ? type === json['model_type'] : recognizes?.(json),
+  );
   if (!family) {
     const known = families.map(({ type }) => type).join(', ');
     throw new FormatError(
