@@ -17,7 +17,10 @@ export interface Extras {
 const stored = { f32: 'F32', bf16: 'BF16', f16: 'F16' } as const;
 const named = { f32: 'float32', bf16: 'bfloat16', f16: 'float16' } as const;
 const tokenizerFiles = ['tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'];
-const architectures: ReadonlyMap<string, string> = new Map([['mamba', 'MambaForCausalLM']]);
+const architectures: ReadonlyMap<string, string> = new Map([
+  ['mamba', 'MambaForCausalLM'],
+  ['falcon_mamba', 'FalconMambaForCausalLM'],
+]);
 
 async function writeJson(path: string, json: unknown): Promise<void> {
   await writeAtomically(path, (file) =>
