@@ -4,6 +4,7 @@ declare module 'yauzl' {
     readonly fileName: string;
     readonly fileNameRaw: Buffer;
     readonly compressionMethod: number;
+    readonly generalPurposeBitFlag: number;
     readonly uncompressedSize: number;
     readonly crc32: number;
     isEncrypted(): boolean;
@@ -17,8 +18,18 @@ declare module 'yauzl' {
     eachEntry(): AsyncIterable<Entry>;
     readLocalFileHeaderPromise(entry: Entry, options: object): Promise<LocalFileHeader>;
   }
-  export function fromFdPromise(
-    fd: number,
+  export class RandomAccessReader {
+    read(
+      buffer: Buffer,
+      offset: number,
+      length: number,
+      position: number,
+      callback: (error: Error | null, bytesRead?: number) => void,
+    ): void;
+  }
+  export function fromRandomAccessReaderPromise(
+    reader: RandomAccessReader,
+    size: number,
     options: { readonly autoClose: boolean; readonly strictFileNames: boolean },
   ): Promise<ZipFile>;
 }

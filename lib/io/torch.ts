@@ -127,8 +127,11 @@ function tensorsIn(root: Value, path: string): ReadonlyMap<string, StoredTensor>
     : WRAPPERS.map((key) => root.get(key)).find((value) => value instanceof Dict);
   const tensors = new Map<string, StoredTensor>();
   for (const [name, value] of (inner instanceof Dict ? inner : root).entries()) {
-    if (typeof name !== 'string' || !(value instanceof StoredTensor)) {
+    if (!(value instanceof StoredTensor)) {
       throw new FormatError(`${path}: ${name} is ${describe(value)}, expected a tensor`);
+    }
+    if (typeof name !== 'string') {
+      throw new FormatError(`${path}: name of a tensor is ${name}, expected a string`);
     }
     tensors.set(name, value);
   }

@@ -1,6 +1,7 @@
 import type { FileHandle } from 'node:fs/promises';
-import { fromFdPromise, type Entry, type ZipFile } from 'yauzl';
+import { fromRandomAccessReaderPromise, RandomAccessReader, type Entry, type ZipFile } from 'yauzl';
 import { FormatError } from '../errors';
+import { readFully } from './safetensors';
 
 /** One file in the archive; its bytes are stored as they are, or `locate` refuses it. */
 export interface ZipEntry {
@@ -12,6 +13,8 @@ export interface ZipEntry {
 /** torch writes one entry for each tensor, and a handful more. */
 const MAX_ENTRIES = 100_000;
 const STORED = 0;
+/** The flag of entries whose sizes and checksum follow the data: what torch writes. */
+const DESCRIPTOR = 8;
 
 /** The directory of a ZIP file, whose entries are read in place: nothing is ever unpacked or written. */
 export class ZipArchive {
@@ -19,9 +22,11 @@ export class ZipArchive {
   readonly #path: string;
   readonly #zip: ZipFile;
   readonly #raw: ReadonlyMap<string, Entry>;
+  readonly #file: FileHandle;
 
-  constructor(path: string, zip: ZipFile, raw: ReadonlyMap<string, Entry>) {
+  constructor(path: string, file: FileHandle, zip: ZipFile, raw: ReadonlyMap<string, Entry>) {
     this.#path = path;
+    this.#file = file;
     this.#zip = zip;
     this.#raw = raw;
     this.entries = new Map(
@@ -46,14 +51,29 @@ export class ZipArchive {
         `${where} is called ${JSON.stringify(header.fileName.toString())} where its bytes are`,
       );
     }
+    await this.#checkEnd(header.fileDataStart + entry.uncompressedSize, entry, where);
     return header.fileDataStart;
+  }
+
+  /** Wrong lengths in front of the data would move them; what follows them then is not what should. */
+  async #checkEnd(end: number, { generalPurposeBitFlag: flags, crc32 }: Entry, where: string): Promise<void> {
+    const next = Buffer.alloc(8);
+    await readFully(this.#file, next, end, where);
+    const follows = (mark: string) => next.toString('latin1', 0, 4) === mark;
+    const isThere =
+      flags & DESCRIPTOR
+        ? follows('PK\x07\x08') && next.readUInt32LE(4) === crc32
+        : follows('PK\x03\x04') || follows('PK\x01\x02');
+    if (!isThere)
+      throw new FormatError(`${where} does not end at byte ${end}, where it should; the file is damaged`);
   }
 }
 
 /** Reads the directory of a ZIP file. Throws FormatError on names that lead out of it, or that occur twice. */
 export async function openZip(file: FileHandle, path: string): Promise<ZipArchive> {
   const options = { autoClose: false, strictFileNames: true };
-  const zip = await fromFdPromise(file.fd, options).catch(explain(path));
+  const { size } = await file.stat();
+  const zip = await fromRandomAccessReaderPromise(new Reader(file, size), size, options).catch(explain(path));
   if (zip.entryCount > MAX_ENTRIES) {
     throw new FormatError(`${path}: holds ${zip.entryCount} entries, expected at most ${MAX_ENTRIES}`);
   }
@@ -68,7 +88,41 @@ export async function openZip(file: FileHandle, path: string): Promise<ZipArchiv
   } catch (error) {
     explain(path)(error as Error);
   }
-  return new ZipArchive(path, zip, raw);
+  return new ZipArchive(path, file, zip, raw);
+}
+
+/** Reads for yauzl, a few entries of the directory at a time. Its own reader throws at offsets beyond 2^53. */
+class Reader extends RandomAccessReader {
+  readonly #file: FileHandle;
+  readonly #size: number;
+  #window = Buffer.alloc(0);
+  #begin = 0;
+
+  constructor(file: FileHandle, size: number) {
+    super();
+    this.#file = file;
+    this.#size = size;
+  }
+
+  override read(
+    ...[buffer, offset, length, position, callback]: Parameters<RandomAccessReader['read']>
+  ): void {
+    this.#bytes(position, length).then(
+      (bytes) => callback(null, bytes.copy(buffer, offset)),
+      (error: Error) => callback(error),
+    );
+  }
+
+  async #bytes(position: number, length: number): Promise<Buffer> {
+    if (!(position >= 0 && position + length <= this.#size)) throw new Error('unexpected end of the file');
+    if (position < this.#begin || position + length > this.#begin + this.#window.length) {
+      const window = Buffer.alloc(Math.min(Math.max(length, 4096), this.#size - position));
+      await readFully(this.#file, window, position, 'directory');
+      this.#window = window;
+      this.#begin = position;
+    }
+    return this.#window.subarray(position - this.#begin, position - this.#begin + length);
+  }
 }
 
 const explain =
