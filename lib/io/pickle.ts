@@ -183,8 +183,8 @@ class Machine {
 
   #append(values: readonly Value[]): void {
     const list = this.#top();
-    if (!(list instanceof List)) this.#fail(`appends to ${describe(list)}, expected a list`);
-    for (const value of values) (list as List).items.push(value);
+    if (!(list instanceof List)) return this.#fail(`appends to ${describe(list)}, expected a list`);
+    for (const value of values) list.items.push(value);
   }
 
   #setItems(pairs: readonly Value[]): void {
@@ -196,8 +196,8 @@ class Machine {
 
   #recall(index: number): void {
     const value = this.#memo.get(index);
-    if (value === undefined) this.#fail(`recalls value ${index}, which was not stored`);
-    this.#push(value as Value);
+    if (value === undefined) return this.#fail(`recalls value ${index}, which was not stored`);
+    this.#push(value);
   }
 
   #global(module: string, name: string): Global {

@@ -17,5 +17,5 @@ export const falconMamba: Family<MambaConfig> = {
     const config = mamba.config({ ...defaults, ...shared, model_type: 'mamba' });
     return { ...config, modelType: 'falcon_mamba', json, mixer: { ...config.mixer, rmsEps } };
   },
-  build: mamba.build,
+  build: (config, weights, activations) => mamba.build(config, weights, activations),
 };
