@@ -16,8 +16,20 @@ export interface Extras {
 
 const stored = { f32: 'F32', bf16: 'BF16', f16: 'F16' } as const;
 const named = { f32: 'float32', bf16: 'bfloat16', f16: 'float16' } as const;
-const tokenizerFiles = ['tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'];
-const architectures: ReadonlyMap<string, string> = new Map([['mamba', 'MambaForCausalLM']]);
+const tokenizerFiles = [
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'vocab.json',
+  'merges.txt',
+  'tokenizer.model',
+  'chat_template.jinja',
+];
+const architectures: ReadonlyMap<string, string> = new Map([
+  ['mamba', 'MambaForCausalLM'],
+  ['falcon_mamba', 'FalconMambaForCausalLM'],
+]);
 
 async function writeJson(path: string, json: unknown): Promise<void> {
   await writeAtomically(path, (file) =>
@@ -35,15 +47,27 @@ export async function savePretrained(
   if ((await stat(folder).catch(() => undefined))?.isDirectory() === false) {
     throw new Error(`savePretrained: ${folder} is a file, expected a folder`);
   }
+  const read = async (tensor: Tensor) => {
+    const { buffer, byteOffset, byteLength } = await tensor.data();
+    return new Uint8Array(buffer, byteOffset, byteLength);
+  };
+  await writeModel(folder, config, parameters, extras, (_, tensor) => read(tensor));
+}
+
+/** The same for parameters whose bytes, in the tensor's dtype, `read` gives. */
+export async function writeModel(
+  folder: string,
+  config: CommonConfig,
+  parameters: ReadonlyMap<string, Tensor>,
+  extras: Extras,
+  read: (name: string, tensor: Tensor) => ReturnType<TensorSource['read']>,
+): Promise<void> {
   await mkdir(folder, { recursive: true });
   const tensors = [...parameters].map(([name, tensor]): TensorSource => ({
     name,
     dtype: stored[tensor.dtype as FloatFormat],
     shape: tensor.shape,
-    read: async () => {
-      const { buffer, byteOffset, byteLength } = await tensor.data();
-      return new Uint8Array(buffer, byteOffset, byteLength);
-    },
+    read: () => read(name, tensor),
   }));
   await writeSafetensors(join(folder, 'model.safetensors'), tensors);
   const dtypes = [...parameters.values()].map(({ dtype }) => dtype as FloatFormat);
