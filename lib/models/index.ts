@@ -11,16 +11,14 @@ export const families: readonly Family[] = [mamba, falconMamba, stateSpaces];
 /** The family that `model_type` names; without `model_type` the first that recognises its own fields. */
 export function findFamily(json: JsonObject): Family | undefined {
   const type = json['model_type'];
-  return families.find((family) =>
-    type === undefined ? family.recognises?.(json) : family.type === type && !family.recognises,
-  );
+  return families.find((family) => (type === undefined ? family.recognises?.(json) : family.type === type));
 }
 
 /** The family of a model, and the configuration it makes of config.json. */
 export function familyOf(json: JsonObject): { readonly family: Family; readonly config: CommonConfig } {
   const family = findFamily(json);
   if (!family) {
-    const known = families.filter(({ recognises }) => !recognises).map(({ type }) => type);
+    const known = families.map(({ type }) => type);
     throw new FormatError(
       `config.json: model_type is ${kind(json['model_type'])}, expected one of: ${known.join(', ')}`,
     );
