@@ -51,6 +51,7 @@ describe("state-spaces' config.json", () => {
   });
 
   it('may leave out what the original has defaults for', async () => {
+    expect((await configOf({ ssm_cfg: null, attn_layer_idx: null })).numLayers).toBe(3);
     const model = await AutoModelForCausalLM.fromConfig({ d_model: 16, n_layer: 1, vocab_size: 9 });
     expect(model.config).toMatchObject({
       vocabSize: 16,
