@@ -46,7 +46,7 @@ async function refuseOthers(file: FileHandle, path: string): Promise<void> {
   if (front.toString('latin1', 257, 262) === 'ustar') {
     throw new FormatError(`${path}: is in the TAR format of torch before 0.1.10; ${resave}`);
   }
-  if (front[0] === 0x80 && front.subarray(2, 14).equals(legacy)) {
+  if (front[0] === 0x80 && front.subarray(0, 32).includes(legacy)) {
     throw new FormatError(`${path}: is in the format of torch before 1.6, which is no ZIP file; ${resave}`);
   }
   if (front[0] === 0x80) {

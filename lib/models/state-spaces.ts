@@ -12,7 +12,7 @@ function translated(json: JsonObject): JsonObject {
   refuseUnless(json, 'd_intermediate', 0, 'layers with an MLP are not supported');
   refuseUnless(json, 'attn_layer_idx', [], 'layers of attention are not supported');
   refuseUnless(json, 'rms_norm', true, 'layers with LayerNorm are not supported');
-  const { ssm_cfg: ssm = {} } = json;
+  const ssm = json['ssm_cfg'] ?? {};
   if (!isObject(ssm)) throw new FormatError(`config.json: ssm_cfg is ${kind(ssm)}, expected an object`);
   refuseUnless(ssm, 'layer', 'Mamba1', 'only the first Mamba is supported', 'ssm_cfg.');
   fields.ignore('d_intermediate', 'attn_layer_idx', 'attn_cfg', 'rms_norm', 'ssm_cfg', 'fused_add_norm');

@@ -290,6 +290,11 @@ describe('a file that is no model of torch 1.6 or later', () => {
       /format of torch before 1.6, which is no ZIP file; load and save it once in Python/,
       legacy,
     ],
+    [
+      'the format before 1.6, in protocol 4',
+      /format of torch before 1.6/,
+      op(0x80, 4, 0x95, Buffer.alloc(8), legacy.subarray(2)),
+    ],
     ['the TAR format', /TAR format of torch before 0.1.10; load and save it once/, tar],
     [
       'a bare pickle',

@@ -45,6 +45,14 @@ describe('FalconMamba', () => {
     model.dispose();
   });
 
+  it('takes intermediate_size over expand, as transformers does', async () => {
+    const change = { expand: 16, intermediate_size: 96, num_hidden_layers: 1 };
+    const model = await AutoModelForCausalLM.fromConfig({ ...json, ...change });
+    expect(model.config).toMatchObject({ mixer: { dInner: 96 } });
+    expect(model.parameters.get('backbone.layers.0.mixer.D')!.shape).toEqual([96]);
+    model.dispose();
+  });
+
   it('leaves nothing behind', async () => {
     const before = inUse();
     const model = await open('falcon-mamba-tiny');
@@ -56,6 +64,7 @@ describe('FalconMamba', () => {
   it.each<[object, RegExp]>([
     [{ mixer_rms_eps: 0 }, /mixer_rms_eps is 0, expected a positive number/],
     [{ mixer_rms_eps: '1e-6' }, /mixer_rms_eps is "1e-6", expected a positive number/],
+    [{ intermediate_size: 1.5 }, /intermediate_size is 1.5, expected a whole number/],
     [{ state_size: 0 }, /state_size is 0, expected a whole number/],
     [{ n_groups: 2 }, /there is no field n_groups/],
   ])('refuses %p', async (change, message) => {

@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process';
 import { cpSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { AutoModelForCausalLM, FormatError } from '../../lib';
@@ -50,6 +51,7 @@ describe("state-spaces' config.json", () => {
   });
 
   it('may leave out what the original has defaults for', async () => {
+    expect((await configOf({ ssm_cfg: null, attn_layer_idx: null })).numLayers).toBe(3);
     const model = await AutoModelForCausalLM.fromConfig({ d_model: 16, n_layer: 1, vocab_size: 9 });
     expect(model.config).toMatchObject({
       vocabSize: 16,
@@ -75,7 +77,7 @@ describe("state-spaces' config.json", () => {
     [{ n_layer: 1.5 }, /n_layer is 1.5, expected a whole number/],
     [{ tie_embeddings: 'no' }, /tie_embeddings is "no", expected true or false/],
     [{ dropout: 0.1 }, /there is no field dropout/],
-    [{ model_type: 'state-spaces' }, /model_type is "state-spaces", expected one of: mamba, falcon_mamba/],
+    [{ model_type: 'state-spaces' }, /there is no field model_type in this kind of model/],
   ])('is refused by name: %p', async (change, message) => {
     const before = inUse();
     const failure = AutoModelForCausalLM.fromConfig({ ...original, ...change });
@@ -103,6 +105,20 @@ describe('a model of state-spaces', () => {
     const again = await AutoModelForCausalLM.fromPretrained(folder.path);
     expect(await logitsOf(again, [1, 2, 3])).toEqual(await logitsOf(model, [1, 2, 3]));
     for (const made of [model, again]) made.dispose();
+  });
+
+  it('is what examples/original-checkpoint.ts loads, runs and saves', async () => {
+    const root = join(__dirname, '..', '..');
+    const script = [
+      join(__dirname, '..', 'typescript.cjs'),
+      join(root, 'examples', 'original-checkpoint.ts'),
+    ];
+    const args = [join(FIXTURES, 'mamba-ssm-bin'), folder.at('made')];
+    const out = execFileSync(process.execPath, ['--require', ...script, ...args], { encoding: 'utf8' });
+    expect(out).toMatch(/^mamba, 114560 parameters\n(\d+ ){15}\d+\n$/);
+    const model = await AutoModelForCausalLM.fromPretrained(folder.at('made'));
+    expect(model.numParameters).toBe(114560);
+    model.dispose();
   });
 
   it('is refused when its parameters are not those of its configuration', async () => {
