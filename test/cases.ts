@@ -63,6 +63,12 @@ const slots =
   (_, sizes, i) =>
     i === 1 ? -1 : sizes[pool]! - 1 - i;
 
+/** Weights whose sums of so many products are as large as one. */
+const narrow =
+  (products: string): Fill =>
+  (random, sizes) =>
+    normal(random) / Math.sqrt(Math.max(sizes[products]!, 1));
+
 /** What cannot be any number. */
 const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
   embedding: { ids: below('v') },
@@ -78,6 +84,13 @@ const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
     // Time does not run backwards, where no softplus sees to it.
     delta: (random) => 0.5 * random(),
     deltaBias: (random) => 0.3 * random(),
+  },
+  mamba_step: {
+    offsets: (_, _sizes, i) => i,
+    slots: slots('p'),
+    A: (random) => -0.1 - 4 * random(),
+    xProj: narrow('d'),
+    dtWeight: narrow('r'),
   },
   sample: {
     temperature: fixed(0),
@@ -104,6 +117,13 @@ const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
     ...sizes,
     g: sizes['d']! % Math.max(sizes['g']!, 1) ? 1 : Math.max(sizes['g']!, 1),
     ...pool(sizes),
+  }),
+  mamba_step: (sizes) => ({
+    ...sizes,
+    w: Math.max(sizes['w']!, 1),
+    e: 2 * sizes['d']!,
+    k: sizes['r']! + 2 * sizes['n']!,
+    p: sizes['b']! + 2,
   }),
   sample: (sizes) => {
     const v = Math.max(sizes['v']!, 7);

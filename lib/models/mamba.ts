@@ -125,19 +125,33 @@ class MambaBackbone implements Backbone {
       let residual = embedding({ ids, weight: this.#embeddings, dtype: 'f32' });
       let mixed: Tensor | undefined;
       for (const [i, { norm, mixer }] of this.#layers.entries()) {
-        const [y, sum] = this.#normed(mixed, residual, norm, eps);
+        const [xz, sum] = this.#entered(mixed, residual, norm, mixer.inProj, eps);
         if (i > 0) visit?.(sum);
         // What this layer no longer needs goes at once: a long prompt's memory is one layer's.
         mixed?.dispose();
         if (sum !== residual) residual.dispose();
         residual = sum;
-        mixed = mixer.forward(y, batch, pools[2 * i]!, pools[2 * i + 1]!);
-        y.dispose();
+        mixed = mixer.forward(xz, batch, pools[2 * i]!, pools[2 * i + 1]!);
+        xz.dispose();
       }
       const [y, sum] = this.#normed(mixed, residual, this.#norm, eps);
       visit?.(sum);
       return y;
     });
+  }
+
+  /** What a layer's mixer is given, and the residual with what the layer before has added. */
+  #entered(
+    mixed: Tensor | undefined,
+    residual: Tensor,
+    norm: Tensor,
+    inProj: Linear,
+    eps: number,
+  ): readonly [Tensor, Tensor] {
+    const [y, sum] = this.#normed(mixed, residual, norm, eps);
+    const xz = inProj.forward(y);
+    y.dispose();
+    return [xz, sum];
   }
 
   #normed(
