@@ -11,7 +11,8 @@ namespace ss::cuda {
 
 struct Grid {
   dim3 blocks, threads;
-  size_t shared = 0;  // bytes of dynamic shared memory
+  size_t shared = 0;     // bytes of dynamic shared memory
+  unsigned cluster = 1;  // neighbouring blocks that read each other's shared memory; from 9.0 on
 };
 
 // Of the device that is current; a thread stays with one, its queue's.
@@ -29,16 +30,23 @@ inline bool starts_early() {
 // is what cudaGetLastError() returns next, as with <<<>>>.
 template <class... P, class... A>
 void launch(cudaStream_t stream, void (*kernel)(P...), const Grid& grid, A&&... arguments) {
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config{};
   config.gridDim = grid.blocks;
   config.blockDim = grid.threads;
   config.dynamicSmemBytes = grid.shared;
   config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = starts_early() ? 1 : 0;
+  config.attrs = attributes;
+  if (starts_early()) {
+    cudaLaunchAttribute& early = attributes[config.numAttrs++];
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (grid.cluster > 1) {
+    cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {grid.cluster, 1, 1};
+  }
   cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...);
 }
 

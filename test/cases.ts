@@ -68,6 +68,11 @@ const experts =
   (count: string): Fill =>
   (random, sizes) =>
     Math.floor(random() * (sizes[count]! + 1)) - 1;
+/** Weights whose sums of so many products are as large as one. */
+const narrow =
+  (products: string): Fill =>
+  (random, sizes) =>
+    normal(random) / Math.sqrt(Math.max(sizes[products]!, 1));
 
 /** What cannot be any number. */
 const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
@@ -97,6 +102,13 @@ const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
     offsets: (_, { a, e }, i) => Math.floor((0.9 * a! * i * Math.abs(i - 1)) / (e! * e!)),
   },
   expert_combine: { place: (_, { a }, i) => (i % 3 === 2 ? -1 : a! - 1 - i) },
+  mamba_step: {
+    offsets: (_, _sizes, i) => i,
+    slots: slots('p'),
+    A: (random) => -0.1 - 4 * random(),
+    xProj: narrow('d'),
+    dtWeight: narrow('r'),
+  },
   sample: {
     temperature: fixed(0),
     topK: fixed(0),
@@ -134,6 +146,13 @@ const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
     return { ...sizes, e, k: 2, a: 2 * sizes['t']! };
   },
   expert_combine: (sizes) => ({ ...sizes, a: sizes['t']! * sizes['k']! }),
+  mamba_step: (sizes) => ({
+    ...sizes,
+    w: Math.max(sizes['w']!, 1),
+    e: 2 * sizes['d']!,
+    k: sizes['r']! + 2 * sizes['n']!,
+    p: sizes['b']! + 2,
+  }),
   sample: (sizes) => {
     const v = Math.max(sizes['v']!, 7);
     return { ...sizes, v, m: Math.ceil(v / 32), e: Math.min(sizes['e']!, 3) };

@@ -173,8 +173,51 @@ function takeRows(x: Values, rows: Float64Array): Values {
   return y;
 }
 
-/** By op name. In-place inputs are updated; outputs are returned. */
-export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs) => Inputs>> = {
+const columns = ({ shape: [rows, width], data }: Values, begin: number, end: number): Values => {
+  const y = values(rows!, end - begin);
+  for (let i = 0; i < rows!; i++) row(y, i).set(data.subarray(i * width! + begin, i * width! + end));
+  return y;
+};
+
+/** `round` is applied to what the op keeps in its dtype on the way. */
+function mambaStep(inputs: Inputs, round: Round): Inputs {
+  const { xz, convWeight, convBias, convState, xProj, dtWeight, scanState, offsets, slots } = inputs;
+  const [d, r] = dtWeight!.shape as [number, number];
+  const [, n] = inputs['A']!.shape as [number, number];
+  const rounded = ({ shape, data }: Values): Values => ({ shape, data: round(data) });
+  const group = (begin: number): Values => {
+    const { shape, data } = columns(dbc, begin, begin + n);
+    return { shape: [shape[0]!, 1, n], data };
+  };
+  const conv = {
+    x: columns(xz!, 0, d),
+    weight: convWeight!,
+    state: convState!,
+    offsets: offsets!,
+    slots: slots!,
+  };
+  const u = rounded(causalConv1d({ ...conv, ...(convBias && { bias: convBias }) }, { silu: true }));
+  const dbc = rounded(matmul({ x: u, weight: xProj! }));
+  const scan: Inputs = {
+    u,
+    delta: rounded(matmul({ x: columns(dbc, 0, r), weight: dtWeight! })),
+    A: inputs['A']!,
+    B: group(r),
+    C: group(r + n),
+    D: inputs['D']!,
+    z: columns(xz!, d, 2 * d),
+    deltaBias: inputs['dtBias']!,
+    offsets: offsets!,
+    slots: slots!,
+    state: scanState!,
+  };
+  return { y: selectiveScan(scan, { deltaSoftplus: true }), u, dbc };
+}
+
+export type Round = (data: Float64Array) => Float64Array;
+
+/** By op name. In-place inputs are updated; outputs are returned. `round`: see `mambaStep`. */
+export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs, round?: Round) => Inputs>> = {
   cast: ({ x }) => ({ y: x! }),
   add: ({ a, b }) => ({ y: map((p, q) => p! + q!, a!, b!) }),
   mul: ({ a, b }) => ({ y: map((p, q) => p! * q!, a!, b!) }),
@@ -222,6 +265,7 @@ export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs) 
   layer_norm: (inputs, { eps }) => ({ y: layerNorm(inputs, eps as number) }),
   causal_conv1d: (inputs, attrs) => ({ y: causalConv1d(inputs, attrs) }),
   selective_scan: (inputs, attrs) => ({ y: selectiveScan(inputs, attrs) }),
+  mamba_step: (inputs, _attrs, round = (data) => data) => mambaStep(inputs, round),
   sample: (inputs) => {
     sampleGreedy(inputs);
     return {};

@@ -5,7 +5,7 @@ import { Linear } from '../nn/linear';
 import { MambaMixer, type Batch, type MixerConfig } from '../nn/mamba';
 import type { Weights } from '../nn/weights';
 import { embedding, matmul } from '../ops/matmul';
-import { addRmsNorm, rmsNorm } from '../ops/norm';
+import { addRmsNorm, normMatmul, rmsNorm } from '../ops/norm';
 import { scope, type DType, type Tensor } from '../tensor';
 import type { Backbone, CommonConfig, Family, StatePart } from './family';
 import { Fields } from './fields';
@@ -125,19 +125,49 @@ class MambaBackbone implements Backbone {
       let residual = embedding({ ids, weight: this.#embeddings, dtype: 'f32' });
       let mixed: Tensor | undefined;
       for (const [i, { norm, mixer }] of this.#layers.entries()) {
-        const [y, sum] = this.#normed(mixed, residual, norm, eps);
+        const [xz, sum] = this.#entered(mixed, residual, norm, mixer.inProj, eps);
         if (i > 0) visit?.(sum);
         // What this layer no longer needs goes at once: a long prompt's memory is one layer's.
         mixed?.dispose();
         if (sum !== residual) residual.dispose();
         residual = sum;
-        mixed = mixer.forward(y, batch, pools[2 * i]!, pools[2 * i + 1]!);
-        y.dispose();
+        mixed = mixer.forward(xz, batch, pools[2 * i]!, pools[2 * i + 1]!);
+        xz.dispose();
       }
       const [y, sum] = this.#normed(mixed, residual, this.#norm, eps);
       visit?.(sum);
       return y;
     });
+  }
+
+  /** What a layer's mixer is given, and the residual with what the layer before has added. */
+  #entered(
+    mixed: Tensor | undefined,
+    residual: Tensor,
+    norm: Tensor,
+    inProj: Linear,
+    eps: number,
+  ): readonly [Tensor, Tensor] {
+    if (residual.shape[0] === 1) {
+      // One row is where a step's kernels are short enough for their number to count.
+      const { weight, bias } = inProj;
+      const dtype = this.#activations;
+      const { y, sum, normed } = normMatmul({
+        x: mixed,
+        residual,
+        normWeight: norm,
+        weight,
+        bias,
+        eps,
+        dtype,
+      });
+      normed.dispose();
+      return [y, sum];
+    }
+    const [y, sum] = this.#normed(mixed, residual, norm, eps);
+    const xz = inProj.forward(y);
+    y.dispose();
+    return [xz, sum];
   }
 
   #normed(

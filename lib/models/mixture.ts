@@ -70,7 +70,7 @@ export class MixtureBackbone implements Backbone {
         if (sum !== residual) residual.dispose();
         residual = sum;
         mixed = scope(() => {
-          const own = mixer?.forward(y, batch, pools[pool++]!, pools[pool++]!);
+          const own = mixer?.forward(mixer.inProj.forward(y), batch, pools[pool++]!, pools[pool++]!);
           if (!network) return own!;
           const x = networkNorm ? rmsNorm({ x: sum, weight: networkNorm, eps, dtype }) : y;
           const other = network.forward(x, { visit: batch.router });

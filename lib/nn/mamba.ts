@@ -1,7 +1,7 @@
 import { negExp, zeroSlots } from '../ops/elementwise';
 import { matmul } from '../ops/matmul';
 import { rmsNorm } from '../ops/norm';
-import { causalConv1dPacked, selectiveScanPacked } from '../ops/scan';
+import { causalConv1dPacked, mambaStep, selectiveScanPacked } from '../ops/scan';
 import { keep, scope, Tensor } from '../tensor';
 import * as init from './init';
 import { Linear } from './linear';
@@ -41,7 +41,8 @@ export interface MixerConfig {
 /** The Mamba block without its norm and residual (Gu and Dao 2023, figure 3). */
 export class MambaMixer {
   readonly #config: MixerConfig;
-  readonly #inProj: Linear;
+  /** What a token enters through: [t, dModel] to [t, 2 dInner], the x and the z of `forward`. */
+  readonly inProj: Linear;
   readonly #outProj: Linear;
   readonly #xProj: Linear;
   readonly #dtWeight: Tensor; // [dInner, dtRank]
@@ -58,7 +59,7 @@ export class MambaMixer {
     const { dModel, dInner, dState, dConv, dtRank } = config;
     this.#config = config;
     const range = init.normal(config.initializerRange);
-    this.#inProj = new Linear(w.at('in_proj'), dModel, 2 * dInner, {
+    this.inProj = new Linear(w.at('in_proj'), dModel, 2 * dInner, {
       bias: config.bias,
       init: range,
       biasInit: init.zeros,
@@ -96,12 +97,42 @@ export class MambaMixer {
     this.#ones = new Map([...new Set([dtRank, dState])].map((n) => [n, ones(n)]));
   }
 
-  /** x [t, dModel] to [t, dModel]; updates the batch's rows of both pools. */
-  forward(x: Tensor, { offsets, slots, muted }: Batch, convState: Tensor, scanState: Tensor): Tensor {
-    const { dInner, dState, dtRank } = this.#config;
-    const tokens = x.shape[0]!;
+  /** xz [t, 2 dInner], of `inProj`, to [t, dModel]; updates the batch's rows of both pools. */
+  forward(xz: Tensor, batch: Batch, convState: Tensor, scanState: Tensor): Tensor {
+    // Sequences are never empty: as many tokens as there are sequences are one of each.
+    const single = xz.shape[0] === batch.slots.shape[0] && !batch.muted && !this.#ones;
     return scope(() => {
-      const xz = this.#inProj.forward(x); // [t, 2 dInner]
+      const y = single
+        ? this.#step(xz, batch, convState, scanState)
+        : this.#scan(xz, batch, convState, scanState);
+      return this.#outProj.forward(y);
+    });
+  }
+
+  /** One token of each sequence, [b, 2 dInner] to [b, dInner]. */
+  #step(xz: Tensor, { offsets, slots }: Batch, convState: Tensor, scanState: Tensor): Tensor {
+    const { y } = mambaStep({
+      xz,
+      convWeight: this.#convWeight!,
+      convBias: this.#convBias,
+      convState,
+      xProj: this.#xProj.weight,
+      dtWeight: this.#dtWeight,
+      dtBias: this.#dtBias,
+      A: this.#A!,
+      D: this.#D,
+      scanState,
+      offsets,
+      slots,
+    });
+    return y;
+  }
+
+  /** Sequences of any lengths, [t, 2 dInner] to [t, dInner]. */
+  #scan(xz: Tensor, { offsets, slots, muted }: Batch, convState: Tensor, scanState: Tensor): Tensor {
+    const { dInner, dState, dtRank } = this.#config;
+    const tokens = xz.shape[0]!;
+    return scope(() => {
       const input = xz.columns(0, dInner);
       if (muted) zeroSlots({ pool: input, slots: muted });
       const u = causalConv1dPacked({
@@ -121,7 +152,7 @@ export class MambaMixer {
         return weight ? rmsNorm({ x, weight, eps: this.#config.rmsEps! }) : x;
       };
       const group = (begin: number) => part(begin, dState).reshape([tokens, 1, dState]);
-      const y = selectiveScanPacked({
+      return selectiveScanPacked({
         u,
         delta: matmul({ x: part(0, dtRank), weight: this.#dtWeight }),
         A: this.#A!,
@@ -135,7 +166,6 @@ export class MambaMixer {
         state: scanState,
         deltaSoftplus: true,
       });
-      return this.#outProj.forward(y);
     });
   }
 

@@ -53,3 +53,38 @@ export const causalConv1dPacked = op('causal_conv1d', {
   out: { y: 'T[t,d]' },
   check: (size) => (size('w') === 0 ? 'weight has no taps, expected 1 or more' : undefined),
 });
+
+/**
+ * A Mamba mixer between its `in_proj` and its `out_proj` (Gu and Dao 2023, figure 3), for sequences
+ * of one token each: `xz` holds x, then z. With `r`, `n` columns of dbc for Δ, B and C each,
+ *
+ *     u = silu(conv(x)),   dbc = u · xProjᵀ,   y = scan(u, dbc[:r] · dtWeightᵀ, A, B, C, D) · silu(z)
+ *
+ * as `causalConv1dPacked`, `matmul` and `selectiveScanPacked` (softplus on, `dtBias`) do it, each result
+ * rounded to T. `offsets` are 0, 1, .., b; a negative slot has no states. On the CPU the bits are those
+ * of the ops; CUDA adds up in an order of its own.
+ */
+export const mambaStep = op('mamba_step', {
+  in: {
+    xz: 'T[b,e]',
+    convWeight: 'f32[d,w]',
+    convBias: 'f32[d]?',
+    convState: 'T[p,d,w-1]!',
+    xProj: 'W[k,d]',
+    dtWeight: 'W[d,r]',
+    dtBias: 'f32[d]',
+    A: 'f32[d,n]',
+    D: 'f32[d]',
+    scanState: 'f32[p,d,n]!',
+    offsets: 'i32[b+1]',
+    slots: 'i32[b]',
+  },
+  out: { y: 'T[b,d]', u: 'T[b,d]', dbc: 'T[b,k]' },
+  check: (size) => {
+    const [d, e, k, w, r, n] = ['d', 'e', 'k', 'w', 'r', 'n'].map((name) => size(name)!);
+    if (w === 0) return 'convWeight has no taps, expected 1 or more';
+    if (e !== 2 * d!) return `xz has ${e} columns, expected 2 d = ${2 * d!}; d is ${d} by convWeight`;
+    if (k !== r! + 2 * n!) return `xProj has ${k} rows, expected r + 2 n = ${r! + 2 * n!}`;
+    return undefined;
+  },
+});

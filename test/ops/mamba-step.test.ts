@@ -1,0 +1,136 @@
+/** One op for a mixer's step: what the ops that it stands for give, one after the other. */
+import { matmul } from '../../lib/ops/matmul';
+import type { Op } from '../../lib/op';
+import { causalConv1dPacked, mambaStep, selectiveScanPacked } from '../../lib/ops/scan';
+import { scope, Tensor } from '../../lib/tensor';
+import { inputsOf, toTensor, type Sizes } from '../cases';
+import { onEach } from '../devices';
+import { expectSame, relativeError } from '../same';
+
+const step = { f32: 1e-5, bf16: 2 ** -7, f16: 2 ** -10 } as const;
+type Args = Parameters<typeof mambaStep>[0];
+
+// Batches on both sides of where CUDA changes its kernels; sizes that its fast kernels take, and not.
+const sizes: readonly Sizes[] = [
+  { b: 1, d: 1536, r: 48, n: 16, w: 4 },
+  { b: 3, d: 96, r: 8, n: 16, w: 4 },
+  { b: 8, d: 544, r: 40, n: 16, w: 4 },
+  { b: 9, d: 544, r: 40, n: 16, w: 4 },
+  { b: 21, d: 96, r: 8, n: 16, w: 4 },
+  { b: 137, d: 64, r: 160, n: 16, w: 4 },
+  { b: 2, d: 70, r: 5, n: 16, w: 4 },
+  { b: 18, d: 64, r: 8, n: 33, w: 4 },
+  { b: 2, d: 64, r: 8, n: 16, w: 3 },
+];
+
+describe.each(onEach)('on %s', (_, device) => {
+  const given = (each: Sizes, dtypes: Readonly<Record<string, 'f32' | 'bf16' | 'f16'>>): Args => {
+    const inputs = inputsOf(mambaStep as unknown as Op, { sizes: each, dtypes });
+    const tensors = Object.entries(inputs).map(([name, value]) => [name, toTensor(value, device)]);
+    return Object.fromEntries(tensors) as Args;
+  };
+
+  /** The chain of ops, for the same arguments. */
+  const oneByOne = (args: Args) => {
+    const [d, r] = args.dtWeight.shape as [number, number];
+    const n = args.A.shape[1]!;
+    const { offsets, slots } = args;
+    const u = causalConv1dPacked({
+      x: args.xz.columns(0, d),
+      weight: args.convWeight,
+      bias: args.convBias,
+      offsets,
+      slots,
+      state: args.convState,
+      silu: true,
+    });
+    const dbc = matmul({ x: u, weight: args.xProj });
+    const group = (begin: number) => dbc.columns(begin, begin + n).reshape([u.shape[0]!, 1, n]);
+    const y = selectiveScanPacked({
+      u,
+      delta: matmul({ x: dbc.columns(0, r), weight: args.dtWeight }),
+      A: args.A,
+      B: group(r),
+      C: group(r + n),
+      D: args.D,
+      z: args.xz.columns(d, 2 * d),
+      deltaBias: args.dtBias,
+      offsets,
+      slots,
+      state: args.scanState,
+      deltaSoftplus: true,
+    });
+    return { y, u, dbc };
+  };
+
+  describe.each([
+    { T: 'f32', W: 'f32' },
+    { T: 'f32', W: 'bf16' },
+    { T: 'bf16', W: 'bf16' },
+    { T: 'f16', W: 'f16' },
+  ] as const)('%p', (dtypes) => {
+    it.each(sizes)('gives what the ops give, %p', async (each) => {
+      const args = given(each, dtypes);
+      const other = given(each, dtypes);
+      const got = mambaStep(args);
+      const wanted = oneByOne(other);
+      for (const name of ['u', 'dbc', 'y'] as const)
+        expectSame(await got[name].data(), await wanted[name].data(), { on: device, dtype: dtypes.T });
+      const { convState, scanState } = args;
+      expectSame(await convState.data(), await other.convState.data(), { on: device, dtype: dtypes.T });
+      // States are f32, but what goes into them was rounded to T.
+      const [states, chained] = [await scanState.data(), await other.scanState.data()];
+      if (device.id === 'cpu') expectSame(states, chained, { on: device });
+      else expect(relativeError(states, chained)).toBeLessThanOrEqual(step[dtypes.T]);
+    });
+
+    it('gives a row the same bits on the CPU, and nearly so on a GPU, whatever stands beside it', async () => {
+      const each = { b: 12, d: 96, r: 8, n: 16, w: 4 };
+      const together = given(each, dtypes);
+      const alone = given(each, dtypes);
+      const all = await mambaStep(together).y.data();
+      for (let row = 0; row < each.b; row++) {
+        const one = mambaStep({
+          ...alone,
+          xz: alone.xz.rows(row, row + 1),
+          offsets: Tensor.from(Int32Array.of(0, 1), [2], { device }),
+          slots: alone.slots.rows(row, row + 1),
+        });
+        const wanted = all.subarray(row * each.d, (row + 1) * each.d);
+        expectSame(await one.y.data(), wanted, { on: device, dtype: dtypes.T });
+      }
+    });
+  });
+
+  it.each([
+    ['offsets', [0, 1, 3], 'offsets[2] is 3, expected 2'],
+    ['offsets', [1, 1, 2], 'offsets[0] is 1, expected 0'],
+    ['slots', [0, 4], 'slots[1] is 4, expected less than 4'],
+  ] as const)('refuses %s %p when it is read, and works on', async (name, wrong, message) => {
+    for (const T of ['f32', 'bf16'] as const) {
+      const args = given({ b: 2, d: 64, r: 8, n: 16, w: 4 }, { T, W: T });
+      const bad = Tensor.from(Int32Array.from(wrong), [wrong.length], { device });
+      const { y } = mambaStep({ ...args, [name]: bad });
+      await expect(y.data()).rejects.toThrow(message);
+      await expect(mambaStep(args).y.data()).resolves.toBeDefined();
+    }
+  });
+
+  it('refuses sizes that do not belong together', () => {
+    const args = given({ b: 2, d: 64, r: 8, n: 16, w: 4 }, {});
+    const wide = Tensor.empty([2, 130], 'f32', device);
+    expect(() => mambaStep({ ...args, xz: wide })).toThrow('xz has 130 columns, expected 2 d = 128');
+    const low = Tensor.empty([39, 64], 'f32', device);
+    expect(() => mambaStep({ ...args, xProj: low })).toThrow('xProj has 39 rows, expected r + 2 n = 40');
+  });
+
+  it('makes nothing but its three outputs', () => {
+    const args = given({ b: 2, d: 64, r: 8, n: 16, w: 4 }, {});
+    const before = device.memoryUsage().tensors;
+    scope(() => {
+      mambaStep(args);
+      expect(device.memoryUsage().tensors - before).toBe(3);
+    });
+    expect(device.memoryUsage().tensors).toBe(before);
+  });
+});
