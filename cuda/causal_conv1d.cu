@@ -14,8 +14,8 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kChannels = 4;    // of a thread, where all is aligned
-constexpr int kAhead = 64;      // bytes of x that a thread asks for before it needs them
-constexpr int kFill = 768;      // threads that a multiprocessor should get before runs grow longer
+constexpr int kAhead = 32;      // bytes of x that a thread asks for before it needs them
+constexpr int kFill = 1000;     // threads that a multiprocessor should get before runs grow longer
 constexpr int kLongest = 6;     // run, as a shift
 
 template <class T>
@@ -49,27 +49,12 @@ struct Past {
 };
 
 template <class T, int V, int W>
-__global__ void __launch_bounds__(kThreads, 5) convolve(const __grid_constant__ Conv<T> s) {
+__global__ void __launch_bounds__(kThreads, 6) convolve(const __grid_constant__ Conv<T> s) {
   constexpr int batch = kAhead / (V * static_cast<int>(sizeof(T)));  // tokens
   s.sequences.check();
   const int64_t c = (blockIdx.x % s.column_blocks * int64_t{kThreads} + threadIdx.x) * V;
-  const auto piece = s.sequences.piece(blockIdx.x / s.column_blocks, s.run);
-  if (c >= s.d || piece.begin >= piece.end) return;
-
-  const T* x = s.x + c;
-  const T* x_at = x + piece.begin * s.x_stride;
-  T* y_at = s.y + piece.begin * s.y_stride + c;
-  int left = static_cast<int>(piece.end - piece.begin);
-  Raw<T, V> next[batch];
-  const auto load = [&] {
-#pragma unroll
-    for (int j = 0; j < batch; j++)
-      if (j < left) next[j] = *reinterpret_cast<const Raw<T, V>*>(x_at + j * s.x_stride);
-    x_at += batch * s.x_stride;
-  };
-  load();
-
-  float weight[V][W], bias[V], window[W - 1 + batch][V];
+  if (c >= s.d) return;
+  float weight[V][W], bias[V];
 #pragma unroll
   for (int k = 0; k < V; k++) {
     const float* from = s.weight + (c + k) * s.weight_stride;
@@ -84,6 +69,23 @@ __global__ void __launch_bounds__(kThreads, 5) convolve(const __grid_constant__ 
     }
   }
 
+  const auto piece = s.sequences.piece(blockIdx.x / s.column_blocks, s.run);
+  if (piece.begin >= piece.end) return;
+
+  const T* x = s.x + c;
+  const T* x_at = x + piece.begin * s.x_stride;
+  T* y_at = s.y + piece.begin * s.y_stride + c;
+  int left = static_cast<int>(piece.end - piece.begin);
+  Raw<T, V> next[batch];
+  const auto load = [&] {
+#pragma unroll
+    for (int j = 0; j < batch; j++)
+      if (j < left) next[j] = *reinterpret_cast<const Raw<T, V>*>(x_at + j * s.x_stride);
+    x_at += batch * s.x_stride;
+  };
+  load();
+
+  float window[W - 1 + batch][V];
   const bool owner = piece.begin == piece.start;
   const int64_t slot = owner ? s.sequences.slot(piece.sequence) : -1;
   Past<T, V, W> past{};

@@ -23,7 +23,7 @@ void selective_scan(Stream&, In u, In delta, In A, In B, In C, Opt D, Opt z, Opt
 namespace {
 
 constexpr int kMostShared = 48 * 1024;  // bytes, without asking for more
-constexpr int kFewSequences = 8;        // a cluster each
+constexpr int kOneWeights = 48 * 1024;  // of a slice, in elements
 
 template <class... P, class... A>
 void launch_clusters(Stream& stream, void (*kernel)(P...), int clusters, int blocks, int threads,
@@ -54,27 +54,47 @@ bool step_one(Stream& stream, Step<T> s) {
 }
 
 template <int Rows, class T>
-void update(Stream& stream, const Step<T>& s) {
+void update(Stream& stream, const Step<T>& s, bool shift) {
   const int blocks = s.d / kUpdateChannels * ((s.count + Rows - 1) / Rows);
   launch(stream.handle, mamba_step_update<T, Rows>,
-         Grid{static_cast<unsigned>(blocks), kUpdateThreads}, s);
+         Grid{static_cast<unsigned>(blocks), kUpdateThreads}, s, shift);
 }
 
 template <int Blocks, class T>
-bool project(Stream& stream, Step<T> s, int rows) {
+bool project(Stream& stream, Step<T> s, int rows, int parts) {
   s.slice = slice_of(s.d, Blocks);
-  const int bytes = ProjectMemory<T>::bytes(s, Blocks);
+  const int bytes = ProjectMemory<T>::bytes(s, Blocks, parts);
   if (bytes > kMostShared) return false;
-  launch_clusters(stream, mamba_step_project<T, Blocks>, (s.count + rows - 1) / rows, Blocks,
-                  kProjectThreads, bytes, s, rows);
+  launch_clusters(stream, mamba_step_project<T, Blocks>, (s.count + rows - 1) / rows * parts,
+                  Blocks, kProjectThreads, bytes, s, rows, parts);
   return true;
 }
 
+// A cluster's multiprocessors read all weights of their slices: up to here they are faster than
+// the two kernels are started. Seven clusters of 16 blocks run at once, and more of 8.
+template <class T>
+bool step_few(Stream& stream, const Step<T>& s) {
+  const int blocks = s.count <= 6 ? 16 : 8;
+  if (s.count > 8 || slice_of(s.d, blocks) * (s.k + s.r) > kOneWeights) return false;
+  return blocks == 16 ? step_one<16>(stream, s) : step_one<8>(stream, s);
+}
+
+// Few sequences: several clusters share x_proj's rows. Many: blocks of 16 rows take as long as 4/3
+// of those of 8, but 4 of them run at once on a multiprocessor instead of 6.
 template <class T>
 bool step_many(Stream& stream, const Step<T>& s) {
-  if (!project<16>(stream, s, s.count <= 128 ? 8 : kProjectRows)) return false;
-  const int blocks = s.d / kUpdateChannels * s.count;
-  blocks / 16 >= 4 * multiprocessors() ? update<16>(stream, s) : update<8>(stream, s);
+  const int rows = s.count <= 16 ? 4 : s.count <= 32 ? 8 : 16;
+  const int parts = s.count <= 16 ? 4 : s.count <= 32 ? 2 : 1;
+  if (!project<16>(stream, s, rows, parts)) return false;
+  const int units = multiprocessors(), blocks = s.d / kUpdateChannels;
+  const auto waves = [&](int rows, int at_once) {
+    const int all = blocks * ((s.count + rows - 1) / rows);
+    return (all + at_once * units - 1) / (at_once * units);
+  };
+  if (4 * waves(16, 4) < 3 * waves(8, 6))
+    update<16>(stream, s, parts > 1);
+  else
+    update<8>(stream, s, parts > 1);
   return true;
 }
 
@@ -134,7 +154,7 @@ void mamba_step(Stream& stream, In xz, In conv_weight, Opt conv_bias, InOut conv
         s.r = static_cast<int>(r), s.k = static_cast<int>(x_proj.size(0));
         s.bad_offset = bad_offset;
         s.bad_slot = stream.fault("slots[%lld] is %d, expected less than %lld, the rows of state");
-        done = (b <= kFewSequences && step_one<16>(stream, s)) || step_many(stream, s);
+        done = step_few(stream, s) || step_many(stream, s);
       }
     });
   if (done) return;

@@ -1,55 +1,61 @@
 // mamba_step of many sequences, in two kernels.
-//   project  a cluster has up to 16 sequences, each of its blocks a slice of the channels: their
-//            convolution, u, and the slice's share of x_proj on the tensor cores. Each block adds
-//            up some of dbc's columns, whose shares all blocks push into its shared memory.
+//   project  a cluster has up to 16 sequences and some columns of dbc, each of its blocks a slice
+//            of the channels: their convolution, u, and the slice's share of x_proj on the tensor
+//            cores. Each block adds up some of the columns, whose shares all blocks push into its
+//            shared memory.
 //   update   a block has 32 channels of Rows sequences: dt_proj on the tensor cores, then their
-//            states as they come, 16 bytes a thread and access, 128 n bytes read and written a row.
+//            states as they come, 16 bytes a thread and access. A block asks for the states of 8 rows
+//            before it needs the first.
+// The convolution's states move on in project, or in update where several clusters read them.
 #pragma once
 #include "mamba_step.cuh"
 
 namespace ss::cuda {
 
-constexpr int kProjectThreads = 512;
+constexpr int kProjectThreads = 256;
 constexpr int kProjectRows = 16;
 constexpr int kUpdateThreads = 128;
 constexpr int kUpdateChannels = kUpdateThreads / 4;
 
 template <class T>
 struct ProjectMemory {
-  int pitch, share;  // of a row of u, which keeps banks apart; columns of dbc that a block adds up
+  int pitch, columns, share;  // of a row of u, which keeps banks apart; of dbc, a cluster's and
+                              // those that a block adds up
   float* shares;     // [blocks][kProjectRows][share]
   T* u;              // [kProjectRows][pitch]
 
-  __host__ __device__ ProjectMemory(const Step<T>& s, int blocks, void* memory)
-      : pitch(s.slice | kUnit), share((s.k + 2 * blocks - 1) / (2 * blocks) * 2) {
+  __host__ __device__ ProjectMemory(const Step<T>& s, int blocks, int parts, void* memory)
+      : pitch(s.slice | kUnit),
+        columns((s.k + 8 * parts - 1) / (8 * parts) * 8),
+        share((columns + 2 * blocks - 1) / (2 * blocks) * 2) {
     shares = static_cast<float*>(memory);
     u = reinterpret_cast<T*>(shares + blocks * kProjectRows * share);
   }
-  static int bytes(const Step<T>& s, int blocks) {
+  static int bytes(const Step<T>& s, int blocks, int parts) {
     char* const start = reinterpret_cast<char*>(1024);
-    const ProjectMemory m(s, blocks, start);
+    const ProjectMemory m(s, blocks, parts, start);
     return static_cast<int>(reinterpret_cast<char*>(m.u + kProjectRows * m.pitch) - start);
   }
 };
 
-// The block's channels of the cluster's sequences: into s.u and, with zeros around, into shared.u.
+// The block's channels of the cluster's sequences: into shared.u, with zeros around, and s.u.
 template <class T>
 __device__ void convolve_slice(const Step<T>& s, const ProjectMemory<T>& shared, int first_row,
-                               int rows, int first, int channels) {
-  constexpr int V = 4, kTogether = 3;
+                               int rows, int first, int channels, int part, bool alone) {
+  constexpr int V = 4, kTogether = 2;
   const int columns = shared.pitch / V;
   for (int i = threadIdx.x; i < kProjectRows * columns; i += kProjectThreads * kTogether) {
     Tap<T, V> tap[kTogether];
-    T* state[kTogether];
+    T* moved[kTogether];  // the states to move on
 #pragma unroll
     for (int j = 0; j < kTogether; j++) {
       const int at = i + j * kProjectThreads, row = at / columns, c = at % columns * V;
-      state[j] = nullptr;
       if (row >= rows || c >= channels) continue;
       const int64_t slot = s.slot(first_row + row);
-      if (slot >= 0)
-        state[j] = s.conv_state + slot * s.conv_state_stride + (first + c) * (kTaps - 1);
-      tap[j].load(s.xz + (first_row + row) * s.xz_stride + first + c, state[j]);
+      T* own = s.conv_state + slot * s.conv_state_stride + (first + c) * (kTaps - 1);
+      T* state = slot < 0 ? nullptr : own;
+      tap[j].load(s.xz + (first_row + row) * s.xz_stride + first + c, state);
+      moved[j] = alone ? state : nullptr;
     }
 #pragma unroll
     for (int j = 0; j < kTogether; j++) {
@@ -65,8 +71,9 @@ __device__ void convolve_slice(const Step<T>& s, const ProjectMemory<T>& shared,
           bias[k] = s.conv_bias ? s.conv_bias[first + c + k] : 0.0f;
         }
         u = tap[j].convolve(weight, bias);
-        if (state[j]) tap[j].store(state[j]);
-        *reinterpret_cast<Raw<T, V>*>(s.u + (first_row + row) * s.u_stride + first + c) = u;
+        if (moved[j]) tap[j].store(moved[j]);
+        T* to = s.u + (first_row + row) * s.u_stride + first + c;
+        if (part == 0) *reinterpret_cast<Raw<T, V>*>(to) = u;
       }
       *reinterpret_cast<Raw<T, V>*>(shared.u + row * shared.pitch + c) = u;
     }
@@ -74,32 +81,34 @@ __device__ void convolve_slice(const Step<T>& s, const ProjectMemory<T>& shared,
 }
 
 template <class T, int Blocks>
-__global__ void __launch_bounds__(kProjectThreads, 1)
-    mamba_step_project(const __grid_constant__ Step<T> s, int cluster_rows) {
-  constexpr int kDepth = 5;
+__global__ void __launch_bounds__(kProjectThreads, 3)
+    mamba_step_project(const __grid_constant__ Step<T> s, int cluster_rows, int parts) {
+  constexpr int kDepth = 4;
   extern __shared__ float4 memory[];
-  const ProjectMemory<T> shared(s, Blocks, memory);
+  const ProjectMemory<T> shared(s, Blocks, parts, memory);
   const int block = static_cast<int>(cluster_rank()), thread = threadIdx.x, lane = thread % 32;
-  const int g = lane / 4, q = lane % 4;
-  const int first_row = blockIdx.x / Blocks * cluster_rows, first = block * s.slice;
+  const int g = lane / 4, q = lane % 4, cluster = blockIdx.x / Blocks, part = cluster % parts;
+  const int first_row = cluster / parts * cluster_rows, first = block * s.slice;
+  const int first_column = part * shared.columns, left = s.k - first_column;
+  const int columns = left < shared.columns ? left : shared.columns;  // none, or even less
   const int rows = s.count - first_row < cluster_rows ? s.count - first_row : cluster_rows;
   const int rest = s.d - first, channels = rest < 0 ? 0 : rest < s.slice ? rest : s.slice;
   let_next_start();
   if (first_row == 0 && channels > 0) {
-    prefetch_rows(s.x_proj + first, s.x_proj_stride * sizeof(T), s.k,
-                  channels * static_cast<int>(sizeof(T)));
+    prefetch_rows(s.x_proj + first_column * s.x_proj_stride + first, s.x_proj_stride * sizeof(T),
+                  columns, channels * static_cast<int>(sizeof(T)));
     prefetch_span(s.conv_weight + first * kTaps, channels * kTaps * sizeof(float));
   }
   cluster_arrive();  // the others' shared memory is there once they have
   wait_for_previous();
   s.check();
-  convolve_slice(s, shared, first_row, rows, first, channels);
+  convolve_slice(s, shared, first_row, rows, first, channels, part, parts == 1);
   __syncthreads();
   cluster_wait();
 
-  for (int j = thread / 32; 8 * j < s.k; j += kProjectThreads / 32) {
-    const int row = 8 * j + g;
-    const T* w = s.x_proj + (row < s.k ? row : s.k - 1) * s.x_proj_stride + first;
+  for (int j = thread / 32; 8 * j < columns; j += kProjectThreads / 32) {
+    const int row = 8 * j + g < columns ? 8 * j + g : columns - 1;
+    const T* w = s.x_proj + (first_column + row) * s.x_proj_stride + first;
     float c[2][4] = {};
     for (int begin = 0; begin < channels; begin += kDepth * kUnit) {
       uint4 b[kDepth];
@@ -114,7 +123,7 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
       }
     }
     const int column = 8 * j + 2 * q, owner = column / shared.share;
-    if (column >= s.k) continue;
+    if (column >= columns) continue;
     float* to = shared.shares + (block * kProjectRows + g) * shared.share + column % shared.share;
     const uint32_t low = in_block(to, owner), high = in_block(to + 8 * shared.share, owner);
     store_in_block(low, float2{c[0][0] + c[1][0], c[0][1] + c[1][1]});
@@ -124,12 +133,12 @@ __global__ void __launch_bounds__(kProjectThreads, 1)
   cluster_wait();
   for (int i = thread; i < rows * shared.share; i += kProjectThreads) {
     const int column = block * shared.share + i % shared.share;
-    if (column >= s.k) continue;
+    if (column >= columns) continue;
     float sum = 0.0f;
 #pragma unroll
     for (int from = 0; from < Blocks; from++)
       sum += shared.shares[from * kProjectRows * shared.share + i];
-    from_float(s.dbc[(first_row + i / shared.share) * s.dbc_stride + column], sum);
+    from_float(s.dbc[(first_row + i / shared.share) * s.dbc_stride + first_column + column], sum);
   }
 }
 
@@ -152,9 +161,24 @@ __device__ void project_delta(const Step<T>& s, int first_row, int c0, float (&c
   }
 }
 
+// Moves the states of the convolution on: 32 channels of `rows` sequences, 4 channels a thread.
+template <class T>
+__device__ void shift_taps(const Step<T>& s, const int64_t* slots, int first_row, int rows,
+                           int first) {
+  constexpr int V = 4, kGroups = kUpdateChannels / V;
+  for (int i = threadIdx.x; i < rows * kGroups; i += kUpdateThreads) {
+    const int row = i / kGroups, c = first + i % kGroups * V;
+    if (slots[row] < 0) continue;
+    T* state = s.conv_state + slots[row] * s.conv_state_stride + c * (kTaps - 1);
+    Tap<T, V> tap;
+    tap.load(s.xz + (first_row + row) * s.xz_stride + c, state);
+    tap.store(state);
+  }
+}
+
 template <class T, int Rows>
-__global__ void __launch_bounds__(kUpdateThreads, Rows > 8 ? 4 : 5)
-    mamba_step_update(const __grid_constant__ Step<T> s) {
+__global__ void __launch_bounds__(kUpdateThreads, Rows > 8 ? 4 : 6)
+    mamba_step_update(const __grid_constant__ Step<T> s, bool shift) {
   constexpr int kBatch = Rows < 8 ? Rows : 8;  // rows whose states are under way together
   constexpr int kMma = Rows > 8 ? 2 : 1;       // rows of a lane's share of delta, 8 apart
   __shared__ float4 token[Rows][kUpdateChannels];  // dt, dt u, u, silu(z)
@@ -228,10 +252,11 @@ __global__ void __launch_bounds__(kUpdateThreads, Rows > 8 ? 4 : 5)
                               coefficients[row][4 + thread % 4]);
       T* to = s.y + (first_row + row) * s.y_stride + first + thread / 4;
       if (thread % 4 == 0) from_float(*to, fmaf(D, now.z, y) * now.w);
-      if (slots[row] >= 0)
-        *reinterpret_cast<float4*>(s.scan_state + slots[row] * s.scan_state_stride + own) = state;
+      float* row_state = s.scan_state + slots[row] * s.scan_state_stride + own;
+      if (slots[row] >= 0) *reinterpret_cast<float4*>(row_state) = state;
     }
   }
+  if (shift) shift_taps(s, slots, first_row, rows, first);
 }
 
 }  // namespace ss::cuda

@@ -14,7 +14,7 @@ template <class T>
 struct OneMemory {
   int wide_k, wide_r;  // k and r, filled up
   float *shares, *coefficients;  // [blocks][wide_k] of x_proj's sums; B, then C
-  float2* token;                 // [slice]: dt and dt u
+  float2* token;                 // [slice]: first dt's bias, then dt and dt u
   T *u, *rank;                   // [slice], [wide_r]: what dt_proj is given
 
   __host__ __device__ OneMemory(const Step<T>& s, int blocks, void* memory)
@@ -137,6 +137,7 @@ __global__ void __launch_bounds__(kOneThreads, 1)
       if (state) tap.store(state);
     }
     shared.u[c] = u.item[0];
+    if (c < channels) shared.token[c].x = s.dt_bias[first + c];
   }
   __syncthreads();
 
@@ -161,12 +162,17 @@ __global__ void __launch_bounds__(kOneThreads, 1)
   // Until the sums are there: what is needed next is asked for.
   OneRow<T> dt_proj(s.dt_weight + static_cast<int64_t>(first) * s.r, s.r, columns, s.r);
   float4 h[kOnePieces], A[kOnePieces];
+  float D[kOnePieces], gate[kOnePieces], u[kOnePieces];
   float* state = slot < 0 ? nullptr : s.scan_state + slot * s.scan_state_stride + first * kStates;
 #pragma unroll
   for (int i = 0; i < kOnePieces; i++) {
     const int piece = i * kOneThreads + thread;
     h[i] = A[i] = float4{};
+    D[i] = gate[i] = u[i] = 0.0f;
     if (piece >= columns * 4) continue;
+    D[i] = s.D[first + piece / 4];
+    gate[i] = to_float(s.xz[sequence * s.xz_stride + s.d + first + piece / 4]);
+    u[i] = to_float(shared.u[piece / 4]);
     if (state) h[i] = reinterpret_cast<const float4*>(state)[piece];
     A[i] = reinterpret_cast<const float4*>(s.A + first * kStates)[piece];
   }
@@ -190,7 +196,7 @@ __global__ void __launch_bounds__(kOneThreads, 1)
     const int i = 8 * j + 2 * lane;
     if (lane < 4)
       for (int k = 0; k < 2; k++) {
-        const float dt = softplus(rounded(c[k], T{}) + s.dt_bias[first + i + k]);
+        const float dt = softplus(rounded(c[k], T{}) + shared.token[i + k].x);
         shared.token[i + k] = {dt, dt * to_float(shared.u[i + k])};
       }
   });
@@ -204,8 +210,7 @@ __global__ void __launch_bounds__(kOneThreads, 1)
     const float2 token = shared.token[c];
     float y = advance(h[i], A[i], token.x, token.y, coefficients[0], coefficients[kStates / 4]);
     if (piece % 4 == 0) {
-      y = fmaf(s.D[first + c], to_float(shared.u[c]), y);
-      y *= silu(to_float(s.xz[sequence * s.xz_stride + s.d + first + c]));
+      y = fmaf(D[i], u[i], y) * silu(gate[i]);
       from_float(s.y[sequence * s.y_stride + first + c], y);
     }
     if (state) reinterpret_cast<float4*>(state)[piece] = h[i];
