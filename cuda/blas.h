@@ -4,7 +4,6 @@
 #include <cuda_runtime.h>
 
 #include <memory>
-#include <string>
 
 #include "matmul.h"
 
@@ -21,8 +20,8 @@ class Blas {
   // at the first call, during a capture too. False: nothing was done, since there is no library, or
   // it has no kernel for this product.
   bool multiply(cudaStream_t stream, const Product& p, bool add) noexcept;
-  // Which library is used, or why none is. From any thread.
-  std::string report() const;
+  // Writes which library is used, or why none is, ended by 0. From any thread.
+  void report(char* text, size_t size) const noexcept;
 
  private:
   struct Impl;

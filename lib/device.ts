@@ -11,6 +11,11 @@ export interface DeviceInfo {
   readonly memory: number;
   /** Threads in use, or multiprocessors. */
   readonly units: number;
+  /**
+   * On CUDA: which cuBLASLt large matmuls use, or what was tried and what to install. It is looked for at the
+   * first matmul of more than a few rows.
+   */
+  readonly blas?: string;
 }
 
 /** A queue with memory: work is queued in order and runs by itself; only reading waits. */
@@ -29,8 +34,8 @@ export class Device {
   }
 
   get info(): DeviceInfo {
-    const { name, detail, memory, units } = native().describe(this.handle);
-    return { id: this.id, name, detail, memory, units };
+    const { name, detail, memory, units, blas } = native().describe(this.handle);
+    return { id: this.id, name, detail, memory, units, ...(blas && { blas }) };
   }
 
   /** Live handles and bytes. */

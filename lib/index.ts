@@ -21,3 +21,5 @@ export { selectiveScanPacked, causalConv1dPacked } from './ops/scan';
 export { add, cast, copySlots, crossEntropy, negExp, takeRows, zeroSlots } from './ops/elementwise';
 export { sample } from './ops/sample';
 export { ops } from './op';
+export { verify } from './verify/verify';
+export type { VerifyCheck, VerifyRow } from './verify/verify';

@@ -7,6 +7,7 @@ import { doctorCommand } from './doctor';
 import { report } from './exit';
 import { generateCommand } from './generate';
 import { inspectCommand } from './inspect';
+import { verifyCommand } from './verify';
 
 const { version } = require(join(packageRoot, 'package.json')) as { version: string };
 
@@ -31,6 +32,7 @@ const program = new Command('selective-scan')
   .addCommand(generateCommand())
   .addCommand(inspectCommand())
   .addCommand(doctorCommand())
+  .addCommand(verifyCommand())
   .addCommand(benchCommand())
   .addHelpText('after', help);
 

@@ -39,7 +39,7 @@ describe('doctor', () => {
     const { code, stdout, stderr } = await run(['doctor']);
     expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
     expect(stdout).toMatch(/^ {2}addon +loads \(.*selective_scan\.node\)$/m);
-    expect(stdout).toMatch(/^ {2}CPU +works: .* threads? \(a scan is within \d+e-\d+ of a plain loop\)$/m);
+    expect(stdout).toMatch(/^ {2}CPU +works: .* threads? \(a scan is within \d+e-\d+ of f64\)$/m);
     expect(stdout).toMatch(/^ {2}CUDA +(works: |not available$|does not work: )/m);
     expect(stdout).toMatch(/\nReady: the CPU (works|and CUDA work)\.\n$/);
   });

@@ -17,7 +17,7 @@ describe('selective-scan', () => {
       expect(stdout).toContain(`$ selective-scan ${command}`);
   });
 
-  it.each(['generate', 'inspect', 'doctor', 'bench'])('explains %s, with examples', async (command) => {
+  it.each(['generate', 'inspect', 'doctor', 'verify', 'bench'])('explains %s, with examples', async (command) => {
     const { code, stdout, stderr } = await run([command, '--help']);
     expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
     expect(stdout).toContain(`Usage: selective-scan ${command}`);

@@ -1,9 +1,9 @@
 /** Valid calls of every op, from its schema: sizes and dtypes vary, values are pseudo-random. */
-import type { Device } from '../lib/device';
-import { bf16FromFloat, f16FromFloat, floatFromBf16, floatFromF16 } from '../lib/io/convert';
-import type { Op } from '../lib/op';
-import type { Spec } from '../lib/schema';
-import { Tensor, type DType } from '../lib/tensor';
+import type { Device } from '../device';
+import { bf16FromFloat, f16FromFloat, floatFromBf16, floatFromF16 } from '../io/convert';
+import type { Op } from '../op';
+import type { Spec } from '../schema';
+import { Tensor, type DType } from '../tensor';
 import { values, type Attrs, type Values } from './reference';
 
 export type Sizes = Readonly<Record<string, number>>;
@@ -24,18 +24,18 @@ export const normal = (random: Random) =>
 
 /** Values as the device holds them, and back. */
 export function encode(data: ArrayLike<number>, dtype: DType): Float32Array | Int32Array | Uint16Array {
-  if (dtype === 'i32') return Int32Array.from(data);
-  const floats = Float32Array.from(data);
+  if (dtype === 'i32') return new Int32Array(data);
+  const floats = new Float32Array(data);
   if (dtype === 'f32') return floats;
   const bits = new Uint16Array(floats.length);
   (dtype === 'bf16' ? bf16FromFloat : f16FromFloat)(floats, bits);
   return bits;
 }
 export function decode(data: Float32Array | Int32Array | Uint16Array, dtype: DType): Float64Array {
-  if (!(data instanceof Uint16Array)) return Float64Array.from(data);
+  if (!(data instanceof Uint16Array)) return new Float64Array(data);
   const floats = new Float32Array(data.length);
   (dtype === 'bf16' ? floatFromBf16 : floatFromF16)(data, floats);
-  return Float64Array.from(floats);
+  return new Float64Array(floats);
 }
 export const roundTo = (data: ArrayLike<number>, dtype: DType) => decode(encode(data, dtype), dtype);
 
@@ -145,6 +145,25 @@ export const completeSizes = (op: Op, sizes: Sizes): Sizes => {
   const all = { ...Object.fromEntries(sizeNames(op).map((name) => [name, 5])), ...sizes };
   return dependent[op.opName]?.(all) ?? all;
 };
+
+/** Attributes that are sizes, as a case has them; the others stay at their defaults. */
+export const attrsOf = (op: Op, sizes: Sizes): Attrs => {
+  const all = completeSizes(op, sizes);
+  return Object.fromEntries(
+    Object.keys(op.schema.attrs ?? {}).flatMap((name) => (name in all ? [[name, all[name]!]] : [])),
+  );
+};
+
+/** Other values of the attributes that are whole numbers and no sizes. */
+const otherWhole: Readonly<Record<string, number>> = { kind: 1, most: 3 };
+
+/** One other value for each attribute that is no size. */
+export const attrsToTry = (op: Op): Attrs[] =>
+  Object.entries(op.schema.attrs ?? {})
+    .filter(([name]) => !(name in completeSizes(op, {})))
+    .map(([name, fallback]) => ({
+      [name]: typeof fallback === 'boolean' ? !fallback : (otherWhole[name] ?? 0.25),
+    }));
 
 /** Dtype and shape of an argument, in the form of it that is asked for. */
 export function describe(

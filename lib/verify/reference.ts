@@ -174,8 +174,8 @@ function takeRows(x: Values, rows: Float64Array): Values {
 /** By op name. In-place inputs are updated; outputs are returned. */
 export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs) => Inputs>> = {
   cast: ({ x }) => ({ y: x! }),
-  add: ({ a, b }) => ({ y: map((p, q) => p! + q!, a!, b!) }),
-  neg_exp: ({ x }) => ({ y: map((v) => -Math.exp(v!), x!) }),
+  add: ({ a, b }) => ({ y: map((p, q) => p + q, a!, b!) }),
+  neg_exp: ({ x }) => ({ y: map((v) => -Math.exp(v), x!) }),
   take_rows: ({ x, rows }) => ({ y: takeRows(x!, rows!.data) }),
   zero_slots: ({ pool, slots }) => {
     for (const slot of slots!.data) if (slot >= 0) row(pool!, slot).fill(0);
@@ -200,7 +200,7 @@ export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs) 
   matmul: (inputs) => ({ y: matmul(inputs) }),
   rms_norm: ({ x, weight }, { eps }) => ({ y: rmsNorm(x!, weight!, eps as number) }),
   add_rms_norm: ({ x, residual, weight }, { eps }) => {
-    const total = map((p, q) => p! + q!, x!, residual!);
+    const total = map((p, q) => p + q, x!, residual!);
     return { y: rmsNorm(total, weight!, eps as number), sum: total };
   },
   layer_norm: (inputs, { eps }) => ({ y: layerNorm(inputs, eps as number) }),
