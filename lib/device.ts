@@ -1,3 +1,4 @@
+import { kindOf } from './arguments';
 import { deviceError, native, type DeviceHandle, type MemoryUse } from './native';
 
 export interface DeviceInfo {
@@ -90,6 +91,7 @@ function checkEnvironment(): void {
  */
 export function device(name: string | Device = process.env['SELECTIVE_SCAN_DEVICE'] || 'cpu'): Device {
   if (name instanceof Device) return name;
+  if (typeof name !== 'string') throw new TypeError(`device: name is ${kindOf(name)}, expected a string`);
   const match = /^(?:(cpu)|(cuda)(?::(\d{1,3}))?)$/.exec(name);
   if (!match) throw new RangeError(`device: name is '${name}', expected cpu, cuda or cuda:<index>`);
   const index = Number(match[3] ?? 0);

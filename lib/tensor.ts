@@ -1,3 +1,4 @@
+import { checkFunction, checkRecord, kindOf } from './arguments';
 import { device as openDevice, type Device } from './device';
 import { DisposedError } from './errors';
 import { deviceError, native, type TensorHandle } from './native';
@@ -17,6 +18,8 @@ export function sizeOf(shape: readonly number[]): number {
 const arrayOf = { f32: Float32Array, i32: Int32Array, bf16: Uint16Array, f16: Uint16Array } as const;
 
 function checkShape(call: string, shape: readonly number[]): void {
+  if (!Array.isArray(shape))
+    throw new TypeError(`${call}: shape is ${kindOf(shape)}, expected an array of whole numbers`);
   for (const size of shape) {
     if (!Number.isSafeInteger(size) || size < 0) {
       throw new RangeError(`${call}: shape is [${shape.join(',')}], expected whole numbers, 0 or more`);
@@ -28,12 +31,6 @@ function checkShape(call: string, shape: readonly number[]): void {
   if (sizeOf(shape.filter((size) => size > 0)) > 2 ** 48) {
     throw new RangeError(`${call}: shape is [${shape.join(',')}], expected at most 2^48 elements`);
   }
-}
-
-/** What a value is, for messages. */
-function kindOf(value: unknown): string {
-  if (value === null || typeof value !== 'object') return value === null ? 'null' : typeof value;
-  return value.constructor?.name ?? 'an object';
 }
 
 const scopes: Set<Tensor>[] = [];
@@ -87,9 +84,10 @@ export class Tensor {
    */
   static from(
     data: TypedArray | readonly number[],
-    shape: readonly number[] = [data.length],
+    shape: readonly number[] = [data?.length],
     options: { readonly dtype?: DType; readonly device?: Device | string } = {},
   ): Tensor {
+    checkRecord('Tensor.from', options, 'options');
     const dtype = options.dtype ?? (data instanceof Int32Array ? 'i32' : 'f32');
     const Wanted = arrayOf[dtype];
     if (!Wanted)
@@ -97,6 +95,7 @@ export class Tensor {
     if (!(data instanceof Wanted) && !(Array.isArray(data) && (dtype === 'f32' || dtype === 'i32'))) {
       throw new TypeError(`Tensor.from: data is ${kindOf(data)}, expected ${Wanted.name} for ${dtype}`);
     }
+    checkShape('Tensor.from', shape);
     if (data.length !== sizeOf(shape)) {
       throw new TypeError(
         `Tensor.from: data has ${data.length} elements, expected ${sizeOf(shape)} for [${shape.join(',')}]`,
@@ -262,6 +261,7 @@ export function tensorsIn(value: unknown, found: Tensor[] = []): Tensor[] {
  * counts as returned). `fn` must not be async: queueing work takes no waiting.
  */
 export function scope<R>(fn: () => R): R {
+  checkFunction('scope', fn);
   const own = new Set<Tensor>();
   scopes.push(own);
   let result: R | undefined;
@@ -284,6 +284,8 @@ export function scope<R>(fn: () => R): R {
 
 /** Takes a tensor out of the scopes around it, so that it lives until it is disposed. */
 export function keep<T extends Tensor>(tensor: T): T {
+  if (!(tensor instanceof Tensor))
+    throw new TypeError(`keep: tensor is ${kindOf(tensor)}, expected a tensor`);
   for (const scope of scopes) scope.delete(tensor);
   return tensor;
 }

@@ -6,7 +6,7 @@ const root = join(__dirname, '..');
 
 /** Imports point downwards: a file may import from its own layer and from those above it in this list. */
 const layers: readonly (readonly string[])[] = [
-  ['native', 'loader', 'errors'],
+  ['native', 'loader', 'errors', 'arguments'],
   ['capture', 'device', 'tensor'],
   ['schema', 'autograd/tape'],
   ['op'],
@@ -20,7 +20,7 @@ const layers: readonly (readonly string[])[] = [
 
 /** Areas that may know less than their layer: bytes in and out need no ops. */
 const onlyKnows: Readonly<Record<string, readonly string[]>> = {
-  'io/': ['io/', 'tensor', 'errors'],
+  'io/': ['io/', 'tensor', 'errors', 'arguments'],
 };
 
 /** Where each dependency may be imported; Node's own modules may be everywhere. */

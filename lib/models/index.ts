@@ -1,5 +1,6 @@
+import { kindOf } from '../arguments';
 import { FormatError } from '../errors';
-import { kind, type JsonObject } from '../io/json';
+import { isObject, kind, type JsonObject } from '../io/json';
 import type { CommonConfig, Family } from './family';
 import { mamba } from './mamba';
 
@@ -8,6 +9,7 @@ export const families: readonly Family[] = [mamba];
 
 /** The family that `model_type` names, and the configuration it makes of config.json. */
 export function familyOf(json: JsonObject): { readonly family: Family; readonly config: CommonConfig } {
+  if (!isObject(json)) throw new TypeError(`fromConfig: json is ${kindOf(json)}, expected an object`);
   const family = families.find(({ type }) => type === json['model_type']);
   if (!family) {
     const known = families.map(({ type }) => type).join(', ');

@@ -1,3 +1,4 @@
+import { checkFunction } from '../arguments';
 import { capture } from '../capture';
 import { device as openDevice, type Device } from '../device';
 import { ops, type Op } from '../op';
@@ -208,6 +209,7 @@ export async function verify(
   on?: Device | string,
   visit?: (rows: readonly VerifyRow[]) => void,
 ): Promise<VerifyRow[]> {
+  if (visit !== undefined) checkFunction('verify', visit, 'visit');
   const device = openDevice(on);
   const all: VerifyRow[] = [];
   for (const name of new Set([...ops.keys(), ...device.kernels.keys()])) {
