@@ -13,10 +13,12 @@ interface Report {
   readonly cpu: {
     readonly works: boolean;
     readonly scanError?: number;
-    readonly info?: { readonly units: number };
+    readonly matmulError?: number;
+    readonly info?: { readonly units: number; readonly blas?: string };
   };
   readonly cuda: {
     readonly works: boolean;
+    readonly info?: { readonly blas?: string };
     readonly reason?: string;
     readonly module?: { readonly found: boolean };
   };
@@ -54,7 +56,11 @@ describe('doctor', () => {
       cpu: { works: true, info: { units: 2 } },
     });
     expect(report.cpu.scanError).toBeLessThan(1e-5);
+    expect(report.cpu.matmulError).toBeLessThan(1e-5);
+    expect(report.cpu.info).not.toHaveProperty('blas');
     expect(report.cuda.works || report.cuda.reason).toBeTruthy();
+    // Which library there is, or what was tried: it has been looked for by then.
+    if (report.cuda.info) expect(report.cuda.info.blas).toMatch(/^cuBLASLt (\d+\.\d+\.\d+ \(|is not used, )/);
   });
 
   it('says why CUDA declines', async () => {
