@@ -113,7 +113,7 @@ export class State {
   /** An independent copy of all sequences, or of those in `rows` (in that order, repeats allowed). */
   fork(rows: readonly number[] = this.lengths.map((_, i) => i)): State {
     this.check('fork');
-    if (!Array.isArray(rows as unknown))
+    if (!Array.isArray(rows as readonly unknown[]))
       throw new TypeError(`fork: rows is ${kindOf(rows)}, expected an array`);
     for (const row of rows) {
       if (!Number.isInteger(row) || row < 0 || row >= this.rows) {
