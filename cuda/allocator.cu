@@ -30,18 +30,23 @@ Status Allocator::alloc(size_t wanted, const std::shared_ptr<Arena>& arena, void
   };
   if (wanted > size_t{1} << 46) return refuse("no card has that much");
   size_t bytes = rounded(wanted);
-  const auto found = arena->unused.lower_bound(bytes);
-  if (found != arena->unused.end() && found->first <= bytes + bytes / 4) {
+  const auto take = [&](Arena& from) {
+    const auto found = from.unused.lower_bound(bytes);
+    if (found == from.unused.end() || found->first > bytes + bytes / 4) return false;
     bytes = found->first;
     *out = found->second;
-    arena->unused.erase(found);
+    from.unused.erase(found);
     use_.cached -= static_cast<int64_t>(bytes);
-  } else {
+    return true;
+  };
+  // A graph runs after all that is queued now: what the device has unused may become the graph's.
+  if (!take(*arena) && !take(*own_)) {
     if (use_.limit && use_.used + use_.cached + static_cast<int64_t>(bytes) > use_.limit)
       return refuse("the limit that was set is reached");
     if (const cudaError_t error = cudaMalloc(out, bytes)) {
       cudaGetLastError();  // the next call must not meet it
-      return refuse(cudaGetErrorString(error));
+      if (error != cudaErrorMemoryAllocation) failure_.note(error, "an allocation");
+      return failure_.lost() ? failure_.take() : refuse(cudaGetErrorString(error));
     }
   }
   blocks_[*out] = {bytes, arena};

@@ -7,7 +7,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "../native/backend.h"
+#include "failure.h"
 
 namespace ss::cuda {
 
@@ -19,6 +19,7 @@ struct Arena {
 
 class Allocator {
  public:
+  explicit Allocator(Failure& failure) : failure_(failure) {}
   ~Allocator();  // once nothing uses the memory any more
   // out_of_memory may still be met by release(trim()) and a second try.
   Status alloc(size_t bytes, const std::shared_ptr<Arena>& arena, void** out);
@@ -37,6 +38,7 @@ class Allocator {
     size_t bytes;
     std::shared_ptr<Arena> arena;
   };
+  Failure& failure_;
   const std::shared_ptr<Arena> own_ = std::make_shared<Arena>();
   std::unordered_map<void*, Block> blocks_;  // in use or not
   MemoryUse use_{};

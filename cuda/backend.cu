@@ -3,13 +3,16 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <deque>
 #include <exception>
 #include <memory>
 #include <vector>
 
 #include "allocator.h"
 #include "queue.h"
+#include "scratch.h"
 #include "stream.h"
 
 namespace ss::cuda {
@@ -19,6 +22,14 @@ constinit const Kernel* kernels = nullptr;
 namespace {
 
 constexpr int kOldestCard = 8;  // compute capability: the first with bf16
+constexpr size_t kSpares = 4;
+
+struct Destroy {
+  void operator()(cudaStream_t stream) const { cudaStreamDestroy(stream); }
+  void operator()(cudaGraphExec_t exec) const { cudaGraphExecDestroy(exec); }
+};
+template <class T>
+using Owned = std::unique_ptr<std::remove_pointer_t<T>, Destroy>;
 
 struct Call {  // a kernel with its arguments
   const Kernel* kernel;
@@ -29,7 +40,7 @@ struct Call {  // a kernel with its arguments
 struct Graph {
   std::vector<Call> calls;
   std::shared_ptr<Arena> arena = std::make_shared<Arena>();
-  cudaGraphExec_t exec = nullptr;
+  Owned<cudaGraphExec_t> exec;
 };
 
 Status failed(const char* text) {
@@ -40,17 +51,14 @@ Status failed(const char* text) {
 
 class Cuda final : public Backend {
  public:
-  Cuda(int device, cudaStream_t stream, cudaEvent_t start, const cudaDeviceProp& card)
-      : device_(device), stream_(stream), start_(start), card_(card), queue_(device, stream) {
+  Cuda(int device, Owned<cudaStream_t> stream, const cudaDeviceProp& card)
+      : device_(device),
+        stream_(std::move(stream)),
+        card_(card),
+        queue_(device, stream_.get(), failure_) {
     for (const Kernel* k = cuda::kernels; k; k = k->next) table_.push_back(k);
   }
-  ~Cuda() override {
-    queue_.close();
-    queue_.drain();
-    cudaSetDevice(device_);
-    cudaEventDestroy(start_);
-    cudaStreamDestroy(stream_);
-  }
+  ~Cuda() override { cudaSetDevice(device_); }  // for what the members give back
 
   DeviceInfo info() noexcept override {
     DeviceInfo info{};
@@ -81,7 +89,10 @@ class Cuda final : public Backend {
   MemoryUse memory() noexcept override { return memory_.use(); }
   void set_memory_limit(int64_t bytes) noexcept override { memory_.set_limit(bytes); }
   void trim() noexcept override {
-    queue_.push([blocks = memory_.trim()] { Allocator::release(blocks); });  // waits for the stream
+    queue_.push([this, blocks = memory_.trim()] {
+      spares_.clear();
+      Allocator::release(blocks);  // waits for the stream
+    });
   }
 
   Status run(int kernel, const Arg* args, int count) noexcept override {
@@ -93,33 +104,17 @@ class Cuda final : public Backend {
     return {};
   }
 
-  // JavaScript's memory is pageable: CUDA has taken it all, or written it all, when a copy returns.
   Status write(void* to, const void* from, size_t bytes, Done done) noexcept override {
-    return transfer([=, this] {
-      queue_.note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "write");
-      done.call(done.context, queue_.lost() ? queue_.take_failure() : Status{}, 0);
+    return transfer(done, [=, this] {
+      queue_.transfers().write(to, from, bytes);
+      done.call(done.context, failure_.lost() ? failure_.take() : Status{}, 0);
     });
   }
   Status read(void* to, const void* from, size_t bytes, Done done) noexcept override {
-    return transfer([=, this] {
-      queue_.note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), "read");
-      queue_.note(cudaStreamSynchronize(stream_), "read");
-      char text[sizeof(Status::text)];
-      if (faults_.take(text, sizeof text)) queue_.fail(text);
-      done.call(done.context, queue_.take_failure(), 0);
-    });
+    return transfer(done, [=, this] { queue_.transfers().read(to, from, bytes, done); });
   }
   Status stamp(Done done) noexcept override {
-    return transfer([=, this] {
-      cudaEvent_t now = nullptr;
-      float milliseconds = 0;
-      queue_.note(cudaEventCreate(&now), "stamp");
-      queue_.note(cudaEventRecord(now, stream_), "stamp");
-      queue_.note(cudaEventSynchronize(now), "stamp");
-      queue_.note(cudaEventElapsedTime(&milliseconds, start_, now), "stamp");
-      cudaEventDestroy(now);
-      done.call(done.context, queue_.lost() ? queue_.take_failure() : Status{}, milliseconds);
-    });
+    return transfer(done, [=, this] { queue_.transfers().stamp(done); });
   }
 
   Status begin_capture() noexcept override {
@@ -136,52 +131,83 @@ class Cuda final : public Backend {
   Status replay(void* graph) noexcept override {
     if (capturing_) return failed("a captured graph cannot hold another one");
     queue_.push([this, graph = *static_cast<std::shared_ptr<Graph>*>(graph)] {
-      if (graph->exec && !queue_.closing()) queue_.note(cudaGraphLaunch(graph->exec, stream_), "replay");
+      if (graph->exec && !queue_.closing())
+        failure_.note(cudaGraphLaunch(graph->exec.get(), stream_.get()), "replay");
     });
     return {};
   }
   void drop(void* graph) noexcept override {
     auto* held = static_cast<std::shared_ptr<Graph>*>(graph);
     memory_.drop(*(*held)->arena);
-    queue_.push([this, graph = *held] {
-      cudaStreamSynchronize(stream_);  // a replay may still run
-      if (graph->exec) cudaGraphExecDestroy(graph->exec);
-    });
+    queue_.push([this, graph = *held] { spare(*graph); });
     delete held;
   }
 
  private:
-  Status transfer(Queue::Task task) {
+  template <class Task>
+  Status transfer(Done done, Task task) {
     if (capturing_) return failed("nothing can be read or written while a graph is captured");
-    queue_.push(std::move(task));
+    queue_.push([this, done, task] {
+      if (!queue_.closing()) return task();
+      done.call(done.context, Status{Status::lost}, 0);
+    });
     return {};
   }
+
+  // What follows runs on the queue's thread.
   void launch(const Call& call) {
-    if (queue_.lost() || queue_.closing()) return;
-    Stream stream{stream_, call.kernel->name, &faults_, &blas_};
+    if (failure_.lost() || queue_.closing()) return;
+    Stream stream{stream_.get(), call.kernel->name, &queue_.transfers().faults(), &blas_};
     call.kernel->call(stream, call.args.data());
-    queue_.note(cudaGetLastError(), call.kernel->name);
+    failure_.note(cudaGetLastError(), call.kernel->name);
   }
   void instantiate(Graph& graph) {
+    if (queue_.closing()) return;
     cudaGraph_t recorded = nullptr;
-    queue_.note(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "capture");
+    failure_.note(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal), "capture");
     for (const Call& call : graph.calls) launch(call);
-    queue_.note(cudaStreamEndCapture(stream_, &recorded), "capture");
+    failure_.note(cudaStreamEndCapture(stream_.get(), &recorded), "capture");
     if (!recorded) return;
-    queue_.note(cudaGraphInstantiate(&graph.exec, recorded, 0), "capture");
+    if (!take_spare(graph, recorded)) {
+      cudaGraphExec_t made = nullptr;
+      failure_.note(cudaGraphInstantiate(&made, recorded, 0), "capture");
+      graph.exec.reset(made);
+    }
     cudaGraphDestroy(recorded);
+  }
+  // The same kernels with other arguments: an executable that was dropped takes them over.
+  bool take_spare(Graph& graph, cudaGraph_t recorded) {
+    const auto same = [](const Call& a, const Call& b) { return a.kernel == b.kernel; };
+    for (auto spare = spares_.begin(); spare != spares_.end(); ++spare) {
+      if (!std::ranges::equal(spare->calls, graph.calls, same)) continue;
+      cudaGraphExecUpdateResultInfo info;
+      if (cudaGraphExecUpdate(spare->exec.get(), recorded, &info) == cudaSuccess) {
+        graph.exec = std::move(spare->exec);
+        spares_.erase(spare);
+        return true;
+      }
+      cudaGetLastError();  // of another batch size, perhaps: the next call must not meet it
+    }
+    return false;
+  }
+  void spare(Graph& graph) {
+    if (!graph.exec) return;
+    spares_.push_back({std::move(graph.calls), graph.arena, std::move(graph.exec)});
+    if (spares_.size() <= kSpares) return;
+    cudaStreamSynchronize(stream_.get());  // a replay of it may still run
+    spares_.pop_front();
   }
 
   const int device_;
-  const cudaStream_t stream_;
-  const cudaEvent_t start_;
+  const Owned<cudaStream_t> stream_;
   const cudaDeviceProp card_;
   std::vector<const Kernel*> table_;
-  Allocator memory_;
+  Failure failure_;
+  Allocator memory_{failure_};
   std::shared_ptr<Graph> capturing_;
-  Faults faults_;
   Blas blas_;
-  Queue queue_;  // last: it stops before the memory goes
+  std::deque<Graph> spares_;  // dropped ones, the oldest first; for the queue's thread
+  Queue queue_;               // last: it stops before the memory goes
 };
 
 __global__ void probe() {}
@@ -215,15 +241,13 @@ const char* open(int abi, int index, Backend** out) {
                    card.major, card.minor, kOldestCard);
   cudaFuncAttributes unused;
   cudaStream_t stream = nullptr;
-  cudaEvent_t start = nullptr;
   cudaError_t error = cudaSetDevice(index);
   if (!error) error = cudaFuncGetAttributes(&unused, probe);  // no code for this card?
+  if (!error) error = Scratch::prepare(index);
   if (!error) error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
-  if (!error) error = cudaEventCreate(&start);
-  if (!error) error = cudaEventRecord(start, stream);
   if (error) return decline("%s cannot be used: %s", card.name, cudaGetErrorString(error));
   try {
-    *out = new Cuda(index, stream, start, card);
+    *out = new Cuda(index, Owned<cudaStream_t>(stream), card);
   } catch (const std::exception& error) {
     return decline("%s cannot be used: %s", card.name, error.what());
   }

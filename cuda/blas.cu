@@ -19,7 +19,7 @@ namespace {
 // Of cublasLt.h, which is not there when this is built.
 enum : int { kR32F = 0, kR16F = 2, kR16BF = 14 };  // cudaDataType
 enum : int { kCompute32F = 68 };                   // true f32: no TF32
-enum : int { kDescTransA = 3, kOpT = 1 };
+enum : int { kDescTransA = 3, kDescEpilogue = 7, kDescBias = 8, kOpT = 1, kEpilogueBias = 4 };
 enum : int { kPrefWorkspace = 1, kPrefReduction = 3, kPrefAlignA = 5 };  // then B, C, D
 enum : int { kReduceInComputeType = 2 };  // parts of a split k are summed in f32
 
@@ -185,6 +185,7 @@ struct Blas::Impl {
   Object handle = nullptr;
   char* workspace = nullptr;
   size_t bytes = 0;
+  void* room = nullptr;
   std::map<Key, Plan> plans;
 
   ~Impl() { close(); }
@@ -193,8 +194,10 @@ struct Blas::Impl {
     forget();
     if (handle) api.Destroy(handle);
     if (workspace) cudaFree(workspace);
+    if (room) cudaFree(room);
     handle = nullptr;
     workspace = nullptr;
+    room = nullptr;
   }
   void forget() {
     for (auto& [key, plan] : plans) {
@@ -254,7 +257,7 @@ struct Blas::Impl {
     if (cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking)) return false;
     cudaError_t error =
         cudaMemcpyAsync(there, known.get(), sizeof(Known), cudaMemcpyHostToDevice, stream);
-    const bool ran = !error && multiply(stream, p, false);
+    const bool ran = !error && multiply(stream, p);
     if (ran)
       error = cudaMemcpyAsync(known.get(), there, sizeof(Known), cudaMemcpyDeviceToHost, stream);
     if (const cudaError_t waited = cudaStreamSynchronize(stream)) error = waited;
@@ -268,15 +271,17 @@ struct Blas::Impl {
     text = std::move(what);
   }
 
-  bool multiply(cudaStream_t stream, const Product& p, bool add) {
-    const Plan& plan = plan_of(p, add);
+  bool multiply(cudaStream_t stream, const Product& p) {
+    const Plan& plan = plan_of(p);
     if (!plan.usable) return false;
-    const float alpha = 1, beta = add ? 1 : 0;
+    if (p.bias && api.MatmulDescSetAttribute(plan.desc, kDescBias, &p.bias, sizeof p.bias))
+      return false;
+    const float alpha = 1, beta = 0;
     return api.Matmul(handle, plan.desc, &alpha, p.w, plan.w, p.x, plan.x, &beta, p.y, plan.y, p.y,
                       plan.y, &plan.algo, workspace, bytes, stream) == 0;
   }
 
-  const Plan& plan_of(const Product& p, bool add) {
+  const Plan& plan_of(const Product& p) {
     const uint32_t align[4] = {alignment(p.w), alignment(p.x), alignment(p.y), alignment(p.y)};
     const Key key{
         p.m,
@@ -285,7 +290,7 @@ struct Blas::Impl {
         p.x_stride,
         p.w_stride,
         p.y_stride,
-        static_cast<int64_t>(p.x_type) | static_cast<int64_t>(p.y_type) << 8 | int64_t{add} << 16,
+        static_cast<int64_t>(p.x_type) | static_cast<int64_t>(p.y_type) << 8 | int64_t{p.bias != nullptr} << 16,
         align[0] | int64_t{align[1]} << 16 | int64_t{align[2]} << 32};
     const auto found = plans.find(key);
     if (found != plans.end()) return found->second;
@@ -305,6 +310,11 @@ struct Blas::Impl {
         api.MatrixLayoutCreate(&plan.w, in, k, n, p.w_stride) ||
         api.MatrixLayoutCreate(&plan.x, in, k, m, p.x_stride) ||
         api.MatrixLayoutCreate(&plan.y, out, n, m, p.y_stride))
+      return false;
+    const int epilogue = kEpilogueBias;
+    if (p.bias &&
+        (api.MatmulDescSetAttribute(plan.desc, kDescEpilogue, &epilogue, sizeof epilogue) ||
+         api.MatmulDescSetAttribute(plan.desc, kDescBias, &p.bias, sizeof p.bias)))
       return false;
     Object preference = nullptr;
     if (api.MatmulPreferenceCreate(&preference)) return false;
@@ -330,11 +340,20 @@ struct Blas::Impl {
 Blas::Blas() : impl_(std::make_unique<Impl>()) {}
 Blas::~Blas() = default;
 
-bool Blas::multiply(cudaStream_t stream, const Product& p, bool add) noexcept {
+void* Blas::room() noexcept {
+  const Relaxed during;
+  if (!impl_->room && cudaMalloc(&impl_->room, kRoom)) {
+    cudaGetLastError();  // the next call must not meet it
+    impl_->room = nullptr;
+  }
+  return impl_->room;
+}
+
+bool Blas::multiply(cudaStream_t stream, const Product& p) noexcept {
   const Relaxed during;  // also while the library loads a kernel at its first use
   try {
     if (!impl_->looked) impl_->look();
-    return impl_->handle && impl_->multiply(stream, p, add);
+    return impl_->handle && impl_->multiply(stream, p);
   } catch (const std::exception&) {  // no memory for a plan
     return false;
   }

@@ -16,10 +16,13 @@ class Blas {
   ~Blas();
   Blas(const Blas&) = delete;
 
-  // y = x W^T, or y += x W^T, where x and W have one type; p.bias is ignored. Looks for the library
-  // at the first call, during a capture too. False: nothing was done, since there is no library, or
-  // it has no kernel for this product.
-  bool multiply(cudaStream_t stream, const Product& p, bool add) noexcept;
+  // y = x W^T + bias, where x and W have one type, and y is f32 if there is a bias. Looks for the
+  // library at the first call, during a capture too. False: nothing was done, since there is no
+  // library, or it has no kernel for this product.
+  bool multiply(cudaStream_t stream, const Product& p) noexcept;
+  // kRoom bytes for sums on their way to y, or null. The stream's, as the workspace is.
+  static constexpr size_t kRoom = size_t{32} << 20;
+  void* room() noexcept;
   // Writes which library is used, or why none is, ended by 0. From any thread.
   void report(char* text, size_t size) const noexcept;
 

@@ -1,7 +1,10 @@
 // Small ops that only move or touch each element once: memory bound. Threads take neighbouring
 // packs of up to 16 bytes, across all rows.
+#include <type_traits>
+
 #include "device/pack.cuh"
 #include "dispatch.cuh"
+#include "launch.cuh"
 #include "stream.h"
 
 namespace ss::cuda {
@@ -20,9 +23,11 @@ struct Rows {
 };
 
 // y = f(a) or f(a, b), each element through f32.
-template <int N, bool Two, class T, class Y, class F>
-__global__ void map_packs(F f, int64_t rows, int64_t length, Rows<Y> y, Rows<const T> a,
-                          Rows<const T> b) {
+template <int N, bool Two, class A, class B, class Y, class F>
+__global__ void map_packs(F f, int64_t rows, int64_t length, Rows<Y> y, Rows<const A> a,
+                          Rows<const B> b) {
+  let_next_start();
+  wait_for_previous();
   const int64_t across = length / N, step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t p = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; p < rows * across; p += step) {
     const int64_t row = rows == 1 ? 0 : p / across, column = (p - row * across) * N;
@@ -39,17 +44,17 @@ __global__ void map_packs(F f, int64_t rows, int64_t length, Rows<Y> y, Rows<con
   }
 }
 
-template <int N, bool Two, class T, class Y, class F>
+template <int N, bool Two, class A, class B, class Y, class F>
 void launch_map(Stream& s, F f, int64_t rows, int64_t length, Out y, In a, In b) {
   const int64_t blocks = (rows * (length / N) + 255) / 256;
-  map_packs<N, Two, T, Y>
-      <<<static_cast<unsigned>(blocks < 1 << 20 ? blocks : 1 << 20), 256, 0, s.handle>>>(
-          f, rows, length, {y.data<Y>(), y.stride()}, {a.data<T>(), a.stride()},
-          {b.data<T>(), b.stride()});
+  launch(s.handle, map_packs<N, Two, A, B, Y, F>,
+         {static_cast<unsigned>(blocks < 1 << 20 ? blocks : 1 << 20), 256}, f, rows, length,
+         Rows<Y>{y.data<Y>(), y.stride()}, Rows<const A>{a.data<A>(), a.stride()},
+         Rows<const B>{b.data<B>(), b.stride()});
 }
 
-// Where f takes one, b is a again.
-template <bool Two, class F>
+// Where f takes one, b is a again; b has the dtype of a, or that of y where it is y itself.
+template <bool Two, bool OfY = false, class F>
 void map(Stream& s, F f, Out y, In a, In b) {
   int64_t rows = y.size(0), length = row_length(*y.view);
   if (rows == 0 || length == 0) return;
@@ -61,11 +66,12 @@ void map(Stream& s, F f, Out y, In a, In b) {
     with_float(y.dtype(), [&](auto yt) {
       using T = decltype(t);
       using Y = decltype(yt);
+      using B = std::conditional_t<OfY, Y, T>;
       constexpr int wide = 16 / (sizeof(T) > sizeof(Y) ? sizeof(T) : sizeof(Y));
-      if (length % wide == 0 && packs<T>(a, wide) && packs<T>(b, wide) && packs<Y>(y, wide))
-        launch_map<wide, Two, T, Y>(s, f, rows, length, y, a, b);
+      if (length % wide == 0 && packs<T>(a, wide) && packs<B>(b, wide) && packs<Y>(y, wide))
+        launch_map<wide, Two, T, B, Y>(s, f, rows, length, y, a, b);
       else
-        launch_map<1, Two, T, Y>(s, f, rows, length, y, a, b);
+        launch_map<1, Two, T, B, Y>(s, f, rows, length, y, a, b);
     });
   });
 }
@@ -75,6 +81,13 @@ struct Same {
 };
 struct Sum {
   __device__ float operator()(float a, float b) const { return a + b; }
+};
+struct Times {
+  __device__ float operator()(float a, float b) const { return a * b; }
+};
+struct Constant {
+  float value;
+  __device__ float operator()(float) const { return value; }
 };
 struct NegExp {  // in double, since everything after depends on it
   __device__ float operator()(float x) const {
@@ -103,6 +116,8 @@ struct Numbers {
 template <class U>
 __global__ void move_rows(int64_t n, int64_t units, const U* from, int64_t from_stride,
                           Numbers sources, U* to, int64_t to_stride, Numbers targets) {
+  let_next_start();
+  wait_for_previous();
   const int64_t first = blockIdx.y * int64_t{blockDim.x} + threadIdx.x,
                 step = int64_t{gridDim.y} * blockDim.x;
   const bool tell = first == 0;
@@ -125,24 +140,24 @@ void move(Stream& s, int64_t n, const View* from, Numbers sources, const View& t
   const auto fits = [&](const View* v, int64_t unit) {
     return !v || (reinterpret_cast<uintptr_t>(v->data) % unit == 0 && v->stride * size % unit == 0);
   };
-  const auto launch = [&](auto unit) {
+  const auto launch_units = [&](auto unit) {
     using U = decltype(unit);
     const int64_t each = static_cast<int64_t>(sizeof(U)), units = bytes / each;
     const int64_t across = (units + 1023) / 1024;  // four units a thread
     const dim3 grid(static_cast<unsigned>(n < INT32_MAX ? n : INT32_MAX),
                     static_cast<unsigned>(across < 65535 ? across : 65535));
-    const int threads = units >= 256 ? 256 : static_cast<int>((units + 31) / 32 * 32);
-    move_rows<U><<<grid, threads, 0, s.handle>>>(
-        n, units, from ? static_cast<const U*>(from->data) : nullptr,
+    const unsigned threads = units >= 256 ? 256 : static_cast<unsigned>((units + 31) / 32 * 32);
+    launch(s.handle, move_rows<U>, {grid, threads}, n, units,
+           from ? static_cast<const U*>(from->data) : nullptr,
         from ? from->stride * size / each : 0, sources, static_cast<U*>(to.data),
         to.stride * size / each, targets);
   };
   if (bytes % 16 == 0 && fits(from, 16) && fits(&to, 16))
-    launch(uint4{});
+    launch_units(uint4{});
   else if (bytes % 4 == 0 && fits(from, 4) && fits(&to, 4))
-    launch(uint32_t{});
+    launch_units(uint32_t{});
   else
-    launch(uint16_t{});
+    launch_units(uint16_t{});
 }
 
 constexpr Numbers kInOrder{nullptr, 0, false, nullptr};
@@ -162,6 +177,19 @@ KERNEL(cast)
 
 void add(Stream& s, In a, In b, Out y) { map<true>(s, Sum{}, y, a, b); }
 KERNEL(add)
+
+void mul(Stream& s, In a, In b, Out y) { map<true>(s, Times{}, y, a, b); }
+KERNEL(mul)
+
+void fill(Stream& s, InOut x, float value) {
+  map<false>(s, Constant{value}, Out{x.view}, In{x.view}, In{x.view});
+}
+KERNEL(fill)
+
+void accumulate(Stream& s, In x, InOut sum) {
+  map<true, true>(s, Sum{}, Out{sum.view}, x, In{sum.view});
+}
+KERNEL(accumulate)
 
 void neg_exp(Stream& s, In x, Out y) { map<false>(s, NegExp{}, y, x, x); }
 KERNEL(neg_exp)

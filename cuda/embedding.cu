@@ -2,6 +2,7 @@
 // + sizeof(Y)) bytes move.
 #include "device/pack.cuh"
 #include "dispatch.cuh"
+#include "launch.cuh"
 #include "stream.h"
 
 namespace ss::cuda {
@@ -12,6 +13,8 @@ template <int N, class W, class Y>
 __global__ void take_embeddings(const int32_t* ids, const W* weight, int64_t w_stride,
                                 int64_t vocabulary, int64_t tokens, int64_t d, Y* y,
                                 int64_t y_stride, Fault* fault) {
+  let_next_start();
+  wait_for_previous();
   for (int64_t i = blockIdx.x; i < tokens; i += gridDim.x) {
     const int32_t id = ids[i];
     const bool known = id >= 0 && id < vocabulary;
@@ -24,14 +27,14 @@ __global__ void take_embeddings(const int32_t* ids, const W* weight, int64_t w_s
 }
 
 template <int N, class W, class Y>
-void launch(Stream& s, In ids, In weight, Out y) {
+void launch_rows(Stream& s, In ids, In weight, Out y) {
   const int64_t tokens = ids.size(0), d = weight.size(1), packs = (d + N - 1) / N;
   if (tokens == 0 || d == 0) return;
-  const int threads = packs >= 256 ? 256 : static_cast<int>((packs + 31) / 32 * 32);
+  const unsigned threads = packs >= 256 ? 256 : static_cast<unsigned>((packs + 31) / 32 * 32);
   const unsigned blocks = static_cast<unsigned>(tokens < INT32_MAX ? tokens : INT32_MAX);
-  take_embeddings<N><<<blocks, threads, 0, s.handle>>>(
-      ids.data<int32_t>(), weight.data<W>(), weight.stride(), weight.size(0), tokens, d,
-      y.data<Y>(), y.stride(), s.fault("ids[%lld] is %d, expected 0 to %lld"));
+  launch(s.handle, take_embeddings<N, W, Y>, {blocks, threads}, ids.data<int32_t>(),
+         weight.data<W>(), weight.stride(), weight.size(0), tokens, d, y.data<Y>(), y.stride(),
+         s.fault("ids[%lld] is %d, expected 0 to %lld"));
 }
 
 }  // namespace
@@ -43,9 +46,9 @@ void embedding(Stream& s, In ids, In weight, Out y) {  // [t], [v, d] -> [t, d]
       using Y = decltype(yt);
       constexpr int wide = 16 / (sizeof(W) > sizeof(Y) ? sizeof(W) : sizeof(Y));
       if (weight.size(1) % wide == 0 && packs<W>(weight, wide) && packs<Y>(y, wide))
-        launch<wide, W, Y>(s, ids, weight, y);
+        launch_rows<wide, W, Y>(s, ids, weight, y);
       else
-        launch<1, W, Y>(s, ids, weight, y);
+        launch_rows<1, W, Y>(s, ids, weight, y);
     });
   });
 }

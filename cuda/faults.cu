@@ -11,13 +11,13 @@ namespace ss::cuda {
 Faults::Faults() {
   void* memory = nullptr;
   const size_t bytes = kMost * sizeof(Fault);
-  if (const cudaError_t error =
-          cudaHostAlloc(&memory, bytes, cudaHostAllocMapped | cudaHostAllocPortable))
-    throw std::runtime_error(cudaGetErrorString(error));
+  cudaError_t error = cudaMalloc(&memory, bytes);
   memory_ = static_cast<Fault*>(memory);
-  for (int i = 0; i < kMost; i++) memory_[i] = {kNoFault, 0};
+  if (!error) error = cudaMemset(memory_, 0xff, bytes);  // kNoFault
+  if (!error) error = cudaDeviceSynchronize();           // other streams may report from now on
+  if (error) throw std::runtime_error(cudaGetErrorString(error));
 }
-Faults::~Faults() { cudaFreeHost(memory_); }
+Faults::~Faults() { cudaFree(memory_); }
 
 Fault* Faults::at(const char* op, const char* format) {
   for (int i = 0; i < count_; i++)
@@ -27,21 +27,17 @@ Fault* Faults::at(const char* op, const char* format) {
   return memory_ + count_++;
 }
 
-bool Faults::take(char* text, size_t size) {
-  bool found = false;
-  for (int i = 0; i < count_; i++) {
-    const Fault fault = memory_[i];
-    if (fault.place == kNoFault) continue;
-    memory_[i] = {kNoFault, 0};
-    if (found) continue;
-    found = true;
+void Faults::describe(const Fault* seen, Status& status) const {
+  for (int i = 0; i < kMost; i++) {
+    if (seen[i].place == kNoFault) continue;
     char message[192];
     std::snprintf(message, sizeof message, sites_[i].format,
-                  static_cast<long long>(fault.place >> 32),
-                  static_cast<int>(static_cast<uint32_t>(fault.place)), fault.limit);
-    std::snprintf(text, size, "%s: %s", sites_[i].op, message);
+                  static_cast<long long>(seen[i].place >> 32),
+                  static_cast<int>(static_cast<uint32_t>(seen[i].place)), seen[i].limit);
+    status.code = Status::failed;
+    std::snprintf(status.text, sizeof status.text, "%s: %s", sites_[i].op, message);
+    return;
   }
-  return found;
 }
 
 }  // namespace ss::cuda

@@ -4,6 +4,7 @@
 #include "device/pack.cuh"
 #include "device/reduce.cuh"
 #include "dispatch.cuh"
+#include "launch.cuh"
 #include "stream.h"
 
 namespace ss::cuda {
@@ -12,6 +13,8 @@ namespace {
 template <int N, class X, class Y>
 __global__ void norm_rows(const X* x, int64_t x_stride, const float* weight, const float* bias,
                           float eps, int64_t t, int64_t d, Y* y, int64_t y_stride) {
+  let_next_start();
+  wait_for_previous();
   const int64_t step = int64_t{blockDim.x} * N, first = int64_t{threadIdx.x} * N;
   for (int64_t i = blockIdx.x; i < t; i += gridDim.x) {
     const X* row = x + i * x_stride;
@@ -43,14 +46,14 @@ __global__ void norm_rows(const X* x, int64_t x_stride, const float* weight, con
 }
 
 template <int N, class X, class Y>
-void launch(Stream& s, In x, Opt weight, Opt bias, float eps, Out y) {
+void launch_rows(Stream& s, In x, Opt weight, Opt bias, float eps, Out y) {
   const int64_t t = x.size(0), d = x.size(1), packs = (d + N - 1) / N;
   if (t == 0 || d == 0) return;
-  const int threads = packs >= 256 ? 256 : static_cast<int>((packs + 31) / 32 * 32);
+  const unsigned threads = packs >= 256 ? 256 : static_cast<unsigned>((packs + 31) / 32 * 32);
   const unsigned blocks = static_cast<unsigned>(t < INT32_MAX ? t : INT32_MAX);
-  norm_rows<N><<<blocks, threads, 0, s.handle>>>(
-      x.data<X>(), x.stride(), weight ? weight.data<float>() : nullptr,
-      bias ? bias.data<float>() : nullptr, eps, t, d, y.data<Y>(), y.stride());
+  launch(s.handle, norm_rows<N, X, Y>, {blocks, threads}, x.data<X>(), x.stride(),
+         weight ? weight.data<float>() : nullptr, bias ? bias.data<float>() : nullptr, eps, t, d,
+         y.data<Y>(), y.stride());
 }
 
 }  // namespace
@@ -62,9 +65,9 @@ void layer_norm(Stream& s, In x, Opt weight, Opt bias, float eps, Out y) {  // [
       using Y = decltype(yt);
       constexpr int wide = 16 / (sizeof(X) > sizeof(Y) ? sizeof(X) : sizeof(Y));
       if (x.size(1) % wide == 0 && packs<X>(x, wide) && packs<Y>(y, wide))
-        launch<wide, X, Y>(s, x, weight, bias, eps, y);
+        launch_rows<wide, X, Y>(s, x, weight, bias, eps, y);
       else
-        launch<1, X, Y>(s, x, weight, bias, eps, y);
+        launch_rows<1, X, Y>(s, x, weight, bias, eps, y);
     });
   });
 }

@@ -1,8 +1,11 @@
-// y = x W^T + bias, summed in f32. Up to 16 rows of x: matmul_few.cuh, at the speed of memory.
-// More: cuBLASLt where x and W have one type and the library is there, else matmul_tile.cuh. A
-// row's bits do not depend on the rows beside it, but for cuBLASLt, which chooses an order of
-// summation by m.
+// y = x W^T + bias, summed in f32. Up to 16 rows of x: matmul_stream.cuh for halves, matmul_few.cuh
+// else, at the speed of memory. More: cuBLASLt where x and W have one type and the library is there,
+// else matmul_tile.cuh. A row's bits do not depend on the rows beside it, but for cuBLASLt, which
+// chooses an order of summation by m. Measured on an H200 and left: timing the library's first eight
+// proposals (at most 9 % better than its first, mostly 0 to 4), and a kernel for 17 to 256 rows with
+// k shared over a cluster (1.4 to 7 times slower, but a tie where n is under 200).
 #include "dispatch.cuh"
+#include "matmul_stream.cuh"
 #include "matmul_tile.cuh"
 #include "stream.h"
 
@@ -10,23 +13,47 @@ namespace ss::cuda {
 namespace {
 
 template <class Y>
-__global__ void spread_bias(const float* bias, int64_t m, int64_t n, Y* y, int64_t stride) {
+__global__ void add_bias(const float* sums, const float* bias, int64_t m, int64_t n, Y* y,
+                         int64_t stride) {
+  let_next_start();
+  wait_for_previous();
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < m * n; i += step)
-    from_float(y[i / n * stride + i % n], bias[i % n]);
+    from_float(y[i / n * stride + i % n], sums[i] + bias[i % n]);
 }
 
-// The bias is laid into y first, in y's type: cuBLASLt would want it in that type, too.
+// cuBLASLt adds a bias of y's type alone. Rounded to a half it would cost accuracy where it and the
+// product cancel, so that a half y gets it from f32 sums, some rows at a time.
 bool multiply_blas(Stream& s, const Product& p) {
   if (p.k == 0 || p.x_stride < p.k || p.w_stride < p.k || p.y_stride < p.n) return false;
-  if (!p.bias) return s.blas->multiply(s.handle, p, false);
-  with_float(p.y_type, [&](auto yt) {
-    using Y = decltype(yt);
-    const int64_t blocks = ceil_div(p.m * p.n, 1024);
-    spread_bias<Y><<<static_cast<unsigned>(blocks < 4096 ? blocks : 4096), 256, 0, s.handle>>>(
-        p.bias, p.m, p.n, static_cast<Y*>(p.y), p.y_stride);
-  });
-  return s.blas->multiply(s.handle, p, true);
+  if (!p.bias || p.y_type == DType::f32) return s.blas->multiply(s.handle, p);
+  const int64_t rows = Blas::kRoom / sizeof(float) / p.n;
+  float* sums = rows > 0 ? static_cast<float*>(s.blas->room()) : nullptr;
+  if (!sums) return false;
+  bool done = true;
+  for (int64_t i = 0; i < p.m && done; i += rows) {
+    const int64_t size = size_of(p.x_type), count = least(rows, p.m - i);
+    Product part = p;
+    part.x = static_cast<const char*>(p.x) + i * p.x_stride * size;
+    part.y = sums;
+    part.bias = nullptr;
+    part.m = count;
+    part.y_stride = p.n;
+    part.y_type = DType::f32;
+    done = s.blas->multiply(s.handle, part);
+    if (!done) break;
+    const int64_t blocks = least(ceil_div(count * p.n, 1024), 4096);
+    const auto add = [&](auto yt) {
+      using Y = decltype(yt);
+      launch(s.handle, add_bias<Y>, {static_cast<unsigned>(blocks), 256}, sums, p.bias, count, p.n,
+             static_cast<Y*>(p.y) + i * p.y_stride, p.y_stride);
+    };
+    if (p.y_type == DType::bf16)
+      add(__nv_bfloat16{});
+    else
+      add(__half{});
+  }
+  return done;
 }
 
 // Whether rows of both can be read 16 bytes at a time.
@@ -62,7 +89,7 @@ void matmul(Stream& s, In x, In weight, Opt bias, Out y) {  // [m, k], [n, k], [
       using W = decltype(wt);
       if constexpr (sizeof(X) == 2 && std::is_same_v<X, W>) {
         const bool wide = wide_rows<X>(x, weight);
-        if (few) return multiply_few_mma<X>(s.handle, p, wide);
+        if (few) return multiply_stream<X>(s.handle, p, wide);
         if (wide) return multiply_tile_mma<X>(s.handle, p);
       }
       if constexpr (sizeof(X) == 4) {

@@ -17,6 +17,8 @@ constexpr int kPitch = kTileK + 8;  // elements; rows of 80 bytes share no banks
 
 template <class T>
 __global__ void __launch_bounds__(128) tile_mma(const Product p, int64_t tiles_n) {
+  let_next_start();
+  wait_for_previous();
   __shared__ __align__(16) T tile[kStages][kTileM + kTileN][kPitch];  // rows of x, then of W
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t row = blockIdx.x / tiles_n * kTileM, column = blockIdx.x % tiles_n * kTileN;
@@ -79,6 +81,8 @@ __global__ void __launch_bounds__(128) tile_mma(const Product p, int64_t tiles_n
 
 template <class X, class W>
 __global__ void __launch_bounds__(256) tile_fma(const Product p, int64_t tiles_n) {
+  let_next_start();
+  wait_for_previous();
   constexpr int kSide = 64, kDepth = 16;
   __shared__ __align__(16) float xs[kDepth][kSide + 4], ws[kDepth][kSide + 4];
   const int64_t row = blockIdx.x / tiles_n * kSide, column = blockIdx.x % tiles_n * kSide;
@@ -127,13 +131,13 @@ __global__ void __launch_bounds__(256) tile_fma(const Product p, int64_t tiles_n
 template <class T>
 void multiply_tile_mma(cudaStream_t stream, const Product& p) {
   const int64_t tiles_n = ceil_div(p.n, kTileN), blocks = ceil_div(p.m, kTileM) * tiles_n;
-  tile_mma<T><<<static_cast<unsigned>(blocks), 128, 0, stream>>>(p, tiles_n);
+  launch(stream, tile_mma<T>, {static_cast<unsigned>(blocks), 128}, p, tiles_n);
 }
 
 template <class X, class W>
 void multiply_tile_fma(cudaStream_t stream, const Product& p) {
   const int64_t tiles_n = ceil_div(p.n, 64), blocks = ceil_div(p.m, 64) * tiles_n;
-  tile_fma<X, W><<<static_cast<unsigned>(blocks), 256, 0, stream>>>(p, tiles_n);
+  launch(stream, tile_fma<X, W>, {static_cast<unsigned>(blocks), 256}, p, tiles_n);
 }
 
 }  // namespace

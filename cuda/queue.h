@@ -7,10 +7,9 @@
 #include <deque>
 #include <functional>
 #include <mutex>
-#include <string>
 #include <thread>
 
-#include "../native/backend.h"
+#include "transfers.h"
 
 namespace ss::cuda {
 
@@ -18,30 +17,28 @@ class Queue {
  public:
   using Task = std::function<void()>;  // runs on the queue's thread, with the device current
 
-  Queue(int device, cudaStream_t stream);
-  ~Queue();  // runs what is queued, then stops
+  Queue(int device, cudaStream_t stream, Failure& failure);  // with the device current
+  // Tasks that are queued still run, but launch nothing new: see closing(). Returns when all that
+  // was launched has ended and all that was under way has arrived.
+  ~Queue();
   void push(Task task);
   void drain();    // waits until all that is queued has run on the device
-  void close();    // from here on tasks launch nothing new; those that report still do
-  void abandon();  // drops what is queued, and returns when nothing more is given to the device
+  void abandon();  // drops what is queued, and returns when nothing more is asked of the device
 
   // The rest belongs to tasks.
   bool closing() const { return closing_; }
-  cudaStream_t stream() const { return stream_; }
-  void note(cudaError_t error, const char* during);  // remembers the first failure
-  void fail(const char* text);                         // the same, for what is not CUDA's error
-  Status take_failure();                             // what failed since the last call; `lost` stays
-  bool lost() const { return failure_.code == Status::lost; }
+  Transfers& transfers() { return transfers_; }
 
  private:
   void loop(int device);
+  bool idle() const { return tasks_.empty() && !busy_; }
 
   const cudaStream_t stream_;
-  Status failure_{};
+  Transfers transfers_;
   std::mutex mutex_;
-  std::condition_variable changed_;
+  std::condition_variable more_, idle_;
   std::deque<Task> tasks_;
-  bool busy_ = false;
+  bool busy_ = false, waiting_ = false;
   std::atomic<bool> closing_{false};
   std::thread thread_;  // last: it uses all of the above
 };

@@ -5,6 +5,7 @@
 #include "device/pack.cuh"
 #include "device/reduce.cuh"
 #include "dispatch.cuh"
+#include "launch.cuh"
 #include "stream.h"
 
 namespace ss::cuda {
@@ -50,6 +51,8 @@ struct Added {  // the row is x + residual, written to total on the way
 template <int N, class Row, class Y>
 __global__ void norm_rows(Row row, const float* weight, float eps, int64_t t, int64_t d, Y* y,
                           int64_t y_stride) {
+  let_next_start();
+  wait_for_previous();
   const int64_t step = static_cast<int64_t>(blockDim.x) * N;
   for (int64_t i = blockIdx.x; i < t; i += gridDim.x) {
     float squares = 0;
@@ -70,13 +73,13 @@ __global__ void norm_rows(Row row, const float* weight, float eps, int64_t t, in
 }
 
 template <int N, class Row, class Y>
-void launch(Stream& s, Row row, const float* weight, float eps, int64_t t, int64_t d, Y* y,
+void launch_rows(Stream& s, Row row, const float* weight, float eps, int64_t t, int64_t d, Y* y,
             int64_t y_stride) {
   if (t == 0 || d == 0) return;
   const int64_t packs = (d + N - 1) / N;
-  const int threads = packs >= 256 ? 256 : static_cast<int>((packs + 31) / 32 * 32);
+  const unsigned threads = packs >= 256 ? 256 : static_cast<unsigned>((packs + 31) / 32 * 32);
   const unsigned blocks = static_cast<unsigned>(t < INT32_MAX ? t : INT32_MAX);
-  norm_rows<N><<<blocks, threads, 0, s.handle>>>(row, weight, eps, t, d, y, y_stride);
+  launch(s.handle, norm_rows<N, Row, Y>, {blocks, threads}, row, weight, eps, t, d, y, y_stride);
 }
 
 constexpr int smaller(int a, int b) { return a < b ? a : b; }
@@ -94,9 +97,9 @@ void rms_norm(Stream& s, In x, In weight, float eps, Out y) {  // [t, d], [d] ->
       const float* w = weight.data<float>();
       Y* to = y.data<Y>();
       if (d % wide == 0 && packs<X>(x, wide) && packs<Y>(y, wide) && packs<float>(weight, wide))
-        launch<wide>(s, row, w, eps, t, d, to, y.stride());
+        launch_rows<wide>(s, row, w, eps, t, d, to, y.stride());
       else
-        launch<1>(s, row, w, eps, t, d, to, y.stride());
+        launch_rows<1>(s, row, w, eps, t, d, to, y.stride());
     });
   });
 }
@@ -114,9 +117,9 @@ void add_rms_norm(Stream& s, In x, In residual, In weight, float eps, Out y, Out
     X* to = y.data<X>();
     if (d % wide == 0 && packs<X>(x, wide) && packs<X>(y, wide) && packs<float>(weight, wide) &&
         packs<float>(residual, wide) && packs<float>(total, wide))
-      launch<wide>(s, row, w, eps, t, d, to, y.stride());
+      launch_rows<wide>(s, row, w, eps, t, d, to, y.stride());
     else
-      launch<1>(s, row, w, eps, t, d, to, y.stride());
+      launch_rows<1>(s, row, w, eps, t, d, to, y.stride());
   });
 }
 KERNEL(add_rms_norm)

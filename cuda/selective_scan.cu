@@ -4,12 +4,17 @@
 //   y  = (sum over n of h C + D u) * silu(z)?
 // Long sequences: a block takes some channels of one through all of its tokens, device/scan.cuh;
 // u, delta, z and y cross memory once, states stay in registers. 4 t d items move, and t d n
-// exponentials are what it costs. Sequences of one token: device/scan_step.cuh, 8 s d n bytes of
+// exponentials are what it costs. Where sequences and channels are too few to fill the card, pieces
+// of them go side by side: once to see what each adds to the state, once with the state it starts
+// from (Gu and Dao 2023, section 3.3.2: the recurrence is associative). Sequences of one token: device/scan_step.cuh, 8 s d n bytes of
 // state.
+#include <algorithm>
+
 #include "card.h"
 #include "device/scan.cuh"
 #include "device/scan_step.cuh"
 #include "dispatch.cuh"
+#include "scratch.h"
 #include "sequences.h"
 
 namespace ss::cuda {
@@ -45,26 +50,55 @@ bool suits(const Scan<typename P::T>& s) {
 template <class P>
 bool launch_scan(Stream& stream, Scan<typename P::T> s) {
   if (P::kFast && !suits<P>(s)) return false;
+  s.shift = kWhole;
   s.group_blocks = static_cast<unsigned>(ceil_div(s.group_channels, P::kWidth));
   s.blocks = static_cast<unsigned>(s.d / s.group_channels * s.group_blocks);
   launch(stream, scan_sequences<P>, s.blocks * s.sequences.count, P::kThreads, P::kBytes, s);
   return true;
 }
 
+// In pieces of 1 << shift tokens: twice the exponentials, on as many blocks as the card can hold.
+template <class P>
+bool launch_pieces(Stream& stream, Scan<typename P::T> s, int shift) {
+  using T = typename P::T;
+  if (!suits<P>(s)) return false;
+  const int64_t pieces = s.sequences.pieces(shift), row = s.d * s.n;
+  const Scratch scratch(stream, pieces * (row + s.d) * static_cast<int64_t>(sizeof(float)));
+  if (!scratch.floats()) return true;
+  s.shift = shift;
+  s.carry = scratch.floats(), s.time = s.carry + pieces * row;
+  s.group_blocks = static_cast<unsigned>(ceil_div(s.group_channels, P::kWidth));
+  s.blocks = static_cast<unsigned>(s.d / s.group_channels * s.group_blocks);
+  launch(stream, scan_pieces<P>, s.blocks * pieces, P::kThreads, P::kBytes, s);
+  const dim3 grid(static_cast<unsigned>(ceil_div(row, 128)), static_cast<unsigned>(s.sequences.count));
+  join_pieces<T><<<grid, 128, 0, stream.handle>>>(s);
+  launch(stream, scan_sequences<P>, s.blocks * pieces, P::kThreads, P::kBytes, s);
+  return true;
+}
+
 // Up to 16 states. More lanes a channel make more and shorter blocks: they fill the card where
-// sequences or channels are few, but cost more a channel. The weights are in proportion to the
-// cycles that a block keeps a multiprocessor for one token: within 2 % of the best plan on all ten
-// shapes of docs/kernels/selective_scan.md. A narrower plan asks for less alignment: it takes what
-// a wider one refuses.
+// sequences or channels are few, but cost more a channel; pieces fill it too, but need two passes.
+// The numbers are cycles for one token, read off the times in docs/kernels/selective_scan.md: of a
+// multiprocessor's first block and of each more. A narrower plan asks for less alignment: it takes
+// what a wider one refuses.
 template <class T>
 bool scan_few_states(Stream& stream, const Scan<T>& s) {
+  using Wide = Plan<T, 8, 2, true, 2>;
   const int64_t units = multiprocessors(), channels = s.sequences.count * s.d;
-  const auto cycles = [&](int width, int weight) {
-    return ceil_div(ceil_div(channels, width), units) * weight;
+  const auto cycles = [&](int width, int first, int more) {
+    return first + (ceil_div(ceil_div(channels, width), units) - 1) * more;
   };
-  const int64_t wide = cycles(64, 76), middle = cycles(32, 40), narrow = cycles(16, 22);
-  if (wide <= middle && wide <= narrow)
-    if (launch_scan<Plan<T, 8, 2, true, 2>>(stream, s)) return true;
+  const int64_t wide = cycles(64, 124, 95), middle = cycles(32, 101, 40), narrow = cycles(16, 76, 30);
+
+  constexpr int64_t kBoth = 182, kLaunches = 10000;  // cycles of both passes, and of two more launches
+  const int64_t of_piece = ceil_div(s.d, 64), tokens = s.sequences.tokens;
+  const int64_t in_pieces = tokens * of_piece / units * kBoth + kLaunches;
+  if (in_pieces < tokens / s.sequences.count * std::min({wide, middle, narrow})) {
+    int shift = 11;
+    while (shift > 7 && s.sequences.pieces(shift) * of_piece < 9 * units) shift--;
+    if (launch_pieces<Wide>(stream, s, shift)) return true;
+  }
+  if (wide <= middle && wide <= narrow && launch_scan<Wide>(stream, s)) return true;
   if (middle <= narrow && launch_scan<Plan<T, 4, 4, true, 3>>(stream, s)) return true;
   return launch_scan<Plan<T, 2, 8, true, 3>>(stream, s);
 }

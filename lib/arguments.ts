@@ -1,7 +1,7 @@
 /** What an argument is, for messages. */
 export function kindOf(value: unknown): string {
   if (value === null || typeof value !== 'object') return value === null ? 'null' : typeof value;
-  return Array.isArray(value) ? 'an array' : (value.constructor?.name ?? 'an object');
+  return value.constructor?.name ?? 'an object';
 }
 
 /** Throws unless `value` is a record: an object with names in it. */

@@ -35,7 +35,13 @@ export interface Native {
   trim(device: DeviceHandle): void;
   threads(count?: number): number;
   alloc(device: DeviceHandle, dtype: number, shape: readonly number[]): TensorHandle;
-  view(tensor: TensorHandle, offset: number, shape: readonly number[], stride: number): TensorHandle;
+  view(
+    tensor: TensorHandle,
+    dtype: number,
+    offset: number,
+    shape: readonly number[],
+    stride: number,
+  ): TensorHandle;
   release(tensor: TensorHandle): void;
   read(tensor: TensorHandle): Promise<ArrayBuffer>;
   write(

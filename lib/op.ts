@@ -1,3 +1,4 @@
+import { checkRecordable, isTracked, record, type Vjp } from './autograd/tape';
 import type { Device } from './device';
 import { deviceError, native, type TensorHandle } from './native';
 import { bind, parseSpec, resolve, Symbols, type Spec } from './schema';
@@ -6,11 +7,15 @@ import { dtypes, Tensor, type DType } from './tensor';
 /** An op's declaration; see `schema.ts` for how tensors are written. */
 export interface Schema {
   readonly in: Readonly<Record<string, string>>;
-  /** Constants of the model, with their defaults. */
+  /** Constants of the model, with their defaults; outputs may have sizes of their names. */
   readonly attrs?: Readonly<Record<string, number | boolean>>;
   readonly out: Readonly<Record<string, string>>;
   /** What the sizes must satisfy besides, by their names in the texts: a complaint, or nothing. */
   readonly check?: (size: (name: string) => number | undefined) => string | undefined;
+  /** The gradients of the inputs, from those of the outputs and what `saves` names. */
+  readonly vjp?: Vjp;
+  /** Inputs and outputs that `vjp` reads. */
+  readonly saves?: readonly string[];
 }
 
 type Optional<S extends string> = S extends `${string}?` | `${string}?!` ? true : false;
@@ -115,10 +120,17 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
   const inputs = specs(schema.in, symbols);
   const outputs = specs(schema.out, symbols);
   const attrs = Object.entries(schema.attrs ?? {});
+  for (const [name] of attrs) symbols.index(name); // a number may be a size of the outputs, too
   const given = new Set([...inputs.values()].flatMap(({ forms }) => forms.map(({ letter }) => letter)));
   const freeDtype = [...outputs.values()].some(
     ({ forms: [form] }) => form!.letter >= 0 && !given.has(form!.letter),
   );
+  const recorded = {
+    opName,
+    vjp: schema.vjp,
+    saves: schema.saves ?? [],
+    inPlace: [...inputs.keys()].filter((name) => inputs.get(name)!.inPlace),
+  };
   const known = new Set([...inputs.keys(), ...attrs.map(([name]) => name), ...(freeDtype ? ['dtype'] : [])]);
 
   const call = (args: Readonly<Record<string, unknown>>) => {
@@ -131,6 +143,8 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
     if (!device)
       throw new TypeError(`${opName}: no tensor was given, expected ${[...inputs.keys()].join(', ')}`);
     const kernel = kernelOf(self, device);
+    const tracked = isTracked(args);
+    if (tracked) checkRecordable(recorded, args);
 
     symbols.clear();
     const values: (TensorHandle | number | undefined)[] = [];
@@ -141,7 +155,9 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
     }
     for (let i = 0; i < attrs.length; i++) {
       const [name, fallback] = attrs[i]!;
-      values.push(attribute(opName, name, fallback, args[name], kernel.signature[inputs.size + i]!));
+      const value = attribute(opName, name, fallback, args[name], kernel.signature[inputs.size + i]!);
+      symbols.bind(symbols.index(name), value, name);
+      values.push(value);
     }
 
     const free = args['dtype'] as DType | undefined;
@@ -164,6 +180,7 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
       for (const name in results) results[name]!.dispose();
       throw deviceError(opName, error);
     }
+    if (tracked) record(recorded, args as Record<string, Tensor>, results);
     return outputs.size > 1 ? results : only;
   };
 

@@ -2,6 +2,9 @@ import { checkFunction, checkRecord, kindOf } from './arguments';
 import { device as openDevice, type Device } from './device';
 import { DisposedError } from './errors';
 import { deviceError, native, type TensorHandle } from './native';
+import { checkShape, sizeOf } from './shape';
+
+export { sizeOf };
 
 export type DType = 'f32' | 'bf16' | 'f16' | 'i32';
 export const dtypes: readonly DType[] = ['f32', 'bf16', 'f16', 'i32'];
@@ -10,30 +13,16 @@ export const dtypeBytes: Readonly<Record<DType, number>> = { f32: 4, bf16: 2, f1
 export type TypedArray = Float32Array | Int32Array | Uint16Array;
 export type TensorLike = Tensor | Float32Array | Int32Array | readonly number[];
 
-/** Number of elements of a shape. */
-export function sizeOf(shape: readonly number[]): number {
-  return shape.reduce((product, size) => product * size, 1);
-}
-
 const arrayOf = { f32: Float32Array, i32: Int32Array, bf16: Uint16Array, f16: Uint16Array } as const;
 
-function checkShape(call: string, shape: readonly number[]): void {
-  if (!Array.isArray(shape))
-    throw new TypeError(`${call}: shape is ${kindOf(shape)}, expected an array of whole numbers`);
-  for (const size of shape) {
-    if (!Number.isSafeInteger(size) || size < 0) {
-      throw new RangeError(`${call}: shape is [${shape.join(',')}], expected whole numbers, 0 or more`);
-    }
-  }
-  if (shape.length < 1 || shape.length > 4) {
-    throw new RangeError(`${call}: shape is [${shape.join(',')}], expected 1 to 4 dimensions`);
-  }
-  if (sizeOf(shape.filter((size) => size > 0)) > 2 ** 48) {
-    throw new RangeError(`${call}: shape is [${shape.join(',')}], expected at most 2^48 elements`);
-  }
-}
-
 const scopes: Set<Tensor>[] = [];
+
+type Watcher = (view: Tensor, base: Tensor, again: (tensor: Tensor) => Tensor) => void;
+let viewed: Watcher = () => {};
+/** Has `watcher` told of every view; `again` makes the same view of another tensor. */
+export function onView(watcher: Watcher): void {
+  viewed = watcher;
+}
 const disposeSymbol: typeof Symbol.dispose = Symbol.dispose ?? Symbol.for('Symbol.dispose');
 
 /**
@@ -137,22 +126,45 @@ export class Tensor {
     return `${this.dtype}[${this.shape.join(',')}]`;
   }
 
-  #view(call: string, offset: number, shape: readonly number[], stride: number): Tensor {
-    const handle = native().view(this.handle(call, 'tensor'), offset, shape, stride);
-    return new Tensor(this.device, this.dtype, shape, stride, handle);
+  #view(
+    call: string,
+    offset: number,
+    shape: readonly number[],
+    stride: number,
+    again: ((tensor: Tensor) => Tensor) | undefined,
+    dtype = this.dtype,
+  ): Tensor {
+    const from = this.handle(call, 'tensor');
+    const handle = native().view(from, dtypes.indexOf(dtype), offset, shape, stride);
+    const view = new Tensor(this.device, dtype, shape, stride, handle);
+    if (again) viewed(view, this, again);
+    return view;
+  }
+
+  /** The same bits as another dtype of the same size, in place, with no gradient: f32 as i32, or back. */
+  as(dtype: DType): Tensor {
+    if (dtypeBytes[dtype] !== dtypeBytes[this.dtype]) {
+      throw new TypeError(
+        `as: dtype is ${String(dtype)}, expected one of ${dtypeBytes[this.dtype]} bytes for ${this}`,
+      );
+    }
+    return this.#view('as', 0, this.shape, this.stride, undefined, dtype);
   }
 
   /** Rows `begin` to `end` (not included), in place. */
   rows(begin: number, end: number): Tensor {
     this.#checkRange('rows', begin, end, this.shape[0]!);
-    return this.#view('rows', begin * this.stride, [end - begin, ...this.shape.slice(1)], this.stride);
+    const shape = [end - begin, ...this.shape.slice(1)];
+    return this.#view('rows', begin * this.stride, shape, this.stride, (tensor) => tensor.rows(begin, end));
   }
 
   /** Columns `begin` to `end` (not included) of a matrix, in place. */
   columns(begin: number, end: number): Tensor {
     if (this.shape.length !== 2) throw new TypeError(`columns: tensor is ${this}, expected two dimensions`);
     this.#checkRange('columns', begin, end, this.shape[1]!);
-    return this.#view('columns', begin, [this.shape[0]!, end - begin], this.stride);
+    return this.#view('columns', begin, [this.shape[0]!, end - begin], this.stride, (tensor) =>
+      tensor.columns(begin, end),
+    );
   }
 
   /** The same elements in another shape. Rows that are strided can only be split or kept. */
@@ -164,7 +176,8 @@ export class Tensor {
         `reshape: tensor is ${this}, expected as many elements as [${shape.join(',')}]${this.dense ? '' : ', row by row'}`,
       );
     }
-    return this.#view('reshape', 0, [...shape], same ? this.stride : sizeOf(shape.slice(1)));
+    const stride = same ? this.stride : sizeOf(shape.slice(1));
+    return this.#view('reshape', 0, [...shape], stride, (tensor) => tensor.reshape(shape));
   }
 
   #checkRange(call: string, begin: number, end: number, most: number): void {
@@ -185,13 +198,9 @@ export class Tensor {
     if (values.length !== this.size) {
       throw new TypeError(`set: values has ${values.length} elements, expected ${this.size}`);
     }
+    const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
     try {
-      void native().write(
-        handle,
-        0,
-        new Uint8Array(values.buffer, values.byteOffset, values.byteLength),
-        true,
-      );
+      void native().write(handle, 0, bytes, true);
     } catch (error) {
       throw deviceError('set', error);
     }

@@ -64,16 +64,20 @@ Napi::Value alloc(const Napi::CallbackInfo& info) {
   return wrap(env, std::move(storage), view);
 }
 
-// view(tensor, offset, shape, stride): offset and stride in elements, from the tensor's start.
+// view(tensor, dtype, offset, shape, stride): offset and stride in elements of dtype, which has the
+// size of the tensor's own, from the tensor's start.
 Napi::Value view(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   const Handle& of = tensor(env, info[0]);
+  const DType dtype = dtype_of(env, info[1]);
+  if (size_of(dtype) != size_of(of.view.dtype))
+    throw Napi::TypeError::New(env, "not a dtype of the same size");
   const int64_t begin = static_cast<char*>(of.view.data) - static_cast<char*>(of.storage->data);
   View made;
   if (const char* wrong = make_view(
-          *of.storage, of.view.dtype, shape_of(env, info[2]),
-          begin / size_of(of.view.dtype) + info[1].As<Napi::Number>().Int64Value(),
-          info[3].As<Napi::Number>().Int64Value(), made))
+          *of.storage, dtype, shape_of(env, info[3]),
+          begin / size_of(dtype) + info[2].As<Napi::Number>().Int64Value(),
+          info[4].As<Napi::Number>().Int64Value(), made))
     throw Napi::RangeError::New(env, wrong);
   return wrap(env, of.storage, made);
 }

@@ -121,9 +121,9 @@ describe.each(onEach)('on %s', (_, device) => {
     });
 
     it('refuses unknown arguments', () => {
-      const error = refused(op, { weights: 1 });
+      const error = refused(op, { wieghts: 1 });
       expect(error).toBeInstanceOf(TypeError);
-      expect(error.message).toBe(`${name}: there is no argument weights`);
+      expect(error.message).toBe(`${name}: there is no argument wieghts`);
     });
 
     it('refuses dtypes that its output cannot have', () => {

@@ -123,6 +123,35 @@ describe.each(onEach)('on %s', (_, device) => {
     );
   });
 
+  it.each([1, 3, 8190, 32_768, 100_003, 3_000_001])('moves %p numbers there and back', async (count) => {
+    const values = Float32Array.from({ length: count }, (_, i) => i);
+    const x = Tensor.empty([count], 'f32', device);
+    const reads = [];
+    for (let i = 0; i < 5; i++) {
+      values[0] = -i;
+      x.set(values);
+      reads.push(x.data());
+    }
+    for (const [i, read] of (await Promise.all(reads)).entries()) {
+      values[0] = -i;
+      expect(Buffer.compare(Buffer.from(read.buffer), Buffer.from(values.buffer))).toBe(0);
+    }
+    x.dispose();
+  });
+
+  it('keeps hundreds of reads, writes and stamps under way in their order', async () => {
+    const x = numbers([0, 0]);
+    const order: number[] = [];
+    const all = Array.from({ length: 300 }, async (_, i) => {
+      x.set(Float32Array.of(i, -i));
+      const [read] = await Promise.all([x.data(), device.stamp()]);
+      order.push(i);
+      return [...read];
+    });
+    expect(await Promise.all(all)).toEqual(all.map((_, i) => [i, -i]));
+    expect(order).toEqual(all.map((_, i) => i));
+  });
+
   it('stamps grow', async () => {
     const stamps = await Promise.all([
       device.stamp(),
@@ -159,6 +188,27 @@ describe.each(onEach)('on %s', (_, device) => {
       await weight.data();
     });
 
+    it('belongs to the first read after it, however many are under way', async () => {
+      const reads = [weight.data()];
+      for (let i = 0; i < 20; i++) {
+        const bad =
+          i % 2 ? embedding({ ids: ids(10 + i), weight }) : takeRows({ x: weight, rows: ids(10 + i) });
+        reads.push(bad.data(), weight.data());
+      }
+      const said = await Promise.all(
+        reads.map((read) =>
+          read.then(
+            () => '',
+            (error: Error) => error.message,
+          ),
+        ),
+      );
+      const wanted = said.map((_, i) =>
+        i % 2 ? `${i % 4 === 3 ? 'embedding: ids' : 'take_rows: rows'}[0] is ${10 + (i - 1) / 2}` : '',
+      );
+      expect(said.map((text) => text.replace(/^data: |, expected.*/g, ''))).toEqual(wanted);
+    });
+
     it('does not fail a stamp or a write', async () => {
       embedding({ ids: ids(9), weight });
       await device.stamp();
@@ -166,6 +216,32 @@ describe.each(onEach)('on %s', (_, device) => {
       await expect(weight.data()).rejects.toThrow(DeviceError);
     });
   });
+
+  // No op would allow it: a kernel is told to write many GiB into one row.
+  if (device.id !== 'cpu')
+    it('a lost device is reported by everything that waits, and the process ends as usual', async () => {
+      const told = await run<string[]>(`
+        const { native } = require('./lib/native');
+        const device = lib.device('${device.id}');
+        const [ids, weight, y] = [[[2 ** 24], 'i32'], [[1, 1024], 'f32'], [[1, 1024], 'f32']].map(
+          ([shape, dtype]) => lib.Tensor.empty(shape, dtype, device),
+        );
+        const handles = [ids, weight, y].map((tensor) => tensor.handle('test', 'tensor'));
+        native().run(device.handle, device.kernels.get('embedding').id, ...handles);
+        const told = [];
+        const tell = (error) => told.push(error.name + ': ' + error.message);
+        for (let i = 0; i < 3; i++) {
+          await y.data().catch(tell);
+          await device.stamp().catch(tell);
+          await y.write(new Uint8Array(8)).catch(tell);
+          try { lib.Tensor.empty([2 ** 20 * (i + 1)], 'f32', device); } catch (error) { tell(error); }
+          native().run(device.handle, device.kernels.get('embedding').id, ...handles);
+        }
+        return told;`);
+      expect(told).toHaveLength(12);
+      for (const text of told)
+        expect(text).toMatch(/^DeviceError: .*the CUDA device is lost: .*; start the process again$/);
+    });
 
   it('takes calls from several tasks at once', async () => {
     const task = async (value: number) => {

@@ -87,7 +87,7 @@ const calls: Readonly<Record<keyof Native, () => readonly unknown[]>> = {
   trim: () => [often(() => device)],
   threads: () => [often(() => 1 + small())],
   alloc: () => [often(() => device), often(small), often(() => pick(shapes))],
-  view: () => [anything(), often(small), often(() => pick(shapes)), often(small)],
+  view: () => [anything(), often(small), often(small), often(() => pick(shapes)), often(small)],
   release: () => [anything()],
   read: () => [anything()],
   write: () => [anything(), often(small), often(() => pick(buffers())), random() < 0.5],

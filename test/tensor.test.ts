@@ -190,6 +190,24 @@ describe.each(onEach)('on %s', (_, device) => {
     });
   });
 
+  describe('as', () => {
+    it('shows the same bits as another dtype of the same size', async () => {
+      const x = Tensor.from([1, -2, 0.5], [1, 3], { device });
+      const bits = x.as('i32');
+      expect([...(await bits.data())]).toEqual([0x3f800000, -0x40000000, 0x3f000000]);
+      bits.set(Int32Array.of(0x40400000, 0, 0x3f800000));
+      expect([...(await x.data())]).toEqual([3, 0, 1]);
+      const half = Tensor.from(Uint16Array.of(0x3c00, 1, 2, 3), [2, 2], { dtype: 'f16', device });
+      expect([...(await half.columns(0, 1).rows(1, 2).as('bf16').data())]).toEqual([2]);
+    });
+
+    it('refuses other sizes', () => {
+      const x = Tensor.from([1, 2], [2], { device });
+      expect(() => x.as('f16')).toThrow('as: dtype is f16, expected one of 4 bytes for f32[2]');
+      expect(() => x.as('f64' as 'f32')).toThrow(TypeError);
+    });
+  });
+
   describe('reshape', () => {
     it('keeps the elements', async () => {
       const x = matrix();

@@ -6,7 +6,7 @@ namespace ss::cuda {
 
 constexpr unsigned long long kNoFault = ~0ull;
 
-// Lies in the host's memory; the next read looks at it.
+// Lies on the device; the next read takes it along.
 struct Fault {
   unsigned long long place;  // index << 32 | value; of several the smallest stays
   long long limit;           // what the value was held against

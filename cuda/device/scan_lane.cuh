@@ -1,6 +1,6 @@
 // A scanning thread: kStates states of one channel. A step of a state is five instructions (scale,
 // exp2, dt u B, h, y) beside what it loads, and exp2 keeps its unit busy for longer than those take
-// to issue: so the next step's exponentials and coefficients are always under way.
+// to issue: so the next steps' exponentials and coefficients are always under way.
 #pragma once
 #include "scan_plan.cuh"
 
@@ -17,6 +17,7 @@ class Lane {
 
   int part, slot;  // which of the kLanes, and of the kWidth channels
   float A[S], h[S];
+  float time = 0.0f;  // the sum of dt
   Coefficients constant;  // where B and C are
 
  public:
@@ -53,41 +54,73 @@ class Lane {
   }
 
   // Up to kTurn - 1 steps beyond the tokens are taken too: their dt is 0, which changes nothing.
+  // Without Out only h and the sum of dt are wanted.
+  template <bool Out>
   __device__ void scan(const Tile<P>& tile, int steps) {
+    constexpr int G = P::kAheadSteps;
     const float* dt_row = tile.dt + slot * P::kRow;
     const float* dtu_row = tile.dtu + slot * P::kRow;
     float* share_row = tile.shares + part * P::kPlane + slot * P::kRow;
     const float* row = tile.coefficients + P::coefficient(part * Q);
 
-    Fours dt = Fours::load(dt_row), dtu = Fours::load(dtu_row);
-    Coefficients now = load(row);
-    float e[S];
-    decay(e, dt.item[0]);
+    Fours dt = Fours::load(dt_row), dtu = Fours::load(dtu_row), next_dt, later_dt;
+    if constexpr (G > 1) next_dt = Fours::load(dt_row + 4);
+    Coefficients now[G];
+    float e[G][S];
+#pragma unroll
+    for (int g = 0; g < G; g++) {
+      now[g] = load(row + g * 2 * P::kN);
+      decay(e[g], dt.item[g]);
+    }
     for (int t = 0; t < steps; t += kTurn) {
 #pragma unroll
       for (int turn = 0; turn < kTurn; turn += 4) {
         const int at = t + turn;
-        const Fours next_dt = Fours::load(dt_row + at + 4);
+        if constexpr (G > 1)
+          later_dt = Fours::load(dt_row + at + 8);
+        else
+          next_dt = Fours::load(dt_row + at + 4);
         const Fours next_dtu = Fours::load(dtu_row + at + 4);
         Fours y;
 #pragma unroll
-        for (int j = 0; j < 4; j++) {
-          const Coefficients next = load(row + (at + j + 1) * 2 * P::kN);
-          float next_e[S];
-          decay(next_e, j < 3 ? dt.item[(j + 1) % 4] : next_dt.item[0]);
-          y.item[j] = 0.0f;
+        for (int j = 0; j < 4; j += G) {
+          Coefficients next[G];
+          float next_e[G][S];
 #pragma unroll
-          for (int i = 0; i < S; i++) {
-            h[i] = fmaf(e[i], h[i], dtu.item[j] * (B_constant ? constant.B[i] : now.B[i]));
-            y.item[j] = fmaf(h[i], C_constant ? constant.C[i] : now.C[i], y.item[j]);
-            e[i] = next_e[i];
+          for (int g = 0; g < G; g++) {
+            next[g] = load(row + (at + j + G + g) * 2 * P::kN);
+            const int ahead = j + G + g;
+            decay(next_e[g], ahead < 4 ? dt.item[ahead % 4] : next_dt.item[ahead % 4]);
           }
-          now = next;
+#pragma unroll
+          for (int g = 0; g < G; g++) {
+            y.item[j + g] = 0.0f;
+#pragma unroll
+            for (int i = 0; i < S; i++) {
+              const float B = B_constant ? constant.B[i] : now[g].B[i];
+              const float C = C_constant ? constant.C[i] : now[g].C[i];
+              h[i] = fmaf(e[g][i], h[i], dtu.item[j + g] * B);
+              if constexpr (Out) y.item[j + g] = fmaf(h[i], C, y.item[j + g]);
+            }
+            if constexpr (!Out) time += dt.item[j + g];
+          }
+#pragma unroll
+          for (int g = 0; g < G; g++) {
+            now[g] = next[g];
+#pragma unroll
+            for (int i = 0; i < S; i++) e[g][i] = next_e[g][i];
+          }
         }
-        y.store(share_row + at);
+        if constexpr (Out) y.store(share_row + at);
         dt = next_dt, dtu = next_dtu;
+        if constexpr (G > 1) next_dt = later_dt;
       }
     }
+  }
+
+  __device__ void store_time(const Place<P>& place, float* to) const {
+    const int64_t c = place.first + P::channel(slot);
+    if (part == 0 && c < place.first + place.width) to[c] = time;
   }
 
  private:

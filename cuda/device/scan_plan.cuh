@@ -20,6 +20,10 @@ struct Scan {
   float* state;  // [p, d, n]
   int64_t state_stride;
   Sequences sequences;
+  // Sequences are scanned in pieces of 1 << shift tokens, side by side; kWhole: each as one.
+  int shift;
+  float* carry;  // [pieces, d, n]: the state that a piece starts from; null where shift is kWhole
+  float* time;   // [pieces, d]: the sum of dt over a piece
   int64_t d, n, group_channels;
   unsigned group_blocks, blocks;  // blocks of channels: of a group, of all; none spans two groups
   bool delta_softplus;
@@ -47,12 +51,15 @@ struct Plan {
   static constexpr int kPiece = 16 / static_cast<int>(sizeof(T));
   static constexpr int kPieces = (kSteps * 2 * kN / kPiece + kEdges - 1) / kEdges;  // of a thread
   static constexpr int kQuad = smaller(4, States);
+  // Tokens whose coefficients and exponentials are under way while as many are scanned: what
+  // registers allow, and enough to hide what a lone warp waits for.
+  static constexpr int kAheadSteps = States <= 2 ? 4 : States == 4 ? 2 : 1;
 
   // Shared memory, in floats. Rows hold a channel's tokens and one access more, which keeps banks
   // apart and lets the scan load ahead beyond the last.
   static constexpr int kRow = kSteps + 4;
   static constexpr int kPlane = kWidth * kRow + 16;  // shares of y, of one lane of each channel
-  static constexpr int kCoefficients = (kSteps + 1) * 2 * kN;
+  static constexpr int kCoefficients = (kSteps + kAheadSteps) * 2 * kN;
   static constexpr int kTile = 2 * kWidth * kRow + Lanes * kPlane + kCoefficients;
   static constexpr int kBytes = 2 * kTile * static_cast<int>(sizeof(float));
 
@@ -94,10 +101,11 @@ struct Place {
   }
 };
 
-// All threads of the block meet here, from either branch.
+// All threads of the block meet here, from either branch. Not bar.sync, which is for whole warps:
+// an edge's threads may have branched by their channels.
 template <class P>
 __device__ __forceinline__ void meet() {
-  asm volatile("bar.sync 1, %0;" ::"n"(P::kThreads) : "memory");
+  asm volatile("barrier.sync 1, %0;" ::"n"(P::kThreads) : "memory");
 }
 
 }  // namespace ss::cuda

@@ -24,6 +24,14 @@ struct Sequences {
     return shift < kWhole ? (tokens >> shift) + count : count;
   }
 
+  __device__ int64_t first_piece(int64_t i, int shift) const {
+    return (clamp(offsets[i], 0) >> shift) + i;
+  }
+  __device__ Piece whole(int64_t i) const {
+    const int64_t start = clamp(offsets[i], 0), stop = clamp(offsets[i + 1], start);
+    return {i, start, stop, start, stop};
+  }
+
   // Bad offsets make bad pieces, but none that reaches beyond the tokens.
   __device__ Piece piece(int64_t number, int shift) const {
     int64_t i = number, skipped = 0;

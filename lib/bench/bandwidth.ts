@@ -13,14 +13,15 @@ export interface Bandwidth {
   readonly read: number;
 }
 
-// 256 MiB: beyond any cache.
-const shape = [16384, 4096] as const;
-const bytes = 4 * shape[0] * shape[1];
+/** Beyond any cache: 256 MiB for a CPU, 1 GiB for a GPU. */
+const shapeFor = (device: Device) => [device.id === 'cpu' ? 16384 : 65536, 4096] as const;
 const runs = 7;
 
 /** Measures what memory gives now. A ceiling: the fast end of the runs counts. */
 export async function measureBandwidth(device: Device): Promise<Bandwidth> {
-  const matrix = written(device);
+  const shape = shapeFor(device);
+  const bytes = 4 * shape[0] * shape[1];
+  const matrix = written(device, shape);
   const vector = Tensor.from(new Float32Array(shape[1]), [1, shape[1]], { device });
   const rate = async (moved: number, run: () => Tensor) => {
     const graph = capture(device, run);
@@ -40,7 +41,7 @@ export async function measureBandwidth(device: Device): Promise<Bandwidth> {
 }
 
 /** Memory that was never written to would not be read from memory. */
-function written(device: Device): Tensor {
+function written(device: Device, shape: readonly [number, number]): Tensor {
   const matrix = keep(Tensor.empty(shape, 'f32', device));
   const rows = Int32Array.from({ length: shape[0] }, (_, i) => i);
   scope(() => zeroSlots({ pool: matrix, slots: Tensor.from(rows, [shape[0]], { device }) }));

@@ -4,31 +4,46 @@ import type { CausalLM } from '../generation/causal-lm';
 import { Decoder } from '../generation/decoder';
 import { rowOptions } from '../generation/options';
 import { add } from '../ops/elementwise';
-import { scope, Tensor } from '../tensor';
+import { scope, Tensor, tensorsIn } from '../tensor';
 import type { Bandwidth } from './bandwidth';
-import { quantile, spread } from './measure';
+import { quantile, spread, timeRuns, type Spread } from './measure';
 import { randomPrompts, stepWeightBytes, weightDtype } from './model';
 import { profileOps, type OpTime } from './profile';
 import type { Result } from './result';
 
 const promptLength = 16;
 
-/** Times `steps` steps of `generate`, greedy, for `batch` sequences together: all that a caller waits for. */
+/** On a GPU: what its peers were measured with. */
+export const peerBatches = [1, 8, 64, 256] as const;
+
+/** How peers' whole `generate` was measured: how many tokens, and how they were drawn. */
+export const generation = { newTokens: 128, temperature: 0.8, topP: 0.9 } as const;
+
+interface Steps {
+  readonly batch: number;
+  readonly steps: number;
+}
+
+/**
+ * Times `steps` steps of `batch` sequences together by the device's clock: all layers and the head,
+ * as one recorded graph that runs again and again. Beside it what a step takes in `generate`,
+ * greedy: all that a caller waits for.
+ */
 export async function benchDecode(
   model: CausalLM,
   name: string,
-  { batch, steps }: { readonly batch: number; readonly steps: number },
+  { batch, steps }: Steps,
   bandwidth: Bandwidth,
   runs: number,
 ): Promise<Result> {
+  const ms = await timeGraph(model, { batch, steps }, runs);
   await timeSteps(model, batch, 4);
-  const times: number[] = [];
-  for (let run = 0; run < runs; run++) times.push(await timeSteps(model, batch, steps));
-  const ms = spread(times);
+  const inGenerate: number[] = [];
+  for (let run = 0; run < runs; run++) inGenerate.push(await timeSteps(model, batch, steps));
   const bytes = stepWeightBytes(model);
   const gbPerSecond = bytes / ms.median / 1e6;
   return {
-    bench: 'decode',
+    bench: 'decode_step',
     name: `${name}, batch ${batch}`,
     model: name,
     dtype: weightDtype(model),
@@ -36,10 +51,79 @@ export async function benchDecode(
     ms,
     figures: {
       tokensPerSecond: (1000 * batch) / ms.median,
+      generateMs: quantile(inGenerate, 0.5),
       bytes,
       gbPerSecond,
       readGbPerSecond: bandwidth.read,
       shareOfRead: gbPerSecond / bandwidth.read,
+    },
+  };
+}
+
+/** Milliseconds by the device's clock of one step, without drawing tokens. */
+async function timeGraph(model: CausalLM, { batch, steps }: Steps, runs: number): Promise<Spread> {
+  const { device } = model;
+  const prompts = randomPrompts(model, batch, promptLength);
+  const state = model.createState(batch);
+  const ids = Tensor.from(
+    Int32Array.from(prompts, (prompt) => prompt[0]!),
+    [batch],
+    { device },
+  );
+  const numbers = Array.from({ length: batch }, (_, i) => i);
+  const together = model.batch(Array<number>(batch).fill(1), numbers);
+  try {
+    await model.run(prompts, state);
+    const graph = capture(device, () => scope(() => void model.head(model.step(ids, together, state))));
+    try {
+      const queueSteps = () => {
+        for (let step = 0; step < steps; step++) graph.replay();
+      };
+      const { median, p10, p90 } = await timeRuns(device, queueSteps, runs);
+      return { median: median / steps, p10: p10 / steps, p90: p90 / steps, runs };
+    } finally {
+      graph.dispose();
+    }
+  } finally {
+    for (const tensor of [ids, ...tensorsIn(together)]) tensor.dispose();
+    state.dispose();
+  }
+}
+
+/**
+ * Times whole calls of `generate` with sampling, from the prompts to the last token, for each token
+ * of a sequence: by the caller's clock, beside the same model's recorded step.
+ */
+export async function benchGenerate(
+  model: CausalLM,
+  name: string,
+  { batch, newTokens }: { readonly batch: number; readonly newTokens: number },
+  runs: number,
+): Promise<Result> {
+  const { temperature, topP } = generation;
+  const prompts = randomPrompts(model, batch, promptLength);
+  const generateAll = async () => {
+    const options = { maxNewTokens: newTokens, temperature, topP, seed: 0, eosTokenId: [] };
+    const begin = performance.now();
+    for await (const _ of model.generate(prompts, options));
+    return (performance.now() - begin) / newTokens;
+  };
+  await generateAll();
+  const times: number[] = [];
+  for (let run = 0; run < runs; run++) times.push(await generateAll());
+  const ms = spread(times);
+  const step = await timeGraph(model, { batch, steps: newTokens }, runs);
+  return {
+    bench: 'generate',
+    name: `${name}, batch ${batch}`,
+    model: name,
+    dtype: weightDtype(model),
+    shape: { batch, newTokens },
+    ms,
+    figures: {
+      tokensPerSecond: (1000 * batch) / ms.median,
+      stepMs: step.median,
+      toStep: ms.median / step.median,
     },
   };
 }

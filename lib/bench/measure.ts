@@ -1,4 +1,5 @@
 import type { Device } from '../device';
+import { Tensor } from '../tensor';
 
 /** Repeated timings of one thing. */
 export interface Spread {
@@ -26,19 +27,27 @@ export function spread(values: readonly number[]): Spread {
   };
 }
 
-/** Milliseconds that `work` takes, in `runs` runs after one that is not counted. */
-export async function timeRuns(work: () => Promise<unknown>, runs: number): Promise<Spread> {
+/** Waits for what is queued. @throws DeviceError when some of it failed: its time means nothing. */
+async function checkDone(device: Device): Promise<void> {
+  const probe = Tensor.from([0], [1], { device });
+  await probe.data().finally(() => probe.dispose());
+}
+
+/** Milliseconds by the device's clock that `work` takes, in `runs` runs after one that is not counted. */
+export async function timeRuns(device: Device, work: () => unknown, runs: number): Promise<Spread> {
   const times: number[] = [];
   for (let run = -1; run < runs; run++) {
-    const begin = performance.now();
+    const begin = device.stamp();
     await work();
-    if (run >= 0) times.push(performance.now() - begin);
+    const time = (await device.stamp()) - (await begin);
+    if (run >= 0) times.push(time);
   }
+  await checkDone(device);
   return spread(times);
 }
 
 /** Short work is repeated until a timing lasts this long, so that neither clock nor queue shows. */
-const leastMs = 5;
+const leastMs = 10;
 
 /** Milliseconds, by the device's clock, of what `enqueue` queues. */
 export async function timeQueued(device: Device, enqueue: () => void, runs: number): Promise<Spread> {
@@ -49,8 +58,10 @@ export async function timeQueued(device: Device, enqueue: () => void, runs: numb
     return ((await end) - (await begin)) / repeat;
   };
   await timing(1);
+  await checkDone(device);
   const repeat = Math.max(1, Math.ceil(leastMs / Math.max(await timing(1), 1e-4)));
   const times: number[] = [];
   for (let run = 0; run < runs; run++) times.push(await timing(repeat));
+  await checkDone(device);
   return spread(times);
 }

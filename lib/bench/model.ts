@@ -3,6 +3,7 @@ import { AutoModelForCausalLM, type CausalLM, type ModelOptions } from '../gener
 import type { JsonObject } from '../io/json';
 import { seeded } from '../nn/init';
 import { dtypeBytes, type DType, type Tensor } from '../tensor';
+import { modelOfRandomWeights } from './random-weights';
 
 /** The published Mamba sizes: width and layers. Speed does not depend on what the weights hold. */
 export const presets: Readonly<Record<string, readonly [hiddenSize: number, numLayers: number]>> = {
@@ -20,7 +21,9 @@ export async function openModel(
   dtype: ModelOptions['dtype'],
 ): Promise<CausalLM> {
   const preset = presets[name];
-  if (preset) return AutoModelForCausalLM.fromConfig(presetConfig(...preset), { device, dtype, seed: 0 });
+  if (preset) {
+    return modelOfRandomWeights(presetConfig(...preset), device, dtype === 'auto' ? 'f32' : (dtype ?? 'f32'));
+  }
   return AutoModelForCausalLM.fromPretrained(name, { device, dtype });
 }
 
@@ -54,6 +57,10 @@ export function prefillFlops(model: CausalLM, batch: number, length: number): nu
   const perToken = layerMatrices(model).reduce((sum, { size }) => sum + size, 0);
   return 2 * batch * (length * perToken + hiddenSize * vocabSize);
 }
+
+/** Bytes of all parameters. */
+export const weightBytes = (model: CausalLM): number =>
+  [...model.parameters.values()].reduce((sum, { size, dtype }) => sum + size * dtypeBytes[dtype], 0);
 
 /** Bytes of parameters that a decode step reads: all, but of untied embeddings only the tokens' rows. */
 export function stepWeightBytes(model: CausalLM): number {

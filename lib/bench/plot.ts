@@ -1,4 +1,5 @@
-import { digits, type Line } from './result';
+import { digits, isGpu, type Line } from './result';
+import { colours, ink, letter, line, rect, svg, text } from './svg';
 
 /** What a plot shows: groups of bars with the spread of their runs. */
 export interface Bars {
@@ -17,24 +18,8 @@ export interface Bar {
   readonly high: number;
 }
 
-// Okabe and Ito's colours, which the colour-blind can tell apart.
-const colours = ['#0072b2', '#e69f00', '#009e73', '#d55e00', '#cc79a7', '#56b4e9'];
-const ink = '#222222';
-const font = 'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif"';
 const barHeight = 22;
 const right = 96;
-/** Width of a letter, generously: there is nothing to measure text with. */
-const letter = 8.4;
-
-const escape = (text: string) =>
-  text.replace(/[&<>"]/g, (char) => ({ '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;' })[char]!);
-
-const text = (x: number, y: number, content: string, attributes = '') =>
-  `<text x="${x.toFixed(1)}" y="${y.toFixed(1)}" fill="${ink}" ${attributes}>${escape(content)}</text>`;
-const rect = (x: number, y: number, width: number, height: number, fill: string) =>
-  `<rect x="${x.toFixed(1)}" y="${y.toFixed(1)}" width="${width.toFixed(1)}" height="${height.toFixed(1)}" fill="${fill}"/>`;
-const line = (x1: number, y1: number, x2: number, y2: number, stroke: string) =>
-  `<line x1="${x1.toFixed(1)}" y1="${y1.toFixed(1)}" x2="${x2.toFixed(1)}" y2="${y2.toFixed(1)}" stroke="${stroke}" stroke-width="1.2"/>`;
 
 /** The plot as an SVG document: dark on white, horizontal bars, so that long names fit. */
 export async function plot({ title, subtitle, axis, groups, series }: Bars): Promise<string> {
@@ -85,38 +70,42 @@ export async function plot({ title, subtitle, axis, groups, series }: Bars): Pro
     });
   });
   parts.push(line(left, top, left, bottom, ink));
-  const size = `width="${width}" height="${height}" viewBox="0 0 ${width} ${height}"`;
-  return `<svg xmlns="http://www.w3.org/2000/svg" ${size} ${font} font-size="13">\n${parts.join('\n')}\n</svg>\n`;
+  return svg(width, height, parts);
 }
 
-/** One figure of the lines as bars: a group for each name, a colour for each number of threads. */
+/** One figure of the lines as bars: a group for each name, a colour for each dtype and number of threads. */
 export function barsOf(lines: readonly Line[], title: string, axis: string, figure: string): Bars {
   const distinct = <T>(values: readonly T[]) => [...new Set(values)];
-  const { device, level, dtype, version } = lines[0]!;
+  const { device, level, version } = lines[0]!;
   const groups = distinct(lines.map(({ name }) => name));
-  const counts = distinct(lines.map(({ threads }) => threads));
+  const dtypes = distinct(lines.map(({ dtype }) => dtype));
+  const counts = distinct(lines.map(({ threads }) => (isGpu(level) ? 0 : threads)));
   const bar = ({ figures, ms }: Line) => {
     const value = figures[figure]!;
     return { value, low: (value * ms.median) / ms.p90, high: (value * ms.median) / ms.p10 };
   };
-  const find = (name: string, threads: number) =>
-    lines.find((line) => line.name === name && line.threads === threads);
-  const named = (threads: number) => `${threads} thread${threads === 1 ? '' : 's'}`;
+  const named = (threads: number) => (threads === 0 ? [] : [`${threads} thread${threads === 1 ? '' : 's'}`]);
+  const series = dtypes.flatMap((dtype) => counts.map((threads) => ({ dtype, threads })));
   return {
     title,
     subtitle: [
       device,
       level,
-      dtype,
-      ...(counts.length === 1 ? [named(counts[0]!)] : []),
+      ...(dtypes.length === 1 ? dtypes : []),
+      ...(counts.length === 1 ? named(counts[0]!) : []),
       `selective-scan ${version}`,
     ].join(', '),
     axis: `${axis} (median; line: 10th to 90th percentile)`,
     groups,
-    series: counts.map((threads) => ({
-      name: named(threads),
+    series: series.map(({ dtype, threads }) => ({
+      name: [
+        ...(dtypes.length > 1 ? [dtype] : []),
+        ...(counts.length > 1 || dtypes.length === 1 ? named(threads) : []),
+      ].join(', '),
       bars: groups.map((name) => {
-        const line = find(name, threads);
+        const line = lines.find(
+          (line) => line.name === name && line.dtype === dtype && (threads === 0 || line.threads === threads),
+        );
         return line && bar(line);
       }),
     })),

@@ -6,9 +6,22 @@ import { packageRoot } from '../loader';
 import type { DType } from '../tensor';
 import type { Spread } from './measure';
 
-/** One measurement: a line of a results file. */
+/** What can be measured; the last two are peers' until training comes. */
+export const benches = [
+  'scan_fwd',
+  'scan_steps',
+  'conv_fwd',
+  'prefill',
+  'decode_step',
+  'generate',
+  'scan_bwd',
+  'train_step',
+] as const;
+export type Bench = (typeof benches)[number];
+
+/** One measurement. */
 export interface Result {
-  readonly bench: 'scan' | 'prefill' | 'decode';
+  readonly bench: Bench;
   /** What was measured, as a row of the table names it. */
   readonly name: string;
   readonly dtype: DType;
@@ -31,8 +44,8 @@ export function machine(device: Device) {
 
 export interface Origin {
   readonly version: string;
-  /** Of the checkout that runs; undefined in an installed package. */
-  readonly commit: string | undefined;
+  /** Of the checkout that runs, with `-dirty` where files differ from it; an installed package's version. */
+  readonly commit: string;
   readonly date: string;
 }
 
@@ -40,7 +53,7 @@ export function origin(): Origin {
   const { version } = JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8')) as {
     version: string;
   };
-  return { version, commit: commit(), date: new Date().toISOString() };
+  return { version, commit: commit() ?? `v${version}`, date: new Date().toISOString() };
 }
 
 function commit(): string | undefined {
@@ -52,6 +65,16 @@ function commit(): string | undefined {
   } catch {
     return undefined; // no git on this machine
   }
+}
+
+/** A line of a results file, as bench/README.md describes it. `ms` is the median. */
+export function jsonLine({ bench, device, dtype, model, shape, ms, ...line }: Line): string {
+  const { figures, level, threads, version, commit, date } = line;
+  const { median, ...spread } = ms;
+  return `${JSON.stringify({
+    ...{ bench, device, dtype, model, ...shape, ms: median, ...spread },
+    ...{ figures, level, threads, version, commit, date },
+  })}\n`;
 }
 
 /** Three significant digits, without an exponent. */
@@ -72,22 +95,36 @@ const figure = (title: string, key: string, scale = 1): Column => [
 const columns: readonly Column[] = [
   ['', ({ name }) => name],
   ['dtype', ({ dtype }) => dtype],
-  ['threads', (line) => String(line.threads)],
+  // A GPU's work does not depend on them.
+  ['threads', ({ level, threads }) => (isGpu(level) ? undefined : String(threads))],
   ['ms', ({ ms }) => digits(ms.median)],
   ['p10', ({ ms }) => digits(ms.p10)],
   ['p90', ({ ms }) => digits(ms.p90)],
   figure('tokens/s', 'tokensPerSecond'),
+  figure('ms/token ÷ shortest', 'tokenTimeToShortest'),
   figure('GFLOP/s', 'gflopPerSecond'),
   figure('Gexp/s', 'gigaExpPerSecond'),
+  figure('% of exp bound', 'shareOfExp', 100),
   figure('MB', 'bytes', 1e-6),
   figure('GB/s', 'gbPerSecond'),
   figure('% of copy', 'shareOfCopy', 100),
   figure('% of read', 'shareOfRead', 100),
+  figure('ms in generate', 'generateMs'),
+  figure('ms/step', 'stepMs'),
+  figure('÷ step', 'toStep'),
+  figure('peak MiB', 'peakBytes', 2 ** -20),
+  figure('beyond weights', 'beyondWeightsBytes', 2 ** -20),
+  figure('card MiB', 'cardBytes', 2 ** -20),
   figure('ops', 'ops'),
   figure('ns/op call', 'callNs'),
   figure('ns/op replayed', 'replayNs'),
   figure('% outside kernels', 'outsideKernels', 100),
+  figure('their ms', 'theirMs'),
+  figure('× as fast', 'timesAsFast'),
 ];
+
+/** Whether a line's `level` is that of a GPU. */
+export const isGpu = (level: string) => level.startsWith('compute capability');
 
 /** Titles, then a row for each line; columns that would be empty are left out. */
 export function tableRows(lines: readonly Line[]): string[][] {

@@ -15,16 +15,20 @@ import { addHubOptions, modelArgument, type HubOptions } from './arguments';
 import { exitCodes, interruption } from './exit';
 import { unusualIn, type Unusual } from './finite';
 import { Progress } from './progress';
+import { showRouter } from './router';
 import { count, note, oneLine, print, size, table } from './terminal';
 
 interface Flags extends HubOptions {
   readonly tensors?: boolean;
   readonly check?: boolean;
   readonly json?: boolean;
+  readonly router?: string;
+  readonly prompt?: string;
+  readonly ids?: boolean;
 }
 
 const help = `
-Nothing is loaded: only the files' headers are read, and with --check each
+Nothing is loaded, but for --router: only the files' headers are read, and with --check each
 tensor once. A model that cannot be used is described as far as possible, and
 the reason is given; the exit code is then 1.
 
@@ -32,7 +36,8 @@ Examples:
   $ selective-scan inspect ./mamba-130m
   $ selective-scan inspect state-spaces/mamba-130m-hf --tensors
   $ selective-scan inspect ./mamba-130m --check       # 1 if a weight is NaN or infinite
-  $ selective-scan inspect ./mamba-130m --json | jq .parameters`;
+  $ selective-scan inspect ./mamba-130m --json | jq .parameters
+  $ selective-scan inspect ./moe-mamba --router load.svg --prompt "Once upon a time"`;
 
 export function inspectCommand(): Command {
   const command = new Command('inspect')
@@ -40,7 +45,10 @@ export function inspectCommand(): Command {
     .argument('<model>', modelArgument)
     .option('--tensors', 'list every tensor, not only the kinds')
     .option('--check', 'read all weights and warn of NaN and infinity')
-    .option('--json', 'write one JSON object');
+    .option('--json', 'write one JSON object')
+    .option('--router <file>', 'run a prompt and draw the load of each expert and layer, as SVG')
+    .option('--prompt <text>', 'the prompt that --router runs')
+    .option('--ids', 'the prompt is token ids (1,2,3): for models without a tokenizer');
   return addHubOptions(command).addHelpText('after', help).action(run);
 }
 
@@ -53,6 +61,10 @@ async function run(name: string, flags: Flags): Promise<void> {
     const { onDownload } = progress.callbacks;
     const folder = await resolveModel(name, { revision, cacheDir, offline, signal, onProgress: onDownload });
     progress.stop();
+    if (flags.router !== undefined) {
+      await print(await showRouter(folder, { ...flags, router: flags.router }, { signal }));
+      return;
+    }
     checkpoint = await openCheckpoint(folder);
     const model = await examine(checkpoint);
     const unusual = flags.check ? await check(checkpoint, progress, signal) : undefined;

@@ -16,7 +16,8 @@ export interface Drawn {
 
 /**
  * Draws tokens on the device and feeds them back, one step a call. What varies from step to step
- * lives in tensors, so that a step is one recorded graph; the host may read one step behind.
+ * lives in tensors, so that a step is one recorded graph; the host may read one step behind. Can be
+ * made while the prompts still run: what they leave in the state is looked at by the first `draw`.
  */
 export class Decoder {
   readonly #model: Model;
@@ -24,8 +25,12 @@ export class Decoder {
   readonly #tensors: Tensor[] = [];
   readonly #batch: Batch;
   readonly #rows: Tensor; // i32[b]: 0, 1, ...
-  readonly #token: Tensor; // i32[b]
-  readonly #logprob: Tensor; // f32[b]
+  readonly #drawn: Tensor; // i32[2, b]: tokens and the bits of logprobs, so that one read takes both
+  readonly #token: Tensor; // i32[b], its first row
+  readonly #seen: Tensor; // i32[b, words]
+  readonly #position: Tensor; // i32[b]
+  readonly #quiet: Tensor | undefined; // i32[b]
+  readonly #minNewTokens: readonly number[];
   readonly #sample: () => void;
   readonly #active: Int32Array;
   #graph: Graph | undefined;
@@ -41,11 +46,12 @@ export class Decoder {
     this.#state = state;
     const b = state.rows;
     const { device } = model;
-    const make = (values: TypedArray | readonly number[], shape: readonly number[]) => {
-      const tensor = keep(Tensor.from(values, shape, { device }));
-      this.#tensors.push(tensor);
+    const own = (tensor: Tensor) => {
+      this.#tensors.push(keep(tensor));
       return tensor;
     };
+    const make = (values: TypedArray | readonly number[], shape: readonly number[]) =>
+      own(Tensor.from(values, shape, { device }));
     try {
       const ints = (values: Iterable<number>) => make(Int32Array.from(values), [b]);
       const floats = (values: readonly number[]) => make(Float32Array.from(values), [b]);
@@ -58,9 +64,14 @@ export class Decoder {
         ),
         slots: ints(this.#active),
       };
-      this.#token = ints(Array<number>(b).fill(0));
-      this.#logprob = floats(Array<number>(b).fill(0));
-      const marks = Int32Array.from(state.marks.flatMap((row) => [...row]));
+      const row = (i: number) => own(own(this.#drawn.rows(i, i + 1)).reshape([b]));
+      this.#drawn = make(new Int32Array(2 * b), [2, b]);
+      this.#token = row(0);
+      const words = state.marks[0]!.length;
+      this.#seen = make(new Int32Array(b * words), [b, words]);
+      this.#position = ints(new Int32Array(b));
+      this.#quiet = stop.length > 0 ? ints(new Int32Array(b)) : undefined;
+      this.#minNewTokens = options.map((o) => o.minNewTokens);
       const seeds = Int32Array.from(
         options.flatMap(({ seed }) => [
           Number(BigInt.asIntN(32, seed)),
@@ -75,14 +86,11 @@ export class Decoder {
         minP: floats(options.map((o) => o.minP)),
         penalty: floats(options.map((o) => o.repetitionPenalty)),
         seed: make(seeds, [b, 2]),
-        ...(stop.length > 0 && {
-          stop: make(Int32Array.from(stop), [stop.length]),
-          quiet: ints(options.map((o, i) => Math.min(2 ** 31 - 1, state.lengths[i]! + o.minNewTokens))),
-        }),
-        seen: make(marks, [b, marks.length / b]),
-        position: ints(state.lengths),
+        ...(this.#quiet && { stop: make(Int32Array.from(stop), [stop.length]), quiet: this.#quiet }),
+        seen: this.#seen,
+        position: this.#position,
         token: this.#token,
-        logprob: this.#logprob,
+        logprob: own(row(1).as('f32')),
       };
       this.#sample = () => sample(drawn);
       if (useGraph) this.#graph = capture(device, () => this.#step());
@@ -92,8 +100,13 @@ export class Decoder {
     }
   }
 
-  /** Draws from the logits that the state holds, without moving on. */
+  /** Draws from the logits that the state holds, without moving on: what a generation begins with. */
   draw(): Promise<Drawn> {
+    const { lengths, marks } = this.#state;
+    this.#seen.set(Int32Array.from(marks.flatMap((row) => [...row])));
+    this.#position.set(Int32Array.from(lengths));
+    const quiet = this.#minNewTokens.map((count, i) => Math.min(2 ** 31 - 1, lengths[i]! + count));
+    this.#quiet?.set(Int32Array.from(quiet));
     this.#sample();
     return this.#read();
   }
@@ -118,8 +131,9 @@ export class Decoder {
   }
 
   async #read(): Promise<Drawn> {
-    const [tokens, logprobs] = await Promise.all([this.#token.data(), this.#logprob.data()]);
-    return { tokens: tokens as Int32Array, logprobs: logprobs as Float32Array };
+    const tokens = (await this.#drawn.data()) as Int32Array;
+    const b = tokens.length / 2;
+    return { tokens: tokens.subarray(0, b), logprobs: new Float32Array(tokens.buffer, 4 * b, b) };
   }
 
   /** From the next step on, row `row` no longer moves. */

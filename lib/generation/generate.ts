@@ -146,9 +146,9 @@ export async function* generate(
 ): AsyncGenerator<GeneratedToken, void, undefined> {
   model.check('generate');
   const { vocabSize } = model.config;
-  const prompted = await encode(prompts, tokenizer, vocabSize);
+  const ids = await encode(prompts, tokenizer, vocabSize);
   checkRecord('generate', options);
-  const { sequences, muted } = withoutPadding(prompted, padding(options.padTokenId, defaults, vocabSize));
+  const { sequences, muted } = withoutPadding(ids, padding(options.padTokenId, defaults, vocabSize));
   const rowsOptions = rowOptions(options, sequences.length);
   const stop = stopIds(options.eosTokenId ?? defaults.eos, vocabSize);
   const stops = stopStrings(options.stop);
@@ -167,10 +167,14 @@ export async function* generate(
   const state = options.state ?? model.createState(sequences.length);
   const release = state.acquire('generate');
   let decoder: Decoder | undefined;
+  let prompted: Promise<void> | undefined;
   let ahead: Promise<Drawn> | undefined;
   try {
-    await model.run(sequences, state, { muted, signal: options.signal });
+    prompted = model.run(sequences, state, { muted, signal: options.signal });
+    prompted.catch(() => {}); // awaited below, unless the decoder fails first
+    // The step is recorded while the device runs the prompts.
     decoder = new Decoder(model, state, rowsOptions, stop, options.capture ?? true);
+    await prompted;
     const rows = rowsOptions.map((row) => new Row(row, stop, stops, tokenizer));
     let drawn = decoder.draw();
     while (rows.some((row) => !row.done)) {
@@ -181,12 +185,14 @@ export async function* generate(
       // Reported by the loop's next turn; until then nobody listens.
       ahead?.catch(() => {});
       const { tokens, logprobs } = await drawn;
-      yield* emit(rows, tokens, logprobs, state, decoder);
+      // Not yield*, which takes three more turns of the promise queue for each token.
+      for (const event of take(rows, tokens, logprobs, state, decoder)) yield event;
       if (ahead) drawn = ahead;
     }
     await ahead;
   } finally {
     // What is queued may still write to the state: it is nobody's until then.
+    await prompted?.catch(() => {});
     await ahead?.catch(() => {});
     decoder?.dispose();
     release();
@@ -194,13 +200,14 @@ export async function* generate(
   }
 }
 
-function* emit(
+/** What was drawn, as tokens of the rows that still grow. */
+function take(
   rows: readonly Row[],
   tokens: Int32Array,
   logprobs: Float32Array,
   state: State,
   decoder: Decoder,
-): Generator<GeneratedToken> {
+): GeneratedToken[] {
   const events: GeneratedToken[] = [];
   for (const [i, row] of rows.entries()) {
     if (row.done) continue;
@@ -208,5 +215,5 @@ function* emit(
     state.consumed(i, [tokens[i]!]);
     if (row.done) decoder.end(i);
   }
-  yield* events;
+  return events;
 }

@@ -41,6 +41,8 @@ export interface Backbone {
 export interface Family<C extends CommonConfig = CommonConfig> {
   /** `model_type` in config.json. */
   readonly type: string;
+  /** Whether a config.json that names no `model_type` is of this family. */
+  readonly recognizes?: (json: JsonObject) => boolean;
   /** @throws FormatError that names a field which is missing, unknown, or of a value that is not supported. */
   config(json: JsonObject): C;
   build(config: C, weights: Weights, activations: DType): Backbone;

@@ -32,7 +32,8 @@ export class Fields {
     return this.#json[name] ?? undefined;
   }
 
-  #refuse(name: string, wanted: string): never {
+  /** Throws: field `name` is something else than `wanted`. */
+  refuse(name: string, wanted: string): never {
     throw new FormatError(`${this.#file}: ${name} is ${kind(this.#json[name])}, expected ${wanted}`);
   }
 
@@ -40,7 +41,7 @@ export class Fields {
   whole(name: string, fallback?: number, least = 1): number {
     const value = this.#take(name) ?? fallback;
     if (typeof value !== 'number' || !Number.isInteger(value) || value < least || value > 2 ** 31 - 1) {
-      return this.#refuse(name, `a whole number, ${least} or more`);
+      return this.refuse(name, `a whole number, ${least} or more`);
     }
     return value;
   }
@@ -49,14 +50,14 @@ export class Fields {
   positive(name: string, fallback: number, zero = false): number {
     const value = this.#take(name) ?? fallback;
     if (typeof value !== 'number' || !Number.isFinite(value) || value < 0 || (value === 0 && !zero)) {
-      return this.#refuse(name, 'a positive number');
+      return this.refuse(name, 'a positive number');
     }
     return value;
   }
 
   flag(name: string, fallback: boolean): boolean {
     const value = this.#take(name) ?? fallback;
-    return typeof value === 'boolean' ? value : this.#refuse(name, 'true or false');
+    return typeof value === 'boolean' ? value : this.refuse(name, 'true or false');
   }
 
   /** One of `allowed`; the first is the default. */
@@ -64,13 +65,21 @@ export class Fields {
     const value = (this.#take(name) ?? allowed[0]) as T;
     return allowed.includes(value)
       ? value
-      : this.#refuse(name, allowed.map((item) => JSON.stringify(item)).join(' or '));
+      : this.refuse(name, allowed.map((item) => JSON.stringify(item)).join(' or '));
+  }
+
+  /** A list of strings that `fits` takes. */
+  strings(name: string, fits: (item: string) => boolean, wanted: string): readonly string[] {
+    const value = this.#take(name);
+    return Array.isArray(value) && value.every((item) => typeof item === 'string' && fits(item))
+      ? (value as string[])
+      : this.refuse(name, wanted);
   }
 
   /** A token id, or none. */
   id(name: string): number | undefined {
     const value = this.ids(name);
-    return typeof value === 'object' ? this.#refuse(name, 'a token id') : value;
+    return typeof value === 'object' ? this.refuse(name, 'a token id') : value;
   }
 
   /** A token id, several, or none. */
@@ -80,14 +89,14 @@ export class Fields {
     if (value === undefined) return undefined;
     return isId(value) || (Array.isArray(value) && value.every(isId))
       ? (value as number | number[])
-      : this.#refuse(name, 'a token id or a list of them');
+      : this.refuse(name, 'a token id or a list of them');
   }
 
   /** A field that says again what another one said: it must agree. */
   same(name: string, value: unknown): void {
     const again = this.#take(name);
     if (again !== undefined && JSON.stringify(again) !== JSON.stringify(value))
-      this.#refuse(name, JSON.stringify(value));
+      this.refuse(name, JSON.stringify(value));
   }
 
   /** Fields that choose between implementations, or matter for training only. */

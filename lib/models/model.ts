@@ -3,13 +3,16 @@ import { checkNames } from '../arguments';
 import type { Device } from '../device';
 import { DisposedError } from '../errors';
 import type { Batch } from '../nn/mamba';
+import type { Routing } from '../nn/moe';
 import { countParameters, type Weights } from '../nn/weights';
-import { cast, copySlots, crossEntropy, takeRows, zeroSlots } from '../ops/elementwise';
+import { copySlots, crossEntropy, takeRows, zeroSlots } from '../ops/elementwise';
 import { keep, scope, Tensor } from '../tensor';
 import type { Backbone, CommonConfig } from './family';
-import { integerRows, pack, targetsOf, type Dense, type IdsBatch } from './inputs';
+import { integerRows, pack, targetsOf, type IdsBatch } from './inputs';
 import { chunked, mutedRows, type Piece } from './pieces';
+import { RouterRecord, type RouterOutput } from './router';
 import { checkState, State, type StateLayout } from './state';
+import { unpack } from './unpack';
 
 export interface ForwardInput {
   /** Token ids: one sequence, several (of any lengths), or a tensor i32[batch, length]. */
@@ -19,6 +22,8 @@ export interface ForwardInput {
   /** Class ids in the shape of `inputIds`; -100 is left out. Column j+1 is what column j should predict. */
   readonly labels?: IdsBatch;
   readonly outputHiddenStates?: boolean;
+  /** What each mixture of experts did with the tokens. */
+  readonly outputRouter?: boolean;
   /** Logits for the last so many columns only; 0, the default, for all. */
   readonly logitsToKeep?: number;
   /** Continues these sequences, and updates them. */
@@ -30,11 +35,16 @@ export interface ForwardOutput {
   readonly logits: Tensor;
   /** As transformers' Mamba: the output of each layer, then the last one normalised; f32[batch, length, hiddenSize]. */
   readonly hiddenStates?: readonly Tensor[];
+  /** For each layer with experts, in order. */
+  readonly router?: readonly RouterOutput[];
   /** Mean cross-entropy, in nats. */
   readonly loss?: number;
 }
 
-const inputNames = ['inputIds', 'attentionMask', 'labels', 'outputHiddenStates', 'logitsToKeep', 'state'];
+const inputNames: readonly (keyof ForwardInput)[] = [
+  ...(['inputIds', 'attentionMask', 'labels', 'state'] as const),
+  ...(['outputHiddenStates', 'outputRouter', 'logitsToKeep'] as const),
+];
 
 /** A language model on a device: parameters, and the computation over them. */
 export class Model<C extends CommonConfig = CommonConfig> {
@@ -115,6 +125,7 @@ export class Model<C extends CommonConfig = CommonConfig> {
       readonly muted?: readonly (Int32Array | undefined)[];
       readonly signal?: AbortSignal;
       readonly visit?: (layer: number, hidden: Tensor, pieces: readonly Piece[]) => void;
+      readonly router?: (routing: Routing, pieces: readonly Piece[]) => void;
       readonly each?: (hidden: Tensor, pieces: readonly Piece[]) => void;
     } = {},
   ): Promise<void> {
@@ -132,6 +143,7 @@ export class Model<C extends CommonConfig = CommonConfig> {
             pieces.map(({ row }) => row),
           ),
           ...(muted.length > 0 && { muted: this.#ints(muted) }),
+          ...(options.router && { router: (routing: Routing) => options.router!(routing, pieces) }),
         };
         let layer = 0;
         const visit = options.visit && ((hidden: Tensor) => options.visit!(layer++, hidden, pieces));
@@ -218,6 +230,7 @@ export class Model<C extends CommonConfig = CommonConfig> {
     const state = input.state ?? this.createState(batch);
     const release = state.acquire('forward');
     const made: Tensor[] = [];
+    const record = input.outputRouter ? new RouterRecord(this.device, dense) : undefined;
     const place = (columns: number, size: number) => {
       const out = keep(Tensor.empty([batch * columns, size], 'f32', this.device));
       made.push(out);
@@ -231,54 +244,28 @@ export class Model<C extends CommonConfig = CommonConfig> {
         : undefined;
       await this.run(dense.sequences, state, {
         muted: dense.muted,
-        visit: hidden && ((layer, x, pieces) => this.#unpack(x, pieces, dense, 0, hidden[layer]!)),
+        visit: hidden && ((layer, x, pieces) => unpack(x, pieces, dense, 0, hidden[layer]!)),
+        router: record && ((routing, pieces) => record.see(routing, pieces)),
         each: (x, pieces) => {
-          if (hidden) this.#unpack(x, pieces, dense, 0, hidden[numLayers]!);
-          this.#unpack(x, pieces, dense, first, logits, (chosen) => this.head(chosen));
+          if (hidden) unpack(x, pieces, dense, 0, hidden[numLayers]!);
+          unpack(x, pieces, dense, first, logits, (chosen) => this.head(chosen));
         },
       });
+      const router = record && (await record.outputs());
       const loss = targets && (await this.#loss(logits, targets));
       const shaped = (tensor: Tensor) => tensor.reshape([batch, tensor.shape[0]! / batch, tensor.shape[1]!]);
       return {
         logits: keep(shaped(logits)),
         ...(hidden && { hiddenStates: hidden.map((tensor) => keep(shaped(tensor))) }),
+        ...(router && { router }),
         ...(loss !== undefined && { loss }),
       };
     } finally {
       release();
+      record?.dispose();
       for (const tensor of made) tensor.dispose();
       if (!input.state) state.dispose();
     }
-  }
-
-  /** Puts the packed rows of `x` where they belong in a dense [batch · columns, size], from column `first` on. */
-  #unpack(
-    x: Tensor,
-    pieces: readonly Piece[],
-    dense: Dense,
-    first: number,
-    to: Tensor,
-    map: (rows: Tensor) => Tensor = (rows) => (rows.dtype === 'f32' ? rows : cast({ x: rows, dtype: 'f32' })),
-  ): void {
-    const width = to.shape[0]! / dense.batch;
-    const from: number[] = [];
-    const places: number[] = [];
-    let at = 0;
-    for (const { row, begin, end } of pieces) {
-      for (let i = begin; i < end; i++, at++) {
-        const column = dense.columns[row]![i]! - first;
-        if (column < 0) continue;
-        from.push(at);
-        places.push(row * width + column);
-      }
-    }
-    if (from.length === 0) return;
-    scope(() => {
-      const all = from.length === x.shape[0]!;
-      const chosen = map(all ? x : takeRows({ x, rows: this.#ints(from) }));
-      const numbers = this.#ints([...from.keys()]);
-      copySlots({ from: chosen, fromSlots: numbers, to, toSlots: this.#ints(places) });
-    });
   }
 
   async #loss(logits: Tensor, targets: Int32Array): Promise<number> {

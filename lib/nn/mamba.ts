@@ -4,6 +4,7 @@ import { causalConv1dPacked, selectiveScanPacked } from '../ops/scan';
 import { keep, scope, type Tensor } from '../tensor';
 import * as init from './init';
 import { Linear } from './linear';
+import type { Routing } from './moe';
 import type { Weights } from './weights';
 
 /** Which rows of a packed batch belong together, and where their states live. */
@@ -12,6 +13,8 @@ export interface Batch {
   readonly slots: Tensor; // i32[s]
   /** Rows that are padding in the middle of a sequence: the mixers see no input there. */
   readonly muted?: Tensor; // i32[m]
+  /** Sees what each router did, layer by layer; disposes it. */
+  readonly router?: (routing: Routing) => void;
 }
 
 /** The sizes of a Mamba mixer, in the paper's names. */

@@ -2,7 +2,7 @@ import type { Device } from '../device';
 import { FormatError } from '../errors';
 import type { Checkpoint } from '../io/checkpoint';
 import { convert, type FloatFormat } from '../io/convert';
-import { dtypeBytes, keep, sizeOf, Tensor } from '../tensor';
+import { dtypeBytes, keep, scope, sizeOf, Tensor } from '../tensor';
 import { seeded, type Init } from './init';
 
 const chunkBytes = 8 << 20;
@@ -52,16 +52,19 @@ export class Weights {
   readonly #source: Source;
   readonly #prefix: string;
   readonly #parameters: Map<string, Parameter>;
+  /** Tensors whose rows are parameters. */
+  readonly #stacks: Tensor[];
 
-  constructor(source: Source, prefix = '', parameters = new Map<string, Parameter>()) {
+  constructor(source: Source, prefix = '', parameters = new Map<string, Parameter>(), stacks: Tensor[] = []) {
     this.#source = source;
     this.#prefix = prefix;
     this.#parameters = parameters;
+    this.#stacks = stacks;
   }
 
   /** The parameters below `name.`. */
   at(name: string | number): Weights {
-    return new Weights(this.#source, `${this.#prefix}${name}.`, this.#parameters);
+    return new Weights(this.#source, `${this.#prefix}${name}.`, this.#parameters, this.#stacks);
   }
 
   /** A matrix of the model's dtype, for `matmul` and `embedding`. */
@@ -72,6 +75,29 @@ export class Weights {
   /** Anything else: kept in f32. */
   get(name: string, shape: readonly number[], init: Init): Tensor {
     return this.#get(name, shape, 'f32', init);
+  }
+
+  /**
+   * Matrices of one shape, one parameter for each of `names`, as one tensor [names, ...shape] whose
+   * rows they are: what `expertMatmul` takes. `kind` as in `matrix` and `get`.
+   */
+  stack(
+    names: readonly string[],
+    shape: readonly number[],
+    init: Init,
+    kind: 'matrix' | 'f32' = 'matrix',
+  ): Tensor {
+    const { dtype, device } = this.#source;
+    for (const name of names) this.#check(this.#prefix + name, shape);
+    const whole = keep(Tensor.empty([names.length, ...shape], kind === 'f32' ? 'f32' : dtype, device));
+    this.#stacks.push(whole);
+    scope(() =>
+      names.forEach((name, i) => {
+        const tensor = keep(whole.rows(i, i + 1).reshape(shape));
+        this.#parameters.set(this.#prefix + name, { tensor, shape, init });
+      }),
+    );
+    return whole;
   }
 
   #get(name: string, shape: readonly number[], dtype: FloatFormat, init: Init): Tensor {
@@ -163,6 +189,7 @@ export class Weights {
 
   dispose(): void {
     for (const { tensor } of this.#parameters.values()) tensor.dispose();
+    for (const tensor of this.#stacks) tensor.dispose();
   }
 }
 

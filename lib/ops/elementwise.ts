@@ -1,13 +1,49 @@
+import type { InputGradients } from '../autograd/tape';
 import { op, positional } from '../op';
+import type { Tensor } from '../tensor';
 
 /** The same values in another dtype, dense. */
-export const cast = op('cast', { in: { x: 'T[t,d]' }, out: { y: 'Y[t,d]' } });
+export const cast = op('cast', {
+  in: { x: 'T[t,d]' },
+  out: { y: 'Y[t,d]' },
+  vjp: ({ grad, inputs }): InputGradients => ({ x: cast({ x: grad['y']!, dtype: inputs['x']!.dtype }) }),
+});
 
 /** `a + b` */
-export const add = positional(op('add', { in: { a: 'T[t,d]', b: 'T[t,d]' }, out: { y: 'T[t,d]' } }));
+export const add = positional(
+  op('add', {
+    in: { a: 'T[t,d]', b: 'T[t,d]' },
+    out: { y: 'T[t,d]' },
+    vjp: ({ grad }) => ({ a: grad['y'], b: grad['y'] }),
+  }),
+);
+
+/** `x = value`, everywhere. */
+export const fill = op('fill', { in: { x: 'T[t,d]!' }, attrs: { value: 0 }, out: {} });
+
+/** `sum = sum + x`, rounded once to the dtype of `sum`. */
+export const accumulate = op('accumulate', { in: { x: 'T[t,d]', sum: 'S[t,d]!' }, out: {} });
+
+/** `a · b`, element by element. */
+export const mul: (...tensors: readonly Tensor[]) => Tensor = positional(
+  op('mul', {
+    in: { a: 'T[t,d]', b: 'T[t,d]' },
+    out: { y: 'T[t,d]' },
+    saves: ['a', 'b'],
+    vjp: ({ args, grad }): InputGradients => ({
+      a: mul(grad['y']!, args['b'] as Tensor),
+      b: mul(grad['y']!, args['a'] as Tensor),
+    }),
+  }),
+);
 
 /** `-exp(x)`: A from the parameter A_log. */
-export const negExp = op('neg_exp', { in: { x: 'f32[t,d]' }, out: { y: 'f32[t,d]' } });
+export const negExp = op('neg_exp', {
+  in: { x: 'f32[t,d]' },
+  out: { y: 'f32[t,d]' },
+  saves: ['y'],
+  vjp: ({ results, grad }) => ({ x: mul(grad['y']!, results['y']!) }), // d(-e^x)/dx is -e^x itself
+});
 
 /** Rows of `x` by number, in the order of `rows`. */
 export const takeRows = op('take_rows', { in: { x: 'T[t,d]', rows: 'i32[m]' }, out: { y: 'T[m,d]' } });

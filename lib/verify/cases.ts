@@ -65,6 +65,12 @@ const slots =
   (_, sizes, i) =>
     i === 1 ? -1 : sizes[pool]! - 1 - i;
 
+/** Experts of assignments, some of them dropped. */
+const experts =
+  (count: string): Fill =>
+  (random, sizes) =>
+    Math.floor(random() * (sizes[count]! + 1)) - 1;
+
 /** What cannot be any number. */
 const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
   embedding: { ids: below('v') },
@@ -81,6 +87,18 @@ const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
     delta: (random) => 0.5 * random(),
     deltaBias: (random) => 0.3 * random(),
   },
+  limit_experts: { experts: experts('e') },
+  sort_experts: { experts: experts('e') },
+  router_statistics: {
+    experts: below('e'),
+    kept: (random, sizes, i) => (i % 4 === 3 ? -1 : below('e')(random, sizes)),
+  },
+  expert_matmul: {
+    order: (_, { a }, i) => a! - 1 - i,
+    // One expert without rows, and places that none has.
+    offsets: (_, { a, e }, i) => Math.floor((0.9 * a! * i * Math.abs(i - 1)) / (e! * e!)),
+  },
+  expert_combine: { place: (_, { a }, i) => (i % 3 === 2 ? -1 : a! - 1 - i) },
   sample: {
     temperature: fixed(0),
     topK: fixed(0),
@@ -107,6 +125,17 @@ const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
     g: sizes['d']! % Math.max(sizes['g']!, 1) ? 1 : Math.max(sizes['g']!, 1),
     ...pool(sizes),
   }),
+  route_experts: (sizes) => {
+    const e = Math.max(sizes['e']!, 1);
+    return { ...sizes, e, k: Math.max(1, Math.min(sizes['k']!, e)) };
+  },
+  router_statistics: (sizes) => ({ ...sizes, e: Math.max(sizes['e']!, 1) }),
+  limit_experts: (sizes) => ({ ...sizes, e: 7, capacity: 2 }),
+  expert_matmul: (sizes) => {
+    const e = Math.max(sizes['e']!, 1);
+    return { ...sizes, e, k: 2, a: 2 * sizes['t']! };
+  },
+  expert_combine: (sizes) => ({ ...sizes, a: sizes['t']! * sizes['k']! }),
   sample: (sizes) => {
     const v = Math.max(sizes['v']!, 7);
     return { ...sizes, v, m: Math.ceil(v / 32), e: Math.min(sizes['e']!, 3) };
@@ -139,8 +168,9 @@ export function dtypesOf(
   op: Op,
   chosen: Readonly<Record<string, DType>> = {},
 ): Readonly<Record<string, DType>> {
-  const [first] = letters(op);
-  return { T: 'f32', W: 'f32', Y: (first ? chosen[first] : undefined) ?? 'f32', ...chosen };
+  const all = letters(op);
+  const plain = Object.fromEntries(all.map((letter) => [letter, 'f32' as const]));
+  return { ...plain, Y: (all[0] ? chosen[all[0]] : undefined) ?? 'f32', ...chosen };
 }
 
 export const completeSizes = (op: Op, sizes: Sizes): Sizes => {

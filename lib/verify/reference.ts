@@ -1,35 +1,16 @@
 /** Every op once more, plainly and in f64: what the kernels are held to. */
-export interface Values {
-  readonly shape: readonly number[];
-  readonly data: Float64Array;
-}
-export type Inputs = Readonly<Record<string, Values>>;
-export type Attrs = Readonly<Record<string, number | boolean>>;
+import { moeReferences } from './moe-reference';
+import { logSumExp, row, sum, values, type Attrs, type Inputs, type Values } from './values';
 
-export const values = (...shape: readonly number[]): Values => ({
-  shape,
-  data: new Float64Array(shape.reduce((a, b) => a * b, 1)),
-});
-const row = ({ shape, data }: Values, i: number): Float64Array => {
-  const length = shape.slice(1).reduce((a, b) => a * b, 1);
-  return data.subarray(i * length, (i + 1) * length);
-};
+export { logSumExp, row, sum, values };
+export type { Attrs, Inputs, Values };
+
 const map = (f: (...x: readonly number[]) => number, ...all: readonly Values[]): Values => ({
   shape: all[0]!.shape,
   data: all[0]!.data.map((_, i) => f(...all.map(({ data }) => data[i]!))),
 });
-const sum = (x: Iterable<number>) => {
-  let total = 0;
-  for (const each of x) total += each;
-  return total;
-};
 const silu = (x: number) => x / (1 + Math.exp(-x));
 const softplus = (x: number) => (x > 20 ? x : Math.log1p(Math.exp(x)));
-export const logSumExp = (x: Float64Array) => {
-  const most = x.reduce((a, b) => Math.max(a, b), -Infinity);
-  return most + Math.log(sum(x.map((each) => Math.exp(each - most))));
-};
-
 function rmsNorm(x: Values, weight: Values, eps: number): Values {
   const y = values(...x.shape);
   for (let t = 0; t < x.shape[0]!; t++) {
@@ -175,6 +156,15 @@ function takeRows(x: Values, rows: Float64Array): Values {
 export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs) => Inputs>> = {
   cast: ({ x }) => ({ y: x! }),
   add: ({ a, b }) => ({ y: map((p, q) => p + q, a!, b!) }),
+  mul: ({ a, b }) => ({ y: map((p, q) => p * q, a!, b!) }),
+  fill: ({ x }, { value }) => {
+    x!.data.fill(Number(value));
+    return {};
+  },
+  accumulate: ({ x, sum }) => {
+    sum!.data.forEach((_, i) => (sum!.data[i]! += x!.data[i]!));
+    return {};
+  },
   neg_exp: ({ x }) => ({ y: map((v) => -Math.exp(v), x!) }),
   take_rows: ({ x, rows }) => ({ y: takeRows(x!, rows!.data) }),
   zero_slots: ({ pool, slots }) => {
@@ -203,6 +193,11 @@ export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs) 
     const total = map((p, q) => p + q, x!, residual!);
     return { y: rmsNorm(total, weight!, eps as number), sum: total };
   },
+  norm_matmul: ({ x, residual, normWeight, weight, bias }, { eps }) => {
+    const total = x ? map((p, q) => p + q, x, residual!) : residual!;
+    const normed = rmsNorm(total, normWeight!, eps as number);
+    return { y: matmul({ x: normed, weight: weight!, ...(bias && { bias }) }), sum: total, normed };
+  },
   layer_norm: (inputs, { eps }) => ({ y: layerNorm(inputs, eps as number) }),
   causal_conv1d: (inputs, attrs) => ({ y: causalConv1d(inputs, attrs) }),
   selective_scan: (inputs, attrs) => ({ y: selectiveScan(inputs, attrs) }),
@@ -210,4 +205,5 @@ export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs) 
     sampleGreedy(inputs);
     return {};
   },
+  ...moeReferences,
 };

@@ -3,7 +3,7 @@ import { capture } from '../capture';
 import { device as openDevice, type Device } from '../device';
 import { ops, type Op } from '../op';
 import type { DType, Tensor, TypedArray } from '../tensor';
-import { attrsToTry, bits, decode, dtypeChoices, sizeNames, type Case } from './cases';
+import { attrsToTry, bits, decode, dtypeChoices, inputsOf, sizeNames, toTensor, type Case } from './cases';
 import { argumentsOf, call, disposeAll, measure, relativeError, type Results } from './measure';
 import { isSequential, packedAndPieces, roundingOn } from './pieces';
 import { references } from './reference';
@@ -40,27 +40,32 @@ interface Comparison {
 }
 
 const lengths = [1, 3, 33, 257, 1025];
+const someLengths = [3, 257];
 /** What the sizes are that are not tried: no tile, vector or warp is full. */
 const other = 17;
-/** Larger ones no kernel promises to take. */
-const most: Readonly<Record<string, Readonly<Record<string, number>>>> = { selective_scan: { n: 256 } };
+/** Larger sizes no kernel promises to take, or they multiply. */
+const most: Readonly<Record<string, Readonly<Record<string, number>>>> = {
+  selective_scan: { n: 256 },
+  expert_matmul: { e: 33 },
+  expert_combine: { k: 33 },
+};
 
 /** Some of everything: more than one tile, vector and warp, and none of them full. */
 const several = { t: 257, d: 150, m: 40, n: 70, k: 130, v: 1025 };
 
 /** These sizes of an op, as far as it has them; the others are `other`. */
 const withSizes = (op: Op, sizes: Case['sizes']) =>
-  Object.fromEntries(sizeNames(op).map((name) => [name, sizes[name] ?? other]));
+  Object.fromEntries(
+    sizeNames(op).map((name) => [name, Math.min(sizes[name] ?? other, most[op.opName]?.[name] ?? Infinity)]),
+  );
 
-/** Every dtype × every length in the place of every size, and every form, attribute and absence. */
+/**
+ * Every dtype × every length in the place of every size, and every form, attribute and absence; where tensors
+ * have dtypes of their own, some lengths of every mixture.
+ */
 function casesOf(op: Op): Case[] {
-  const choices = dtypeChoices(op);
-  const sized = sizeNames(op).flatMap((name) => {
-    const least = most[op.opName]?.[name] ?? Infinity;
-    return [...new Set(lengths.map((length) => Math.min(length, least)))].map((n) =>
-      withSizes(op, { [name]: n }),
-    );
-  });
+  const sized = (tried: readonly number[]) =>
+    sizeNames(op).flatMap((name) => tried.map((n) => withSizes(op, { [name]: n })));
   const optional = [...op.inputs].filter(([, spec]) => spec.optional).map(([name]) => name);
   const alternatives = Math.max(...[...op.inputs.values()].map(({ forms }) => forms.length));
   const variants: Partial<Case>[] = [
@@ -69,11 +74,18 @@ function casesOf(op: Op): Case[] {
     ...optional.map((name) => ({ without: [name] })),
     { without: optional },
   ];
-  return choices.flatMap((dtypes) => [
-    ...sized.map((sizes, i) => ({ sizes, dtypes, seed: i + 1 })),
-    ...variants.map((variant) => ({ sizes: withSizes(op, { t: 33, d: 35 }), dtypes, ...variant })),
-    { sizes: withSizes(op, several), dtypes },
-  ]);
+  return dtypeChoices(op).flatMap((dtypes) => {
+    const mixed = new Set(Object.values(dtypes)).size > 1;
+    return [
+      ...sized(mixed ? someLengths : lengths).map((sizes, i) => ({ sizes, dtypes, seed: i + 1 })),
+      ...(mixed ? [] : variants).map((variant) => ({
+        sizes: withSizes(op, { t: 33, d: 35 }),
+        dtypes,
+        ...variant,
+      })),
+      ...(mixed ? [] : [{ sizes: withSizes(op, several), dtypes }]),
+    ];
+  });
 }
 
 /** A case in words: `d 1025, T bf16`. */
@@ -102,16 +114,19 @@ async function bitError(got: Tensor, wanted: Tensor): Promise<number> {
   return relativeError(a, b) || Number.MIN_VALUE;
 }
 
+type Args = Readonly<Record<string, unknown>>;
+
 /** Runs the same call twice from the same values, `second` as it likes. */
 async function* repeated(
   op: Op,
   device: Device,
-  second: (args: Readonly<Record<string, unknown>>) => { results: Results; free?: () => void },
+  second: (args: Args) => { results: Results; free?: () => void },
 ): AsyncGenerator<Comparison> {
   const sizes = withSizes(op, several);
   for (const dtypes of dtypeChoices(op)) {
     const each: Case = { sizes, dtypes };
-    const [before, after] = [argumentsOf(op, each, device), argumentsOf(op, each, device)];
+    const inputs = inputsOf(op, each);
+    const [before, after] = [0, 1].map(() => argumentsOf(op, each, device, toTensor, inputs)) as [Args, Args];
     const wanted = call(op, before);
     const { results, free } = second(after);
     try {

@@ -91,6 +91,47 @@ void add(Stream& s, In a, In b, Out y) {
 }
 KERNEL(add)
 
+void mul(Stream& s, In a, In b, Out y) {
+  with_float(a.dtype(), [&](auto t) {
+    map<decltype(t)>(s, [](Vec p, Vec q) { return p * q; }, y, a, b);
+  });
+}
+KERNEL(mul)
+
+void fill(Stream& s, InOut x, float value) {
+  const Out y{x.view};
+  with_float(x.dtype(), [&](auto t) {
+    cover(
+        s,
+        [&](int64_t row, int64_t column, int64_t count) {
+          auto* to = y.row<decltype(t)>(row) + column;
+          for (int64_t j = 0; j < count; j += kLanes) store_some(to + j, splat(value), count - j);
+        },
+        y);
+  });
+}
+KERNEL(fill)
+
+void accumulate(Stream& s, In x, InOut sum) {
+  const Out y{sum.view};
+  with_float(x.dtype(), [&](auto t) {
+    with_float(sum.dtype(), [&](auto u) {
+      cover(
+          s,
+          [&](int64_t row, int64_t column, int64_t count) {
+            const auto* from = x.row<decltype(t)>(row) + column;
+            auto* to = y.row<decltype(u)>(row) + column;
+            for (int64_t j = 0; j < count; j += kLanes) {
+              const int64_t left = count - j;
+              store_some(to + j, load_some(to + j, left) + load_some(from + j, left), left);
+            }
+          },
+          y, x);
+    });
+  });
+}
+KERNEL(accumulate)
+
 // A from A_log, once a model: in double, since everything after depends on it.
 void neg_exp(Stream& s, In x, Out y) {
   cover(

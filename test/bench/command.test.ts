@@ -1,4 +1,4 @@
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { IDS_MODEL, run } from '../cli/run';
@@ -29,15 +29,20 @@ it('writes a table, a file of JSON lines and a plot', async () => {
   ]);
   expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
   expect(stdout.split('\n').filter((line) => /1×8×[46]×16 +f32 +[12] /.test(line))).toHaveLength(4);
-  expect(parse(readFileSync(output, 'utf8')).map(({ threads, name }) => [threads, name])).toEqual([
-    [1, '1×8×4×16'],
-    [1, '1×8×6×16'],
-    [2, '1×8×4×16'],
-    [2, '1×8×6×16'],
+  expect(
+    parse(readFileSync(output, 'utf8')).map(({ threads, batch, dim, length, state, bench }) => [
+      threads,
+      `${bench} ${batch}×${dim}×${length}×${state}`,
+    ]),
+  ).toEqual([
+    [1, 'scan_fwd 1×8×4×16'],
+    [1, 'scan_fwd 1×8×6×16'],
+    [2, 'scan_fwd 1×8×4×16'],
+    [2, 'scan_fwd 1×8×6×16'],
   ]);
   const svg = readFileSync(plot, 'utf8');
   expect(svg).toMatch(/^<svg xmlns="http:\/\/www.w3.org\/2000\/svg"[^]*<\/svg>\n$/);
-  expect(svg.match(/<rect /g)).toHaveLength(1 + 2 + 4); // paper, legend, bars
+  expect(svg.match(/<circle /g)).toHaveLength(4 + 1); // points, legend
   expect(svg).not.toMatch(/NaN|undefined|Infinity/);
 });
 
@@ -63,7 +68,9 @@ it('writes nothing but JSON with --json', async () => {
       'level',
       'threads',
       'dtype',
-      'shape',
+      'batch',
+      'length',
+      'commit',
       'model',
       'ms',
       'figures',
@@ -71,6 +78,74 @@ it('writes nothing but JSON with --json', async () => {
       'version',
     ]),
   );
+});
+
+it('writes into a folder, compares with it, and warns of another device', async () => {
+  const args = [
+    'bench',
+    'conv',
+    '--batch',
+    '1',
+    '--dim',
+    '8',
+    '--length',
+    '4',
+    '--runs',
+    '2',
+    '--dtype',
+    'f32,bf16',
+  ];
+  const first = await run([...args, '--output', folder]);
+  expect(first.code).toBe(0);
+  const file = join(folder, 'conv.jsonl');
+  const lines = readFileSync(file, 'utf8').trim().split('\n');
+  expect(lines.map((line) => (JSON.parse(line) as { dtype: string }).dtype)).toEqual(['f32', 'bf16']);
+  writeFileSync(file, `${JSON.stringify({ ...parse(lines[0]!)[0], device: 'an\x1b other', ms: 1e6 })}\n`);
+  const { code, stdout, stderr } = await run([
+    ...args,
+    '--compare',
+    file,
+    '--plot',
+    join(folder, 'conv.svg'),
+  ]);
+  expect(code).toBe(0);
+  expect(stdout).toMatch(/their ms +× as fast/);
+  expect(stderr).toContain('warning: --compare: times of an\\x1b other');
+  expect(stderr).toContain('1 of 2 have no counterpart');
+  expect(stderr).toMatch(/compared: conv_fwd f32: geometric mean \d+/);
+});
+
+it('times generate, and the unfused scan', async () => {
+  const generated = await run([
+    'bench',
+    'generate',
+    '--model',
+    IDS_MODEL,
+    '--new-tokens',
+    '3',
+    '--runs',
+    '1',
+    '--json',
+  ]);
+  expect(parse(generated.stdout)).toMatchObject([
+    { bench: 'generate', batch: 1, newTokens: 3 },
+    { bench: 'generate', batch: 8 },
+  ]);
+  const scans = await run(['bench', 'scan', ...small, '--reference', '--json']);
+  expect(parse(scans.stdout).map(({ bench }) => bench)).toEqual([
+    'scan_fwd',
+    'scan_steps',
+    'scan_fwd',
+    'scan_steps',
+  ]);
+});
+
+it('refuses a hostile file to compare with, before any work', async () => {
+  const file = join(folder, 'hostile.json');
+  writeFileSync(file, '{"bench":"scan_fwd","device":"x","dtype":"f32","ms":0}');
+  const { code, stdout, stderr } = await run(['bench', 'scan', ...small, '--compare', file]);
+  expect({ code, stdout }).toEqual({ code: 1, stdout: '' });
+  expect(stderr).toContain('line 1: ms is 0, expected a number above 0');
 });
 
 it('breaks a decode step down', async () => {
@@ -102,6 +177,9 @@ it.each([
   [['prefill', '--device', 'tpu'], '--device'],
   [['decode', '--model', '131m'], '131m'],
   [['decode', '--batch', '-1'], '--batch'],
+  [['generate', '--new-tokens', '0'], '--new-tokens'],
+  [['conv', '--width', 'x'], '--width'],
+  [['prefill', '--model', '130m,'], 'empty name'],
   [['everything'], 'everything'],
 ])('refuses %j', async (args, message) => {
   const { code, stderr } = await run(['bench', ...args]);

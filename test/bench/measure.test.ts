@@ -17,7 +17,7 @@ it('describes repeated timings', () => {
 
 it('runs once more than it counts', async () => {
   const work = jest.fn(async () => {});
-  expect((await timeRuns(work, 4)).runs).toBe(4);
+  expect((await timeRuns(device('cpu'), work, 4)).runs).toBe(4);
   expect(work).toHaveBeenCalledTimes(5);
 });
 

@@ -1,6 +1,7 @@
-import { benchDecode, breakDown } from '../../lib/bench/decode';
+import { benchDecode, benchGenerate, breakDown } from '../../lib/bench/decode';
 import { openModel, prefillFlops, presetConfig, randomPrompts, stepWeightBytes } from '../../lib/bench/model';
-import { benchPrefill, prefillOps } from '../../lib/bench/prefill';
+import { benchPrefill, prefillOps, withLinearity } from '../../lib/bench/prefill';
+import { modelOfRandomWeights } from '../../lib/bench/random-weights';
 import { AutoModelForCausalLM, type CausalLM } from '../../lib/generation/causal-lm';
 import { device } from '../../lib/device';
 
@@ -53,7 +54,11 @@ it('times prompts', async () => {
 
 it('times steps, against what memory gives', async () => {
   const result = await benchDecode(model, 'tiny', { batch: 2, steps: 3 }, { copy: 10, read: 10 }, 2);
-  expect(result).toMatchObject({ bench: 'decode', name: 'tiny, batch 2', shape: { batch: 2, steps: 3 } });
+  expect(result).toMatchObject({
+    bench: 'decode_step',
+    name: 'tiny, batch 2',
+    shape: { batch: 2, steps: 3 },
+  });
   expect(result.figures['bytes']).toBe(stepWeightBytes(model));
 });
 
@@ -75,8 +80,41 @@ it('names the ops of a prompt and of a step', async () => {
   expect(figures.ops).toBe(ops.reduce((sum, { calls }) => sum + calls, 0));
 });
 
+it('times generate beside its steps', async () => {
+  const result = await benchGenerate(model, 'tiny', { batch: 2, newTokens: 3 }, 2);
+  expect(result).toMatchObject({ bench: 'generate', dtype: 'f32', shape: { batch: 2, newTokens: 3 } });
+  expect(result.figures['toStep']).toBeCloseTo(result.ms.median / result.figures['stepMs']!);
+});
+
+it('says whether time is linear in the length', async () => {
+  const short = await benchPrefill(model, 'tiny', { batch: 1, length: 4 }, 1);
+  const long = { ...short, shape: { batch: 1, length: 8 }, ms: { ...short.ms, median: 3 * short.ms.median } };
+  expect(withLinearity(long, [short]).figures['tokenTimeToShortest']).toBeCloseTo(1.5);
+  expect(withLinearity(short, [long]).figures).not.toHaveProperty('tokenTimeToShortest');
+  expect(short.figures['beyondWeightsBytes']).toBeGreaterThan(0);
+});
+
+it.each(['f32', 'bf16'] as const)('makes random weights of %s: one layer, repeated', async (dtype) => {
+  const made = await modelOfRandomWeights({ ...config, vocab_size: 70000 }, device('cpu'), dtype);
+  const read = async (name: string) => made.parameters.get(name)!.data();
+  const at = (layer: number) => `backbone.layers.${layer}.mixer`;
+  for (const name of ['in_proj.weight', 'dt_proj.bias', 'A_log', 'conv1d.weight', 'D']) {
+    expect(await read(`${at(1)}.${name}`)).toEqual(await read(`${at(0)}.${name}`));
+  }
+  const embeddings = await read('backbone.embeddings.weight'); // larger than what is drawn
+  const rows = new Set(Array.from({ length: 70000 }, (_, i) => embeddings.slice(16 * i, 16 * i + 16).join()));
+  expect(rows.size).toBe(70000);
+  const state = made.createState(1);
+  await made.run([Int32Array.of(1, 69999)], state);
+  expect((await state.logits.data()).every(Number.isFinite)).toBe(true);
+  state.dispose();
+  made.dispose();
+});
+
 it('leaves nothing behind', async () => {
   const { used } = device('cpu').memoryUsage();
   await breakDown(model, 1, 2, 1);
+  await benchDecode(model, 'tiny', { batch: 2, steps: 2 }, { copy: 10, read: 10 }, 1);
+  await benchGenerate(model, 'tiny', { batch: 1, newTokens: 2 }, 1);
   expect(device('cpu').memoryUsage().used).toBe(used);
 });

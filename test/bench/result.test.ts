@@ -1,5 +1,5 @@
 import { barsOf } from '../../lib/bench/plot';
-import { digits, origin, tableRows, type Line } from '../../lib/bench/result';
+import { digits, jsonLine, origin, tableRows, type Line } from '../../lib/bench/result';
 
 const line = (name: string, threads: number, figures: Record<string, number>): Line => ({
   bench: 'prefill',
@@ -12,8 +12,30 @@ const line = (name: string, threads: number, figures: Record<string, number>): L
   level: 'AVX2',
   threads,
   version: '1.2.3',
-  commit: undefined,
+  commit: 'abc1234',
   date: '2026-01-01T00:00:00.000Z',
+});
+
+it('writes flat lines, with the median as ms', () => {
+  const { ms: _, shape: __, name: ___, ...rest } = line('a', 2, { x: 1 });
+  expect(JSON.parse(jsonLine(line('a', 2, { x: 1 })))).toEqual({
+    ...rest,
+    batch: 1,
+    ms: 10,
+    p10: 8,
+    p90: 20,
+    runs: 3,
+  });
+});
+
+it('colours by dtype where threads do not matter', () => {
+  const gpu = { level: 'compute capability 9.0, driver for CUDA 13.0' };
+  const lines = [
+    { ...line('a', 16, { x: 1 }), ...gpu },
+    { ...line('a', 16, { x: 2 }), ...gpu, dtype: 'bf16' as const },
+  ];
+  expect(barsOf(lines, '', '', 'x').series.map(({ name }) => name)).toEqual(['f32', 'bf16']);
+  expect(tableRows(lines)[0]).not.toContain('threads');
 });
 
 it('writes numbers in three digits', () => {
@@ -55,7 +77,8 @@ it('groups by name and colours by threads', () => {
 });
 
 it('says which version was measured', () => {
-  const { version, date } = origin();
+  const { version, commit, date } = origin();
+  expect(commit).toMatch(/^([0-9a-f]{7,}(-dirty)?|v\d.*)$/);
   expect(version).toMatch(/^\d+\.\d+\.\d+/);
   expect(Date.parse(date)).not.toBeNaN();
 });

@@ -1,0 +1,174 @@
+// Which experts a token goes to. route_experts: one warp a token, the row read k + 3 times from the
+// cache, t*e*8 bytes of memory moved. sinkhorn: one block, since a turn needs the sums of the one
+// before; each turn reads the matrix once.
+#include <math.h>
+
+#include "device/order.cuh"
+#include "device/pack.cuh"
+#include "device/philox.cuh"
+#include "device/reduce.cuh"
+#include "dispatch.cuh"
+#include "stream.h"
+
+namespace ss::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+
+__device__ inline unsigned long long warp_most(unsigned long long x) {
+#pragma unroll
+  for (int lane = 16; lane > 0; lane /= 2) {
+    const unsigned long long other = __shfl_xor_sync(0xffffffffu, x, lane);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+
+__global__ void __launch_bounds__(32 * kWarps)
+    choose(const float* logits, int64_t x_stride, const float* scores, int64_t s_stride, int64_t t,
+           int64_t e, int64_t k, bool sigmoid, bool normalize, int32_t* experts, float* weights,
+           float* probs) {
+  const int lane = threadIdx.x % 32;
+  const int64_t i = blockIdx.x * int64_t{kWarps} + threadIdx.x / 32;
+  if (i >= t) return;
+  const float *x = logits + i * x_stride, *score = scores ? scores + i * s_stride : x;
+  float most = -INFINITY, total = 0;
+  if (!sigmoid) {
+    bool nan = false;
+    for (int64_t j = lane; j < e; j += 32) most = fmaxf(most, x[j]), nan |= x[j] != x[j];
+    most = __any_sync(0xffffffffu, nan) ? NAN : warp_max(most);
+    for (int64_t j = lane; j < e; j += 32) total += expf(x[j] - most);
+    total = warp_sum(total);
+  }
+  const auto prob = [&](int64_t j) {
+    return sigmoid ? 1.0f / (1.0f + expf(-x[j])) : expf(x[j] - most) / total;
+  };
+  for (int64_t j = lane; j < e; j += 32) probs[i * e + j] = prob(j);
+
+  // The key of an expert is larger than those of all that come after it: none equals another.
+  unsigned long long last = ~0ull;
+  float sum = 0;
+  for (int64_t c = 0; c < k; c++) {
+    unsigned long long best = 0;
+    for (int64_t j = lane; j < e; j += 32) {
+      const unsigned long long key =
+          static_cast<unsigned long long>(key_of(score[j])) << 32 | (0xfffffffeu - static_cast<uint32_t>(j));
+      if (key < last && key > best) best = key;
+    }
+    last = warp_most(best);
+    const int32_t expert = static_cast<int32_t>(0xfffffffeu - static_cast<uint32_t>(last));
+    const float w = prob(expert);
+    sum += w;
+    if (lane == 0) experts[i * k + c] = expert, weights[i * k + c] = w;
+  }
+  if (!normalize) return;
+  __syncwarp();
+  for (int64_t c = lane; c < k; c += 32) weights[i * k + c] /= sum;
+}
+
+// A warp has a row at a time; its lanes add to the columns' sums of the warp, and these are added
+// in the order of the warps.
+__global__ void __launch_bounds__(1024)
+    balance(const float* logits, int64_t stride, int64_t t, int64_t e, bool classical,
+            double tolerance, double epsilon, int64_t most, float* balanced, int32_t* iterations) {
+  extern __shared__ double memory[];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  double *d1 = memory, *before = d1 + e, *sums = before + e, *own = sums + warp * e;
+  const auto cost = [&](int64_t i, int64_t j) {
+    return exp(2.0 * static_cast<double>(logits[i * stride + j]));
+  };
+  const auto row_factor = [&](int64_t i, const double* d) {
+    double sum = 0;
+    for (int64_t j = lane; j < e; j += 32) sum += d[j] * cost(i, j);
+    return 1 / (static_cast<double>(t) * (warp_sum(sum) + epsilon));
+  };
+  // Column j's sum of factor(i) * cost, for the threads that have columns.
+  const auto sum_columns = [&](auto&& factor) {
+    for (int64_t j = lane; j < e; j += 32) own[j] = 0;
+    for (int64_t i = warp; i < t; i += warps) {
+      const double f = factor(i);
+      for (int64_t j = lane; j < e; j += 32) own[j] += f * cost(i, j);
+    }
+    __syncthreads();
+  };
+  const auto column = [&](int64_t j) {
+    double sum = 0;
+    for (int w = 0; w < warps; w++) sum += sums[w * e + j];
+    return sum;
+  };
+  sum_columns([](int64_t) { return 1.0; });
+  for (int64_t j = threadIdx.x; j < e; j += blockDim.x)
+    d1[j] = classical ? 1 : 1 / (static_cast<double>(e) * column(j));
+  __syncthreads();
+
+  int32_t turns = 0;
+  for (double change = INFINITY; t > 0 && change > tolerance && turns < most; turns++) {
+    sum_columns([&](int64_t i) { return row_factor(i, d1); });
+    double moved = 0;
+    for (int64_t j = threadIdx.x; j < e; j += blockDim.x) {
+      before[j] = d1[j];
+      d1[j] = 1 / (static_cast<double>(e) * (column(j) + epsilon));
+      moved += fabs(d1[j] - before[j]);
+    }
+    change = block_sum(moved) / static_cast<double>(e);
+    __syncthreads();
+  }
+  for (int64_t i = warp; i < t; i += warps) {
+    const double d0 = turns > 0 ? row_factor(i, before) : 1;
+    for (int64_t j = lane; j < e; j += 32)
+      balanced[i * e + j] = static_cast<float>(d1[j] * cost(i, j) * d0);
+  }
+  if (threadIdx.x == 0) *iterations = turns;
+}
+
+template <class X>
+__global__ void add_noise(const X* x, int64_t stride, int64_t t, int64_t d, const int32_t* seed,
+                          float epsilon, float* y) {
+  const uint32_t low = static_cast<uint32_t>(seed[0]), high = static_cast<uint32_t>(seed[1]);
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < t * d; i += step) {
+    const double u = uniform(low, high, static_cast<uint32_t>(i));
+    y[i] = to_float(x[i / d * stride + i % d]) * static_cast<float>(1 + epsilon * (2 * u - 1));
+  }
+}
+
+}  // namespace
+
+void route_experts(Stream& s, In logits, Opt scores, int64_t k, bool sigmoid, bool normalize,
+                   Out experts, Out weights, Out probs) {  // [t, e] -> [t, k], [t, k], [t, e]
+  const int64_t t = logits.size(0), blocks = (t + kWarps - 1) / kWarps;
+  if (t == 0) return;
+  choose<<<static_cast<unsigned>(blocks), 32 * kWarps, 0, s.handle>>>(
+      logits.data<float>(), logits.stride(), scores ? scores.data<float>() : nullptr,
+      scores ? scores.stride() : 0, t, logits.size(1), k, sigmoid, normalize,
+      experts.data<int32_t>(), weights.data<float>(), probs.data<float>());
+}
+KERNEL(route_experts)
+
+void sinkhorn(Stream& s, In logits, bool classical, float tolerance, float epsilon, int64_t most,
+              Out balanced, Out iterations) {  // [t, e] -> [t, e], [1]
+  constexpr int64_t kShared = 44 << 10;  // the rest of 48 KiB is for the reductions
+  const int64_t t = logits.size(0), e = logits.size(1), bytes = e * int64_t{sizeof(double)};
+  if (e == 0) {
+    cudaMemsetAsync(iterations.data<int32_t>(), 0, sizeof(int32_t), s.handle);
+    return;
+  }
+  const int64_t fitting = kShared / bytes - 2, warps = fitting < 32 ? fitting : 32;
+  balance<<<1, static_cast<unsigned>(32 * warps), static_cast<size_t>((warps + 2) * bytes),
+            s.handle>>>(logits.data<float>(), logits.stride(), t, e, classical, tolerance, epsilon,
+                        most, balanced.data<float>(), iterations.data<int32_t>());
+}
+KERNEL(sinkhorn)
+
+void jitter(Stream& s, In x, In seed, float epsilon, Out y) {  // [t, d], [2] -> [t, d]
+  const int64_t t = x.size(0), d = x.size(1), blocks = (t * d + 255) / 256;
+  if (blocks == 0) return;
+  with_float(x.dtype(), [&](auto xt) {
+    using X = decltype(xt);
+    add_noise<X><<<static_cast<unsigned>(blocks < 4096 ? blocks : 4096), 256, 0, s.handle>>>(
+        x.data<X>(), x.stride(), t, d, seed.data<int32_t>(), epsilon, y.data<float>());
+  });
+}
+KERNEL(jitter)
+
+}  // namespace ss::cuda

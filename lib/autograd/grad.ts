@@ -1,0 +1,132 @@
+import { accumulate, add, cast, fill } from '../ops/elementwise';
+import { keep, scope, sizeOf, Tensor } from '../tensor';
+import { recording, release, track, untrack, variableOf, type Step, type Tape, type Variable } from './tape';
+
+/** Any tensor as rows, in place. */
+const matrix = (tensor: Tensor): Tensor =>
+  tensor.shape.length === 2
+    ? tensor
+    : tensor.shape.length === 1
+      ? tensor.reshape([1, tensor.size])
+      : tensor.reshape([tensor.shape[0]!, sizeOf(tensor.shape.slice(1))]);
+
+/** Where a variable's gradient lies: its own tensor of zeros to begin with, or a part of its base's. */
+function place(variable: Variable): Tensor {
+  const { from, shape, dtype, device } = variable;
+  if (from) return from.again(place(from.base));
+  const { grad: given } = variable;
+  if (given && variable.owned) return given;
+  const own = given ? cast({ x: matrix(given) }).reshape(shape) : Tensor.empty(shape, dtype, device);
+  if (!given) fill({ x: matrix(own) });
+  given?.dispose();
+  variable.grad = keep(own);
+  variable.owned = true;
+  return own;
+}
+
+/** Adds a gradient to a variable's. */
+export function give(variable: Variable, gradient: Tensor, call: string): void {
+  const { shape, dtype } = variable;
+  if (gradient.dtype !== dtype || gradient.shape.join() !== shape.join()) {
+    throw new TypeError(`${call}: its gradient rule gave ${gradient}, expected ${dtype}[${shape.join(',')}]`);
+  }
+  if (variable.from || (variable.grad && variable.owned)) {
+    accumulate({ x: matrix(gradient), sum: matrix(place(variable)) });
+  } else if (variable.grad) {
+    const sum = keep(add(matrix(variable.grad), matrix(gradient)).reshape(shape));
+    variable.grad.dispose();
+    variable.grad = sum;
+    variable.owned = true;
+  } else {
+    // Another handle: the rule may have given the same tensor to two inputs.
+    variable.grad = keep(gradient.reshape(shape));
+  }
+}
+
+/** Told of each call on the way back, with the gradients that its rule gave. */
+export type Watch = (opName: string, gradients: Readonly<Record<string, Tensor | undefined>>) => void;
+
+/** Walks a tape back, from gradients that stand in the variables already; frees it on the way. */
+export function backward(tape: Tape, watch?: Watch): void {
+  for (let step: Step | undefined; (step = tape.pop());) {
+    const { opName, vjp, args, results, inputs, outputs } = step;
+    const grad = Object.fromEntries(Object.entries(outputs).map(([name, { grad }]) => [name, grad]));
+    try {
+      if (Object.values(grad).some((value) => value !== undefined)) {
+        scope(() => {
+          const gradients = vjp({ args, results, grad, inputs });
+          watch?.(opName, gradients);
+          for (const [name, variable] of Object.entries(inputs)) {
+            const gradient = gradients[name];
+            if (gradient) give(variable, gradient, opName);
+          }
+        });
+      }
+    } finally {
+      release(step);
+      for (const variable of Object.values(outputs)) {
+        variable.grad?.dispose();
+        delete variable.grad;
+      }
+    }
+  }
+}
+
+export interface GradOptions {
+  /** Gradients are added to these instead of to new tensors: for micro-batches. */
+  readonly into?: readonly Tensor[];
+  /** The gradient of `fn`'s result; without it, ones. */
+  readonly seed?: Tensor;
+  /** Told of each call on the way back. */
+  readonly watch?: Watch;
+}
+
+export interface Gradients {
+  /** What `fn` returned. */
+  readonly value: Tensor;
+  /** One for each parameter, of its dtype and shape; zeros where nothing depends on it. */
+  readonly gradients: readonly Tensor[];
+}
+
+/**
+ * Runs `fn` and returns its value and the gradients of the value's sum, or of its product with
+ * `seed`, with respect to `parameters`: reverse-mode differentiation (Griewank and Walther 2008).
+ * Everything is queued; nothing waits.
+ * @throws TypeError when `fn` returns something that does not depend on a parameter, Error when it
+ * calls an op that has no gradient or one that updates a tracked tensor in place.
+ */
+export function grad(
+  fn: () => Tensor,
+  parameters: readonly Tensor[],
+  { into, seed, watch }: GradOptions = {},
+): Gradients {
+  if (into && into.length !== parameters.length)
+    throw new TypeError(`grad: into has ${into.length} tensors, expected ${parameters.length}`);
+  const known = parameters.findIndex((parameter) => variableOf(parameter));
+  if (known >= 0) throw new Error(`grad: parameter ${known} is in use by another grad`);
+  const tape: Tape = [];
+  const leaves = parameters.map((parameter) => track(parameter));
+  try {
+    const value = recording(tape, fn);
+    const result = variableOf(value);
+    if (!result) throw new TypeError('grad: the value does not depend on any of the parameters');
+    const gradients = scope(() => {
+      leaves.forEach((leaf, i) => {
+        if (!into) return;
+        leaf.grad = into[i]!;
+        leaf.owned = true;
+      });
+      if (seed) give(result, seed, 'grad: seed');
+      else fill({ x: matrix(place(result)), value: 1 });
+      backward(tape, watch);
+      return leaves.map(place);
+    });
+    return { value, gradients: gradients.map((gradient) => keep(gradient)) };
+  } finally {
+    tape.forEach(release);
+    parameters.forEach(untrack);
+  }
+}
+
+/** Runs `fn` without noting anything: what it returns counts as constant. */
+export const noGrad = <R>(fn: () => R): R => recording(undefined, fn);

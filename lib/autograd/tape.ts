@@ -1,0 +1,144 @@
+import { keep, onView, type Tensor } from '../tensor';
+
+/** What gradients are summed for: a parameter, or something that was computed from one. */
+export interface Variable {
+  readonly shape: readonly number[];
+  readonly dtype: Tensor['dtype'];
+  readonly device: Tensor['device'];
+  /** A view's gradient lies inside its base's: `again` makes the same view of another tensor. */
+  readonly from?: { readonly base: Variable; readonly again: (tensor: Tensor) => Tensor };
+  grad?: Tensor;
+  /** Whether `grad` is ours to add to, or belongs to a rule that may have given it away twice. */
+  owned?: boolean;
+}
+
+type Arguments = Readonly<Record<string, Tensor | number | boolean | undefined>>;
+type Tensors = Readonly<Record<string, Tensor>>;
+
+/** What a gradient rule is given: the call, as far as the op said that it is needed, and `grad`. */
+export interface Call {
+  /** Tensors that the op's `saves` names, and all attributes. */
+  readonly args: Arguments;
+  /** Outputs that `saves` names. */
+  readonly results: Tensors;
+  /** Gradients of the outputs; those that nothing came from are missing. */
+  readonly grad: Readonly<Record<string, Tensor | undefined>>;
+  /** Shape and dtype of the inputs whose gradients are wanted. */
+  readonly inputs: Readonly<Record<string, Variable>>;
+}
+
+/** Gradients of the inputs, by name: each of its input's dtype and shape, or left out. */
+export type InputGradients = Readonly<Record<string, Tensor | undefined>>;
+export type Vjp = (call: Call) => InputGradients;
+
+/** A call on the tape. */
+export interface Step {
+  readonly opName: string;
+  readonly vjp: Vjp;
+  readonly args: Arguments;
+  readonly results: Tensors;
+  readonly inputs: Readonly<Record<string, Variable>>;
+  readonly outputs: Readonly<Record<string, Variable>>;
+}
+
+/** The calls so far, in order. */
+export type Tape = Step[];
+
+const variables = new WeakMap<Tensor, Variable>();
+let current: Tape | undefined;
+
+export const variableOf = (tensor: Tensor): Variable | undefined => variables.get(tensor);
+
+/** Makes `tensor` one to take gradients for, or the same one as `variable`. */
+export function track(tensor: Tensor, variable?: Variable): Variable {
+  const { shape, dtype, device } = tensor;
+  const made = variable ?? { shape, dtype, device };
+  variables.set(tensor, made);
+  return made;
+}
+
+export function untrack(tensor: Tensor): void {
+  variables.delete(tensor);
+}
+
+/** The same memory under a handle of its own, which outlives the scopes around it. */
+export function alias(tensor: Tensor): Tensor {
+  return recording(undefined, () => keep(tensor.reshape(tensor.shape)));
+}
+
+/** Runs `fn` while calls go to `tape`, or to none. */
+export function recording<R>(tape: Tape | undefined, fn: () => R): R {
+  const outer = current;
+  current = tape;
+  try {
+    return fn();
+  } finally {
+    current = outer;
+  }
+}
+
+export const isRecording = (): boolean => current !== undefined;
+
+/** Whether a call with these tensors has to be noted. */
+export function isTracked(args: Readonly<Record<string, unknown>>): boolean {
+  if (!current) return false;
+  for (const name in args) if (variables.has(args[name] as Tensor)) return true;
+  return false;
+}
+
+interface Recorded {
+  readonly opName: string;
+  readonly vjp: Vjp | undefined;
+  readonly saves: readonly string[];
+  readonly inPlace: readonly string[];
+}
+
+/** Before a tracked call runs: whether it can be differentiated. */
+export function checkRecordable(op: Recorded, args: Readonly<Record<string, unknown>>): void {
+  if (!op.vjp) throw new Error(`${op.opName}: it has no gradient; call it within noGrad, or not at all`);
+  const overwritten = op.inPlace.find((name) => args[name] !== undefined);
+  if (overwritten)
+    throw new Error(
+      `${op.opName}: ${overwritten} is given, expected none while gradients are recorded; it is updated in place`,
+    );
+}
+
+/** After a tracked call: notes it. */
+export function record(op: Recorded, args: Arguments, results: Tensors): void {
+  const inputs: Record<string, Variable> = {};
+  const outputs: Record<string, Variable> = {};
+  const saved: Record<string, Tensor | number | boolean | undefined> = {};
+  const kept: Record<string, Tensor> = {};
+  for (const [name, arg] of Object.entries(args)) {
+    if (!isTensor(arg)) saved[name] = arg;
+    else {
+      const variable = variables.get(arg);
+      if (variable) inputs[name] = variable;
+      if (op.saves.includes(name)) saved[name] = alias(arg);
+    }
+  }
+  for (const [name, result] of Object.entries(results)) {
+    outputs[name] = track(result);
+    if (op.saves.includes(name)) kept[name] = alias(result);
+  }
+  note({ opName: op.opName, vjp: op.vjp!, args: saved, results: kept, inputs, outputs });
+}
+
+export function note(step: Step): void {
+  current!.push(step);
+}
+
+/** Frees what a step kept. */
+export function release({ args, results }: Step): void {
+  for (const value of [...Object.values(args), ...Object.values(results)])
+    if (isTensor(value)) value.dispose();
+}
+
+const isTensor = (value: unknown): value is Tensor => typeof value === 'object' && value !== null;
+
+onView((view, base, again) => {
+  const variable = current && variables.get(base);
+  if (!variable) return;
+  const { shape, dtype, device } = view;
+  variables.set(view, { shape, dtype, device, from: { base: variable, again } });
+});

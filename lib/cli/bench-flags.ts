@@ -1,0 +1,83 @@
+import { InvalidArgumentError, Option, type Command } from 'commander';
+import { presets } from '../bench/model';
+import type { FloatFormat } from '../io/convert';
+
+export interface CommonFlags {
+  readonly device?: string;
+  readonly dtype?: readonly FloatFormat[];
+  readonly threads?: readonly number[];
+  readonly runs: number;
+  readonly json?: boolean;
+  readonly output?: string;
+  readonly plot?: string;
+  readonly compare?: string;
+}
+
+export interface ModelFlags extends CommonFlags {
+  readonly model: readonly string[];
+  readonly batch?: readonly number[];
+}
+
+/** `1,2,8`: whole numbers from 1. */
+export function wholes(text: string): readonly number[] {
+  const values = text.split(',').map(Number);
+  if (values.some((value) => !Number.isSafeInteger(value) || value < 1)) {
+    throw new InvalidArgumentError('It is not a list of whole numbers from 1 on, such as 1 or 1,2,4.');
+  }
+  return values;
+}
+
+export function whole(text: string): number {
+  const [value, ...more] = wholes(text);
+  if (more.length > 0) throw new InvalidArgumentError('It is a list; one number is expected.');
+  return value!;
+}
+
+function threadCounts(text: string): readonly number[] {
+  const values = wholes(text);
+  if (values.some((value) => value > 256))
+    throw new InvalidArgumentError('At most 256 threads are possible.');
+  return values;
+}
+
+const formats: readonly FloatFormat[] = ['f32', 'bf16', 'f16'];
+
+function dtypeList(text: string): readonly FloatFormat[] {
+  const values = text.split(',');
+  if (values.every((value): value is FloatFormat => formats.includes(value as FloatFormat))) return values;
+  throw new InvalidArgumentError(`It is not a list of some of ${formats.join(', ')}.`);
+}
+
+function names(text: string): readonly string[] {
+  const values = text.split(',');
+  if (values.includes('')) throw new InvalidArgumentError('It is a list with an empty name.');
+  return values;
+}
+
+/** The options of every bench, with `runs` timed runs by default. */
+export const common = (command: Command, runs: number) =>
+  command
+    .option(
+      '--dtype <list>',
+      'f32, bf16, f16, of activations (scan, conv) or weights (default: f32 on a CPU)',
+      dtypeList,
+    )
+    .option('--device <name>', 'cpu, cuda or cuda:<index> (default: cpu)')
+    .option(
+      '--threads <list>',
+      'numbers of threads, such as 1,2,4 (default: one for each core)',
+      threadCounts,
+    )
+    .option('--runs <n>', 'timed runs after warm-up', whole, runs)
+    .option('--json', 'write JSON, one object a line, instead of a table')
+    .option('--output <path>', 'append the JSON lines to a file, or to <bench>.jsonl in a folder')
+    .option('--plot <file>', 'draw the results as SVG')
+    .option('--compare <file>', "print ratios to an earlier run's file, or to peers' figures");
+
+/** The options of benches of models. */
+export const addModel = (command: Command) =>
+  command.addOption(
+    new Option('--model <list>', `${Object.keys(presets).join(', ')} (random weights), folders or hub ids`)
+      .argParser(names)
+      .default(['130m'], '130m'),
+  );

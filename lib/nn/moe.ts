@@ -1,0 +1,123 @@
+import { expertCombine } from '../ops/experts';
+import { matmul } from '../ops/matmul';
+import { jitter, limitExperts, routeExperts, routerStatistics, sinkhorn, sortExperts } from '../ops/routing';
+import { keep, scope, type Tensor } from '../tensor';
+import { Experts, type ExpertSizes } from './experts';
+import * as init from './init';
+import type { Weights } from './weights';
+
+/**
+ * How tokens and experts find each other. `softmax`: each token's best by their probability (Switch
+ * with one, Shazeer et al. with more). `sigmoid`: weighed by the sigmoid of the logit (BlackMamba's
+ * inference). `sinkhorn`: in training chosen after Sinkhorn's balancing, else as `sigmoid`.
+ * `expert-choice`: each expert takes its best tokens; what is chosen then depends on later tokens.
+ */
+export type Router = 'softmax' | 'sigmoid' | 'sinkhorn' | 'expert-choice';
+
+export interface MoEConfig extends ExpertSizes {
+  readonly experts: number;
+  readonly topK: number;
+  readonly router: Router;
+  /** Of the router's logits. */
+  readonly routerBias: boolean;
+  /** Divides the weights of a token's experts by their sum. */
+  readonly normalize: boolean;
+  /** Each expert takes at most this, times tokens · topK / experts, in training; expert choice always. */
+  readonly capacityFactor: number | undefined;
+  /** The router's input is multiplied by numbers in [1 - jitter, 1 + jitter] in training. */
+  readonly jitter: number;
+  /** Sinkhorn starts as published before BlackMamba: from ones. */
+  readonly classicalSinkhorn: boolean;
+  /** Below the layer: where the experts are, and their two matrices. */
+  readonly names: { readonly experts: string; readonly up: string; readonly down: string };
+}
+
+/** What a router did: tensors that live until they are disposed. */
+export interface Routing {
+  /** i32[t, k]: the experts of each token, best first; -1 where one had no room. */
+  readonly experts: Tensor;
+  /** f32[t, k] */
+  readonly weights: Tensor;
+  /** f32[1]: e · Σ f_e · P_e, and the mean squared logsumexp: both to be weighed and added to a loss. */
+  readonly balance: Tensor;
+  readonly z: Tensor;
+  /** i32[e]: the tokens of each expert. */
+  readonly load: Tensor;
+  /** f32[1]: of the choices, in nats; log(e) is the most. */
+  readonly entropy: Tensor;
+  /** i32[1]: choices that had no room, and tokens that no expert sees. */
+  readonly dropped: Tensor;
+  readonly unserved: Tensor;
+}
+
+export interface MoEOptions {
+  /** i32[2], for the jitter: says that this is training. */
+  readonly seed?: Tensor;
+  readonly visit?: (routing: Routing) => void;
+}
+
+/** The most tokens that an expert takes of `tokens`. */
+export function capacityOf(config: MoEConfig, tokens: number): number {
+  const share = (tokens * config.topK) / config.experts;
+  return Math.min(tokens * config.topK, Math.ceil(share * (config.capacityFactor ?? 1)));
+}
+
+/** A mixture of experts: ops only, of shapes that tokens alone decide, so that it can be captured. */
+export class MoE {
+  readonly config: MoEConfig;
+  readonly #router: Tensor; // f32[experts, dModel]
+  readonly #routerBias: Tensor | undefined; // f32[experts]
+  readonly #experts: Experts;
+
+  constructor(w: Weights, config: MoEConfig) {
+    this.config = config;
+    const router = w.at('router');
+    this.#router = router.get('weight', [config.experts, config.dModel], init.linear(config.dModel));
+    this.#routerBias = config.routerBias ? router.get('bias', [config.experts], init.zeros) : undefined;
+    this.#experts = new Experts(w.at(config.names.experts), config.experts, config, config.names);
+  }
+
+  /** x [t, dModel] to [t, dModel]. */
+  forward(x: Tensor, { seed, visit }: MoEOptions = {}): Tensor {
+    const { experts: e, jitter: epsilon } = this.config;
+    return scope(() => {
+      const heard = seed && epsilon > 0 ? jitter({ x, seed, epsilon }) : x;
+      const logits = matmul({ x: heard, weight: this.#router, bias: this.#routerBias, dtype: 'f32' });
+      const { chosen, kept, weights } = this.#route(logits, seed !== undefined);
+      const [tokens, k] = kept.shape as [number, number];
+      const { order, place, offsets } = sortExperts({ experts: kept.reshape([tokens * k]), e });
+      if (visit) {
+        const statistics = routerStatistics({ logits, experts: chosen, kept });
+        const routing = { experts: kept, weights, ...statistics };
+        for (const tensor of Object.values(routing)) keep(tensor);
+        visit(routing);
+      }
+      const y = this.#experts.forward(x, { order, offsets, k });
+      return expertCombine({ x: y, place, weights });
+    });
+  }
+
+  /** The experts of each token, those of them that have room, and their weights. */
+  #route(logits: Tensor, training: boolean): { chosen: Tensor; kept: Tensor; weights: Tensor } {
+    const { experts: e, topK, router, normalize, capacityFactor, classicalSinkhorn } = this.config;
+    const capacity = capacityOf(this.config, logits.shape[0]!);
+    if (router === 'expert-choice') {
+      const { probs } = routeExperts({ logits });
+      const kept = limitExperts({ scores: probs, capacity });
+      return { chosen: kept, kept, weights: probs };
+    }
+    const scores =
+      router === 'sinkhorn' && training
+        ? sinkhorn({ logits, classical: classicalSinkhorn }).balanced
+        : undefined;
+    const { experts: chosen, weights } = routeExperts({
+      logits,
+      scores,
+      k: topK,
+      sigmoid: router !== 'softmax',
+      normalize,
+    });
+    if (!training || capacityFactor === undefined) return { chosen, kept: chosen, weights };
+    return { chosen, kept: limitExperts({ scores: weights, experts: chosen, e, capacity }), weights };
+  }
+}

@@ -1,0 +1,142 @@
+/** The tape: fan-out, views, micro-batches, rematerialisation, what it refuses, what it leaves behind. */
+import { grad, noGrad } from '../lib/autograd/grad';
+import { remat } from '../lib/autograd/remat';
+import { accumulate, add, cast, fill, mul, negExp, takeRows } from '../lib/ops/elementwise';
+import { scope, Tensor } from '../lib/tensor';
+import { onEach } from './devices';
+
+describe.each(onEach)('on %s', (_, on) => {
+  const made: Tensor[] = [];
+  const matrix = (values: readonly number[], columns = values.length): Tensor => {
+    const tensor = Tensor.from(values, [values.length / columns, columns], { device: on });
+    made.push(tensor);
+    return tensor;
+  };
+  /** The gradients of the sum of what `fn` gives. */
+  const gradients = async (fn: () => Tensor, ...parameters: Tensor[]) => {
+    const { value, gradients: all } = grad(fn, parameters);
+    made.push(value, ...all);
+    return await Promise.all(all.map(async (tensor) => [...(await tensor.data())]));
+  };
+  afterEach(() => {
+    for (const tensor of made.splice(0)) tensor.dispose();
+    expect(on.memoryUsage().tensors).toBe(0);
+  });
+
+  it('sums what comes from several uses', async () => {
+    const x = matrix([2, 3]);
+    expect(await gradients(() => scope(() => add(mul(x, x), x)), x)).toEqual([[5, 7]]);
+  });
+
+  it('keeps apart what a rule gives twice', async () => {
+    const [a, b] = [matrix([2, 3]), matrix([5, 7])];
+    // add hands the same gradient to both; a then gets more of its own.
+    expect(await gradients(() => scope(() => add(add(a, b), mul(a, b))), a, b)).toEqual([
+      [6, 8],
+      [3, 4],
+    ]);
+  });
+
+  it('puts the gradients of views into those of their base', async () => {
+    const x = matrix([1, 2, 3, 4, 5, 6, 7, 8], 4);
+    const left = () => x.columns(0, 2);
+    const right = () => x.columns(2, 4);
+    expect(await gradients(() => scope(() => mul(left(), right())), x)).toEqual([[3, 4, 1, 2, 7, 8, 5, 6]]);
+    expect(await gradients(() => scope(() => mul(x.rows(0, 1), x.rows(1, 2))), x)).toEqual([
+      [5, 6, 7, 8, 1, 2, 3, 4],
+    ]);
+    const flat = () => x.reshape([8, 1]).reshape([2, 2, 2]).reshape([2, 4]).columns(1, 3);
+    expect(await gradients(() => scope(() => mul(flat(), left())), x)).toEqual([[2, 4, 2, 0, 6, 12, 6, 0]]);
+  });
+
+  it('gives zeros to a parameter that nothing depends on', async () => {
+    const [x, unused] = [matrix([1, 2]), matrix([3, 4])];
+    expect(await gradients(() => add(x, x), x, unused)).toEqual([
+      [2, 2],
+      [0, 0],
+    ]);
+  });
+
+  it('stops at noGrad', async () => {
+    const x = matrix([2, 3]);
+    const squared = () =>
+      scope(() =>
+        mul(
+          x,
+          noGrad(() => mul(x, x)),
+        ),
+      );
+    expect(await gradients(squared, x)).toEqual([[4, 9]]);
+  });
+
+  it('casts gradients back', async () => {
+    const x = matrix([1, 2]);
+    const y = () => scope(() => cast({ x: cast({ x, dtype: 'bf16' }), dtype: 'f32' }));
+    expect(await gradients(y, x)).toEqual([[1, 1]]);
+  });
+
+  it('adds up micro-batches', async () => {
+    const x = matrix([2, 3]);
+    const { value, gradients: sums } = grad(() => mul(x, x), [x]);
+    const again = grad(() => mul(x, x), [x], { into: sums, seed: matrix([10, 100]) });
+    expect([...(await sums[0]!.data())]).toEqual([4 + 40, 6 + 600]);
+    expect(again.gradients[0]).toBe(sums[0]);
+    made.push(value, again.value, ...sums);
+  });
+
+  it('computes again instead of keeping, to the same bits', async () => {
+    const [x, weight] = [matrix([0.1, 0.2, 0.3]), matrix([1.5, -2.5, 3.5])];
+    const layer = (input: Tensor) => mul(negExp({ x: mul(input, weight) }), input);
+    const plain = await gradients(() => scope(() => layer(layer(x))), x, weight);
+    const calls: string[] = [];
+    const watch = (name: string) => calls.push(name);
+    const { value, gradients: all } = grad(() => scope(() => remat(layer, remat(layer, x))), [x, weight], {
+      watch,
+    });
+    made.push(value, ...all);
+    expect(await Promise.all(all.map(async (each) => [...(await each.data())]))).toEqual(plain);
+    expect(calls).toEqual(['remat', 'remat']);
+  });
+
+  it('keeps less when it computes again', () => {
+    const x = matrix(Array<number>(1000).fill(0.1));
+    const layer = (input: Tensor) => mul(mul(mul(input, input), input), input);
+    const kept = (fn: (x: Tensor) => Tensor) => {
+      let used = 0;
+      const { value, gradients: all } = grad(() => {
+        const y = scope(() => fn(fn(fn(x))));
+        used = on.memoryUsage().used;
+        return y;
+      }, [x]);
+      made.push(value, ...all);
+      return used;
+    };
+    expect(kept((input) => remat(layer, input))).toBeLessThan(kept(layer) / 2);
+  });
+
+  it('refuses what it cannot differentiate, and is usable afterwards', async () => {
+    const x = matrix([1, 2]);
+    const rows = Tensor.from(Int32Array.of(0), [1], { device: on });
+    made.push(rows);
+    expect(() => grad(() => takeRows({ x, rows }), [x])).toThrow('take_rows: it has no gradient');
+    expect(() =>
+      grad(() => {
+        accumulate({ x, sum: x });
+        return x;
+      }, [x]),
+    ).toThrow('accumulate');
+    expect(() => grad(() => matrix([1]), [x])).toThrow('grad: the value does not depend on any');
+    expect(() => grad(() => x, [x], { into: [] })).toThrow('grad: into has 0 tensors, expected 1');
+    expect(() => grad(() => grad(() => x, [x]).value, [x])).toThrow('in use by another grad');
+    expect(await gradients(() => mul(x, x), x)).toEqual([[2, 4]]);
+  });
+
+  it('notes nothing of other tensors', () => {
+    const [x, other] = [matrix([1, 2]), matrix([3, 4])];
+    const { value, gradients: all } = grad(() => {
+      fill({ x: other });
+      return add(x, other);
+    }, [x]);
+    made.push(value, ...all);
+  });
+});
