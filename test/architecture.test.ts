@@ -28,6 +28,7 @@ const packages: Readonly<Record<string, readonly string[]>> = {
   'node-gyp-build': ['loader'],
   '@huggingface/hub': ['io/'],
   '@huggingface/tokenizers': ['io/'],
+  yauzl: ['io/'],
   commander: ['cli/'],
   'cli-progress': ['cli/'],
   'd3-scale': ['bench/'],

@@ -35,4 +35,4 @@ export function addHubOptions(command: Command): Command {
 
 /** What a model can be, for the help of every command that takes one. */
 export const modelArgument =
-  'a folder with config.json and model.safetensors, or a Hugging Face id (owner/name)';
+  'a folder with config.json and model.safetensors or pytorch_model.bin, or a Hugging Face id (owner/name)';

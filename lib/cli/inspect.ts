@@ -6,7 +6,7 @@ import { openCheckpoint, type Checkpoint } from '../io/checkpoint';
 import { resolveModel } from '../io/hub';
 import { readJson } from '../io/json';
 import { loadTokenizer } from '../io/tokenizer';
-import { familyOf } from '../models';
+import { familyOf, findFamily } from '../models';
 import type { CommonConfig } from '../models/family';
 import { State } from '../models/state';
 import { Weights } from '../nn/weights';
@@ -65,7 +65,9 @@ async function run(name: string, flags: Flags): Promise<void> {
       await print(await showRouter(folder, { ...flags, router: flags.router }, { signal }));
       return;
     }
-    checkpoint = await openCheckpoint(folder);
+    // A folder without a usable config.json is described all the same.
+    const json = await readJson(join(folder, 'config.json')).catch(() => undefined);
+    checkpoint = await openCheckpoint(folder, json && findFamily(json)?.rename);
     const model = await examine(checkpoint);
     const unusual = flags.check ? await check(checkpoint, progress, signal) : undefined;
     progress.stop();

@@ -3,6 +3,7 @@ import { join } from 'node:path';
 import { Command } from 'commander';
 import { packageRoot } from '../loader';
 import { benchCommand } from './bench';
+import { convertCommand } from './convert';
 import { doctorCommand } from './doctor';
 import { report } from './exit';
 import { generateCommand } from './generate';
@@ -31,6 +32,7 @@ const program = new Command('selective-scan')
   .version(version, '-V, --version', 'print the version')
   .addCommand(generateCommand())
   .addCommand(inspectCommand())
+  .addCommand(convertCommand())
   .addCommand(doctorCommand())
   .addCommand(verifyCommand())
   .addCommand(benchCommand())

@@ -150,9 +150,9 @@ export const AutoModelForCausalLM = {
     const device = openDevice(options.device);
     const folder = await resolveModel(pathOrId, { ...options, onProgress: options.onDownload });
     const json = await readJson(`${folder}/config.json`);
-    const { config } = familyOf(json);
+    const { family, config } = familyOf(json);
     const tokenizer = await loadTokenizer(folder);
-    const checkpoint = await openCheckpoint(folder);
+    const checkpoint = await openCheckpoint(folder, family.rename);
     try {
       const dtype = chosenDtype(options.dtype, () => storedDtype(checkpoint));
       const extras = {

@@ -2,11 +2,18 @@ import { stat } from 'node:fs/promises';
 import { join, posix, win32 } from 'node:path';
 import { FormatError } from '../errors';
 import { isObject, kind, readJson, type JsonObject } from './json';
-import { openSafetensors, type SafetensorsFile, type TensorInfo } from './safetensors';
+import { openSafetensors, type TensorFile, type TensorInfo } from './safetensors';
+import { openTorch } from './torch';
 
-export const WEIGHTS = 'model.safetensors';
-export const WEIGHTS_INDEX = 'model.safetensors.index.json';
-export const PICKLED_WEIGHTS = ['pytorch_model.bin', 'pytorch_model.bin.index.json'] as const;
+/** What a folder may keep its weights in, the first that is there. An index names the shards. */
+export const WEIGHTS = [
+  'model.safetensors',
+  'model.safetensors.index.json',
+  'pytorch_model.bin',
+  'pytorch_model.bin.index.json',
+] as const;
+
+export const isIndex = (name: string) => name.endsWith('.index.json');
 
 /** The index of a large model names every tensor; a hundred bytes each. */
 export const MAX_INDEX_BYTES = 64 * 1024 * 1024;
@@ -25,24 +32,32 @@ export interface Checkpoint {
   close(): Promise<void>;
 }
 
-/** Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names. */
-export async function openCheckpoint(folder: string): Promise<Checkpoint> {
+/**
+ * Opens the weights of a folder. `rename` gives a tensor the name that the model knows it by, where a family's
+ * files have others.
+ */
+export async function openCheckpoint(
+  folder: string,
+  rename: (name: string) => string = (name) => name,
+): Promise<Checkpoint> {
   const stats = await stat(folder).catch(() => undefined);
   if (!stats?.isDirectory()) throw new FormatError(`${folder}: is not a folder`);
-  if (await exists(join(folder, WEIGHTS))) return openSingle(folder);
-  if (await exists(join(folder, WEIGHTS_INDEX))) return openSharded(folder);
-  for (const name of PICKLED_WEIGHTS) {
-    if (await exists(join(folder, name))) throw new FormatError(`${folder}: ${pickledMessage(name)}`);
+  for (const name of WEIGHTS) {
+    if (!(await exists(join(folder, name)))) continue;
+    const found = isIndex(name) ? await openSharded(folder, name) : await openSingle(folder, name);
+    const entries = new Map(found.map((entry) => [rename(entry.info.name), entry]));
+    if (entries.size < found.length) {
+      await closeAll(found);
+      throw new FormatError(`${folder}: ${name} holds a tensor under its old and its new name`);
+    }
+    return new OpenCheckpoint(folder, entries);
   }
-  throw new FormatError(`${folder}: holds no weights, expected ${WEIGHTS} or ${WEIGHTS_INDEX}`);
+  throw new FormatError(`${folder}: holds no weights, expected one of ${WEIGHTS.join(', ')}`);
 }
 
-/** Why pickled weights are refused and what to do about it. */
-export function pickledMessage(file: string): string {
-  return (
-    `has pickled weights only (${file}), which are not supported yet; convert them once in Python: ` +
-    "transformers.AutoModelForCausalLM.from_pretrained('<model>').save_pretrained('<folder>', safe_serialization=True)"
-  );
+/** A file of tensors, by the format that its name says. */
+function openTensors(path: string): Promise<TensorFile> {
+  return path.endsWith('.safetensors') ? openSafetensors(path) : openTorch(path);
 }
 
 /** Which shard holds each tensor, as the index says; paths are known to stay inside the folder. */
@@ -72,40 +87,40 @@ function staysInside(path: string): boolean {
   return !/^[a-z]:/i.test(path) && !path.split(/[/\\]/).includes('..');
 }
 
-async function openSingle(folder: string): Promise<Checkpoint> {
-  const file = await openSafetensors(join(folder, WEIGHTS));
-  return new OpenCheckpoint(
-    folder,
-    new Map([...file.tensors.values()].map((info) => [info.name, { file, info }])),
-  );
+interface Entry {
+  readonly file: TensorFile;
+  readonly info: TensorInfo;
 }
 
-async function openSharded(folder: string): Promise<Checkpoint> {
-  const indexPath = join(folder, WEIGHTS_INDEX);
+async function openSingle(folder: string, name: string): Promise<Entry[]> {
+  const file = await openTensors(join(folder, name));
+  return [...file.tensors.values()].map((info) => ({ file, info }));
+}
+
+async function openSharded(folder: string, indexName: string): Promise<Entry[]> {
+  const indexPath = join(folder, indexName);
   const index = parseIndex(await readJson(indexPath, { maxBytes: MAX_INDEX_BYTES }), indexPath);
-  const files = new Map<string, SafetensorsFile>();
-  const entries = new Map<string, Entry>();
+  const files = new Map<string, TensorFile>();
+  const entries: Entry[] = [];
   try {
     for (const [name, shard] of index) {
-      const file = files.get(shard) ?? (await openSafetensors(join(folder, shard)));
+      const file = files.get(shard) ?? (await openTensors(join(folder, shard)));
       files.set(shard, file);
       const info = file.tensors.get(name);
       if (!info)
-        throw new FormatError(
-          `${file.path}: tensor ${name} is missing, though ${WEIGHTS_INDEX} places it here`,
-        );
-      entries.set(name, { file, info });
+        throw new FormatError(`${file.path}: tensor ${name} is missing, though ${indexName} places it here`);
+      entries.push({ file, info });
     }
   } catch (error) {
-    await Promise.all([...files.values()].map((file) => file.close()));
+    await closeAll([...files.values()].map((file) => ({ file })));
     throw error;
   }
-  return new OpenCheckpoint(folder, entries);
+  return entries;
 }
 
-interface Entry {
-  readonly file: SafetensorsFile;
-  readonly info: TensorInfo;
+async function closeAll(entries: readonly Pick<Entry, 'file'>[]): Promise<void> {
+  const files = new Set(entries.map(({ file }) => file));
+  await Promise.all([...files].map((file) => file.close()));
 }
 
 class OpenCheckpoint implements Checkpoint {
@@ -138,8 +153,7 @@ class OpenCheckpoint implements Checkpoint {
   }
 
   async close(): Promise<void> {
-    const files = new Set([...this.#entries.values()].map(({ file }) => file));
-    await Promise.all([...files].map((file) => file.close()));
+    await closeAll([...this.#entries.values()]);
   }
 
   #entry(name: string): Entry {

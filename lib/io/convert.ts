@@ -1,5 +1,31 @@
+import type { Checkpoint } from './checkpoint';
+
 /** Conversions between the float formats of files and tensors, on raw bytes of one chunk. */
 export type FloatFormat = 'f32' | 'bf16' | 'f16';
+
+/** What files call them. */
+export const floatFormats: ReadonlyMap<string, FloatFormat> = new Map([
+  ['F32', 'f32'],
+  ['BF16', 'bf16'],
+  ['F16', 'f16'],
+]);
+
+const chunkBytes = 8 << 20;
+
+/** The bytes of a checkpoint's tensor of floats in format `to`, piece by piece. */
+export async function* convertedChunks(
+  checkpoint: Checkpoint,
+  name: string,
+  to: FloatFormat,
+): AsyncGenerator<Uint8Array> {
+  const { dtype, begin, end } = checkpoint.info(name);
+  const buffer = Buffer.allocUnsafeSlow(Math.min(chunkBytes, end - begin));
+  for (let at = 0; at < end - begin; at += chunkBytes) {
+    const chunk = buffer.subarray(0, Math.min(chunkBytes, end - begin - at));
+    await checkpoint.read(name, chunk, at);
+    yield convert(chunk, floatFormats.get(dtype)!, to);
+  }
+}
 
 function halfToFloatTable(): Float32Array {
   const table = new Float32Array(65536);

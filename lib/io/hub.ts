@@ -3,14 +3,7 @@ import { homedir } from 'node:os';
 import { dirname, isAbsolute, join, relative, resolve } from 'node:path';
 import { FormatError } from '../errors';
 import { writeAtomically } from './atomic';
-import {
-  MAX_INDEX_BYTES,
-  parseIndex,
-  pickledMessage,
-  PICKLED_WEIGHTS,
-  WEIGHTS,
-  WEIGHTS_INDEX,
-} from './checkpoint';
+import { isIndex, MAX_INDEX_BYTES, parseIndex, WEIGHTS } from './checkpoint';
 import { authorizedFetch, downloadFile, NetworkError, type Progress, type RemoteFile } from './download';
 import { readJson } from './json';
 
@@ -144,47 +137,42 @@ async function findCommit({ id, revision, endpoint, fetch }: Repository): Promis
 /** Weights come last, so that a snapshot with weights has everything. */
 async function downloadSnapshot(repository: Repository, commit: string): Promise<string> {
   const snapshot = join(repository.folder, 'snapshots', commit);
-  const found = await listFiles(repository, commit, [
-    CONFIG,
-    ...OPTIONAL,
-    WEIGHTS,
-    WEIGHTS_INDEX,
-    ...PICKLED_WEIGHTS,
-  ]);
+  const found = await listFiles(repository, commit, [CONFIG, ...OPTIONAL, ...WEIGHTS]);
   if (!found.has(CONFIG)) throw new FormatError(`resolveModel: ${repository.id} has no ${CONFIG}`);
-  const weights = [WEIGHTS, WEIGHTS_INDEX].find((name) => found.has(name));
+  const weights = WEIGHTS.find((name) => found.has(name));
   if (weights === undefined) {
-    const pickled = PICKLED_WEIGHTS.find((name) => found.has(name));
-    const what = pickled
-      ? pickledMessage(pickled)
-      : `has no weights, expected ${WEIGHTS} or ${WEIGHTS_INDEX}`;
-    throw new FormatError(`resolveModel: ${repository.id} ${what}`);
+    throw new FormatError(
+      `resolveModel: ${repository.id} has no weights, expected one of ${WEIGHTS.join(', ')}`,
+    );
   }
   for (const name of [CONFIG, ...OPTIONAL, weights]) {
     const file = found.get(name);
     if (file) await store(repository, snapshot, file);
   }
-  if (weights === WEIGHTS_INDEX) await downloadShards(repository, commit, snapshot);
+  if (isIndex(weights)) await downloadShards(repository, commit, snapshot, weights);
   if (repository.revision !== commit) await writeRef(repository, commit);
   return snapshot;
 }
 
-async function downloadShards(repository: Repository, commit: string, snapshot: string): Promise<void> {
-  const shards = await readShards(snapshot);
+async function downloadShards(
+  repository: Repository,
+  commit: string,
+  snapshot: string,
+  index: string,
+): Promise<void> {
+  const shards = await readShards(snapshot, index);
   const found = await listFiles(repository, commit, shards);
   const missing = shards.filter((shard) => !found.has(shard));
   if (missing.length > 0) {
-    throw new FormatError(
-      `resolveModel: ${repository.id} lacks ${missing.join(', ')}, which ${WEIGHTS_INDEX} names`,
-    );
+    throw new FormatError(`resolveModel: ${repository.id} lacks ${missing.join(', ')}, which ${index} names`);
   }
   for (const file of found.values()) await store(repository, snapshot, file);
 }
 
-async function readShards(snapshot: string): Promise<string[]> {
-  const path = join(snapshot, WEIGHTS_INDEX);
-  const index = parseIndex(await readJson(path, { maxBytes: MAX_INDEX_BYTES }), path);
-  return [...new Set(index.values())].sort();
+async function readShards(snapshot: string, index: string): Promise<string[]> {
+  const path = join(snapshot, index);
+  const shards = parseIndex(await readJson(path, { maxBytes: MAX_INDEX_BYTES }), path);
+  return [...new Set(shards.values())].sort();
 }
 
 /** Those of the named files that the repository has, with their sizes and checksums. */
@@ -245,9 +233,9 @@ async function cachedSnapshot({ id, revision, folder }: Repository, why: string)
   const ref = await readFile(join(folder, 'refs', revision), 'utf8').catch(() => revision);
   const snapshot = join(folder, 'snapshots', ref.trim());
   const has = async (name: string) => (await sizeOf(join(snapshot, name))) !== undefined;
-  const needed = [CONFIG];
-  if (!(await has(WEIGHTS)) && (await has(WEIGHTS_INDEX))) needed.push(...(await readShards(snapshot)));
-  else needed.push(WEIGHTS);
+  let weights: string = WEIGHTS[0];
+  for (const name of [...WEIGHTS].reverse()) if (await has(name)) weights = name;
+  const needed = [CONFIG, ...(isIndex(weights) ? await readShards(snapshot, weights) : [weights])];
   const missing: string[] = [];
   for (const name of needed) if (!(await has(name))) missing.push(name);
   if (missing.length === 0) return snapshot;

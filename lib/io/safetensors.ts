@@ -5,7 +5,7 @@ import { isObject, kind, openForReading, parseJsonObject } from './json';
 
 /** Bytes per element of every dtype that a safetensors file may hold here. */
 // prettier-ignore
-const ITEM_BYTES = {
+export const ITEM_BYTES = {
   BOOL: 1, U8: 1, I8: 1, F8_E4M3: 1, F8_E5M2: 1, F8_E8M0: 1,
   U16: 2, I16: 2, F16: 2, BF16: 2,
   U32: 4, I32: 4, F32: 4,
@@ -23,14 +23,18 @@ export interface TensorInfo {
   readonly end: number;
 }
 
-export interface SafetensorsFile {
+/** An open file of named tensors, of any format. */
+export interface TensorFile {
   readonly path: string;
-  /** In the order of their bytes. */
   readonly tensors: ReadonlyMap<string, TensorInfo>;
-  readonly metadata: Readonly<Record<string, string>>;
   /** Fills `into` with the tensor's bytes from `offset` (of the tensor) on; several reads may run at once. */
   read(info: TensorInfo, into: Uint8Array, offset?: number): Promise<void>;
   close(): Promise<void>;
+}
+
+/** Its tensors are in the order of their bytes. */
+export interface SafetensorsFile extends TensorFile {
+  readonly metadata: Readonly<Record<string, string>>;
 }
 
 /** The limit of the reference implementation. */
@@ -79,7 +83,13 @@ class OpenFile implements SafetensorsFile {
   }
 }
 
-async function readFully(file: FileHandle, into: Uint8Array, position: number, where: string): Promise<void> {
+/** Fills `into` from `position` of the file on; `where` names it in messages. */
+export async function readFully(
+  file: FileHandle,
+  into: Uint8Array,
+  position: number,
+  where: string,
+): Promise<void> {
   for (let done = 0; done < into.length;) {
     const length = Math.min(into.length - done, MAX_READ);
     const { bytesRead } = await file.read(into, done, length, position + done);

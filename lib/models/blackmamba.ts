@@ -126,7 +126,7 @@ function build(
 /** BlackMamba (Anthony et al. 2024) as Zyphra's folders have it. */
 export const blackmamba: Family<BlackMambaConfig> = {
   type: 'blackmamba',
-  recognizes: (json) => 'mamba_moe_layers' in json,
+  recognises: (json) => 'mamba_moe_layers' in json,
   config,
   build,
 };

@@ -39,10 +39,12 @@ export interface Backbone {
 
 /** A kind of model: one file, and one line in the registry. */
 export interface Family<C extends CommonConfig = CommonConfig> {
-  /** `model_type` in config.json. */
+  /** `model_type` in config.json; where a family's files have none, a name for it. */
   readonly type: string;
-  /** Whether a config.json that names no `model_type` is of this family. */
-  readonly recognizes?: (json: JsonObject) => boolean;
+  /** For families whose config.json has no `model_type`: whether this is one. */
+  readonly recognises?: (json: JsonObject) => boolean;
+  /** The name that the layers know a parameter by, where the family's files have others. */
+  readonly rename?: (name: string) => string;
   /** @throws FormatError that names a field which is missing, unknown, or of a value that is not supported. */
   config(json: JsonObject): C;
   build(config: C, weights: Weights, activations: DType): Backbone;

@@ -2,24 +2,29 @@ import { kindOf } from '../arguments';
 import { FormatError } from '../errors';
 import { isObject, kind, type JsonObject } from '../io/json';
 import { blackmamba } from './blackmamba';
+import { falconMamba } from './falcon-mamba';
 import type { CommonConfig, Family } from './family';
 import { mamba } from './mamba';
 import { moeMamba } from './moe-mamba';
+import { stateSpaces } from './state-spaces';
 
 /** Every family that `fromPretrained` knows. */
-export const families: readonly Family[] = [mamba, moeMamba, blackmamba];
+export const families: readonly Family[] = [mamba, falconMamba, moeMamba, blackmamba, stateSpaces];
 
-/** The family that `model_type` names, and the configuration it makes of config.json. */
+/** The family that `model_type` names; without `model_type` the first that recognises its own fields. */
+export function findFamily(json: JsonObject): Family | undefined {
+  const type = json['model_type'];
+  return families.find((family) => (type === undefined ? family.recognises?.(json) : family.type === type));
+}
+
+/** The family of a model, and the configuration it makes of config.json. */
 export function familyOf(json: JsonObject): { readonly family: Family; readonly config: CommonConfig } {
   if (!isObject(json)) throw new TypeError(`fromConfig: json is ${kindOf(json)}, expected an object`);
-  const named = json['model_type'] !== undefined;
-  const family = families.find(({ type, recognizes }) =>
-    named ? type === json['model_type'] : recognizes?.(json),
-  );
+  const family = findFamily(json);
   if (!family) {
-    const known = families.map(({ type }) => type).join(', ');
+    const known = families.map(({ type }) => type);
     throw new FormatError(
-      `config.json: model_type is ${kind(json['model_type'])}, expected one of: ${known}`,
+      `config.json: model_type is ${kind(json['model_type'])}, expected one of: ${known.join(', ')}`,
     );
   }
   return { family, config: family.config(json) };

@@ -2,7 +2,7 @@ import { mkdir, readFile, rm, stat } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { kindOf } from '../arguments';
 import { writeAtomically, writeFully } from '../io/atomic';
-import { MAX_INDEX_BYTES, parseIndex, WEIGHTS, WEIGHTS_INDEX } from '../io/checkpoint';
+import { MAX_INDEX_BYTES, parseIndex, WEIGHTS } from '../io/checkpoint';
 import type { FloatFormat } from '../io/convert';
 import { readJson, type JsonObject } from '../io/json';
 import { writeSafetensors, type TensorSource } from '../io/safetensors';
@@ -18,8 +18,21 @@ export interface Extras {
 
 const stored = { f32: 'F32', bf16: 'BF16', f16: 'F16' } as const;
 const named = { f32: 'float32', bf16: 'bfloat16', f16: 'float16' } as const;
-const tokenizerFiles = ['tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json'];
-const architectures: ReadonlyMap<string, string> = new Map([['mamba', 'MambaForCausalLM']]);
+const [weightsFile, indexFile] = WEIGHTS;
+const tokenizerFiles = [
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'vocab.json',
+  'merges.txt',
+  'tokenizer.model',
+  'chat_template.jinja',
+];
+const architectures: ReadonlyMap<string, string> = new Map([
+  ['mamba', 'MambaForCausalLM'],
+  ['falcon_mamba', 'FalconMambaForCausalLM'],
+]);
 
 async function writeJson(path: string, json: unknown): Promise<void> {
   await writeAtomically(path, (file) =>
@@ -32,13 +45,13 @@ async function writeJson(path: string, json: unknown): Promise<void> {
  * other safetensors files; an index that cannot be read names nothing.
  */
 async function removeShards(folder: string): Promise<void> {
-  const path = join(folder, WEIGHTS_INDEX);
+  const path = join(folder, indexFile);
   const index = await readJson(path, { maxBytes: MAX_INDEX_BYTES })
     .then((json) => parseIndex(json, path))
     .catch(() => undefined);
   if (!index) return;
   const isShard = (name: string) =>
-    name.endsWith('.safetensors') && resolve(folder, name) !== resolve(folder, WEIGHTS);
+    name.endsWith('.safetensors') && resolve(folder, name) !== resolve(folder, weightsFile);
   for (const name of new Set(index.values()))
     if (isShard(name)) await rm(join(folder, name), { force: true });
   await rm(path, { force: true });
@@ -56,17 +69,29 @@ export async function savePretrained(
   if ((await stat(folder).catch(() => undefined))?.isDirectory() === false) {
     throw new Error(`savePretrained: ${folder} is a file, expected a folder`);
   }
+  const read = async (tensor: Tensor) => {
+    const { buffer, byteOffset, byteLength } = await tensor.data();
+    return new Uint8Array(buffer, byteOffset, byteLength);
+  };
+  await writeModel(folder, config, parameters, extras, (_, tensor) => read(tensor));
+}
+
+/** The same for parameters whose bytes, in the tensor's dtype, `read` gives. */
+export async function writeModel(
+  folder: string,
+  config: CommonConfig,
+  parameters: ReadonlyMap<string, Tensor>,
+  extras: Extras,
+  read: (name: string, tensor: Tensor) => ReturnType<TensorSource['read']>,
+): Promise<void> {
   await mkdir(folder, { recursive: true });
   const tensors = [...parameters].map(([name, tensor]): TensorSource => ({
     name,
     dtype: stored[tensor.dtype as FloatFormat],
     shape: tensor.shape,
-    read: async () => {
-      const { buffer, byteOffset, byteLength } = await tensor.data();
-      return new Uint8Array(buffer, byteOffset, byteLength);
-    },
+    read: () => read(name, tensor),
   }));
-  await writeSafetensors(join(folder, WEIGHTS), tensors);
+  await writeSafetensors(join(folder, weightsFile), tensors);
   const dtypes = [...parameters.values()].map(({ dtype }) => dtype as FloatFormat);
   const dtype = named[dtypes.find((dtype) => dtype !== 'f32') ?? 'f32'];
   const architecture = architectures.get(config.modelType);

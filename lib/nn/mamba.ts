@@ -1,7 +1,8 @@
 import { negExp, zeroSlots } from '../ops/elementwise';
 import { matmul } from '../ops/matmul';
+import { rmsNorm } from '../ops/norm';
 import { causalConv1dPacked, selectiveScanPacked } from '../ops/scan';
-import { keep, scope, type Tensor } from '../tensor';
+import { keep, scope, Tensor } from '../tensor';
 import * as init from './init';
 import { Linear } from './linear';
 import type { Routing } from './moe';
@@ -33,6 +34,8 @@ export interface MixerConfig {
   readonly dtInit: 'random' | 'constant';
   /** Standard deviation of `out_proj` and `in_proj` when they start afresh. */
   readonly initializerRange: number;
+  /** FalconMamba: B, C and the low-rank delta are normalised (RMS, no weights) with this epsilon. */
+  readonly rmsEps?: number;
 }
 
 /** The Mamba block without its norm and residual (Gu and Dao 2023, figure 3). */
@@ -49,6 +52,7 @@ export class MambaMixer {
   readonly #D: Tensor; // [dInner]
   #A: Tensor | undefined;
   #convWeight: Tensor | undefined; // [dInner, dConv]
+  #ones: ReadonlyMap<number, Tensor> | undefined; // weights of the norms, by their width
 
   constructor(w: Weights, config: MixerConfig) {
     const { dModel, dInner, dState, dConv, dtRank } = config;
@@ -83,9 +87,13 @@ export class MambaMixer {
 
   /** Once the parameters are loaded: A = -exp(A_log) and the filter's rows, which every step needs. */
   ready(): void {
-    const { dInner, dConv } = this.#config;
+    const { dInner, dConv, dtRank, dState, rmsEps } = this.#config;
     this.#A = keep(negExp({ x: this.#aLog }));
     this.#convWeight = keep(this.#conv.reshape([dInner, dConv]));
+    if (rmsEps === undefined) return;
+    const ones = (n: number) =>
+      keep(Tensor.from(new Float32Array(n).fill(1), [n], { device: this.#D.device }));
+    this.#ones = new Map([...new Set([dtRank, dState])].map((n) => [n, ones(n)]));
   }
 
   /** x [t, dModel] to [t, dModel]; updates the batch's rows of both pools. */
@@ -107,10 +115,15 @@ export class MambaMixer {
       });
       if (muted) zeroSlots({ pool: u, slots: muted });
       const dbc = this.#xProj.forward(u); // [t, dtRank + 2 dState]
-      const group = (begin: number) => dbc.columns(begin, begin + dState).reshape([tokens, 1, dState]);
+      const part = (begin: number, size: number) => {
+        const x = dbc.columns(begin, begin + size);
+        const weight = this.#ones?.get(size);
+        return weight ? rmsNorm({ x, weight, eps: this.#config.rmsEps! }) : x;
+      };
+      const group = (begin: number) => part(begin, dState).reshape([tokens, 1, dState]);
       const y = selectiveScanPacked({
         u,
-        delta: matmul({ x: dbc.columns(0, dtRank), weight: this.#dtWeight }),
+        delta: matmul({ x: part(0, dtRank), weight: this.#dtWeight }),
         A: this.#A!,
         B: group(dtRank),
         C: group(dtRank + dState),
@@ -129,5 +142,6 @@ export class MambaMixer {
   dispose(): void {
     this.#A?.dispose();
     this.#convWeight?.dispose();
+    this.#ones?.forEach((tensor) => tensor.dispose());
   }
 }

@@ -1,16 +1,11 @@
 import type { Device } from '../device';
 import { FormatError } from '../errors';
 import type { Checkpoint } from '../io/checkpoint';
-import { convert, type FloatFormat } from '../io/convert';
+import { convert, floatFormats, type FloatFormat } from '../io/convert';
 import { dtypeBytes, keep, scope, sizeOf, Tensor } from '../tensor';
 import { seeded, type Init } from './init';
 
 const chunkBytes = 8 << 20;
-const formats: ReadonlyMap<string, FloatFormat> = new Map([
-  ['F32', 'f32'],
-  ['BF16', 'bf16'],
-  ['F16', 'f16'],
-]);
 
 export interface LoadProgress {
   /** The parameter that was read last. */
@@ -114,7 +109,7 @@ export class Weights {
     if (!checkpoint.has(path)) throw new FormatError(`${checkpoint.folder}: parameter ${path} is missing`);
     const info = checkpoint.info(path);
     const got = `${info.dtype}[${info.shape.join(',')}]`;
-    if (!formats.has(info.dtype)) {
+    if (!floatFormats.has(info.dtype)) {
       throw new FormatError(`${checkpoint.folder}: parameter ${path} is ${got}, expected F32, BF16 or F16`);
     }
     if (info.shape.length !== shape.length || info.shape.some((size, i) => size !== shape[i])) {
@@ -167,7 +162,7 @@ export class Weights {
     const taken: Promise<void>[] = [Promise.resolve(), Promise.resolve()];
     let turn = 0;
     for (const { name, tensor, info } of parameters) {
-      const from = formats.get(info.dtype)!;
+      const from = floatFormats.get(info.dtype)!;
       const to = tensor.dtype as FloatFormat;
       const scale = dtypeBytes[to] / dtypeBytes[from];
       let finite = true;

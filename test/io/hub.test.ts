@@ -324,6 +324,39 @@ describe('tokens', () => {
   });
 });
 
+describe('pickled weights', () => {
+  it('are downloaded where there are no others', async () => {
+    serve('mamba-ssm-bin');
+    server.files.delete('expected.safetensors');
+    const names = ['config.json', 'pytorch_model.bin'];
+    const snapshot = await fetchTiny();
+    expectWhole(snapshot, names);
+    expect(await fetchTiny({ offline: true })).toBe(snapshot);
+    const checkpoint = await openCheckpoint(snapshot);
+    expect(checkpoint.has('backbone.embedding.weight')).toBe(true);
+    await checkpoint.close();
+  });
+
+  it('are left where safetensors are', async () => {
+    server.files.set('pytorch_model.bin', Buffer.from('x'));
+    expectWhole(await fetchTiny(), TEXT_FILES);
+  });
+
+  it('are downloaded in shards', async () => {
+    serve('mamba-ssm-bin');
+    const weights = server.files.get('pytorch_model.bin')!;
+    const index = { weight_map: { 'backbone.embedding.weight': 'pytorch_model-00001-of-00001.bin' } };
+    server.files.delete('pytorch_model.bin');
+    server.files.delete('expected.safetensors');
+    server.files.set('pytorch_model-00001-of-00001.bin', weights);
+    server.files.set('pytorch_model.bin.index.json', Buffer.from(JSON.stringify(index)));
+    const snapshot = await fetchTiny();
+    expectWhole(snapshot, [...server.files.keys()]);
+    rmSync(join(snapshot, 'pytorch_model-00001-of-00001.bin'));
+    await expect(fetchTiny({ offline: true })).rejects.toThrow(/lacks pytorch_model-00001-of-00001.bin of/);
+  });
+});
+
 describe('answers that are errors', () => {
   it.each<[number, RegExp]>([
     [403, /owner\/tiny is restricted \(403\); accept its terms at http.*\/owner\/tiny and set HF_TOKEN/],
@@ -348,15 +381,7 @@ describe('answers that are errors', () => {
 
   it.each<[string, RegExp, () => void]>([
     ['no config', /owner\/tiny has no config.json/, () => server.files.delete('config.json')],
-    ['no weights', /has no weights, expected model.safetensors/, () => server.files.delete(WEIGHTS)],
-    [
-      'pickled weights only',
-      /pickled weights only \(pytorch_model.bin\), .*convert/,
-      () => {
-        server.files.delete(WEIGHTS);
-        server.files.set('pytorch_model.bin', Buffer.alloc(1));
-      },
-    ],
+    ['no weights', /has no weights, expected one of model.safetensors, /, () => server.files.delete(WEIGHTS)],
     [
       'a missing shard',
       /lacks model-00002-of-00005.safetensors, which/,

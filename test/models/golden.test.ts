@@ -1,25 +1,43 @@
 import { type CausalLM } from '../../lib';
 import { answers, open, relativeError, rowsOf, take } from './checkpoints';
 
-// transformers' own answers, see test/fixtures/README.md
-describe.each(['mamba-tiny', 'mamba-odd', 'mamba-sharded-bf16'])('%s', (name) => {
-  const expected = answers(name);
-  const { shape, values } = expected('input_ids');
-  const inputIds = rowsOf(values as Int32Array, shape[1]!);
-  let model: CausalLM;
-  beforeAll(async () => {
-    model = await open(name);
-  });
-  afterAll(() => model.dispose());
+// The answers of transformers and of mamba_ssm, see test/fixtures/README.md
+describe.each(['mamba-tiny', 'mamba-odd', 'mamba-sharded-bf16', 'falcon-mamba-tiny', 'mamba-ssm-bin'])(
+  '%s',
+  (name) => {
+    const expected = answers(name);
+    const { shape, values } = expected('input_ids');
+    const inputIds = rowsOf(values as Int32Array, shape[1]!);
+    let model: CausalLM;
+    beforeAll(async () => {
+      model = await open(name);
+    });
+    afterAll(() => model.dispose());
 
-  it('gives the logits', async () => {
-    const { logits, hiddenStates, loss } = await model.forward({ inputIds });
-    expect(logits.shape).toEqual(expected('logits').shape);
-    expect(relativeError(await take(logits), expected('logits').values)).toBeLessThan(1e-4);
-    expect([hiddenStates, loss]).toEqual([undefined, undefined]);
-  });
+    it('gives the logits', async () => {
+      const { logits, hiddenStates, loss } = await model.forward({ inputIds });
+      expect(logits.shape).toEqual(expected('logits').shape);
+      expect(relativeError(await take(logits), expected('logits').values)).toBeLessThan(1e-4);
+      expect([hiddenStates, loss]).toEqual([undefined, undefined]);
+    });
 
+    // Some rows hold the pad token (0), which both take for padding: see test/fixtures/README.md.
+    it('generates the greedy tokens', async () => {
+      const { shape, values } = expected('generated');
+      const generated = rowsOf(values as Int32Array, shape[1]!);
+      const rows = await model.generate(inputIds, { maxNewTokens: shape[1], eosTokenId: [] }).completions();
+      expect(rows.map(({ tokens }) => tokens)).toEqual(generated.map((row) => [...row]));
+      expect(rows.map(({ finishReason }) => finishReason)).toEqual(generated.map(() => 'length'));
+    });
+  },
+);
+
+describe.each(['mamba-tiny', 'mamba-odd', 'mamba-sharded-bf16', 'falcon-mamba-tiny'])('%s', (name) => {
   it('gives the hidden states', async () => {
+    const expected = answers(name);
+    const { shape, values } = expected('input_ids');
+    const inputIds = rowsOf(values as Int32Array, shape[1]!);
+    const model = await open(name);
     const { logits, hiddenStates } = await model.forward({ inputIds, outputHiddenStates: true });
     expect(relativeError(await take(logits), expected('logits').values)).toBeLessThan(1e-4);
     expect(hiddenStates).toHaveLength(model.config.numLayers + 1);
@@ -27,15 +45,7 @@ describe.each(['mamba-tiny', 'mamba-odd', 'mamba-sharded-bf16'])('%s', (name) =>
       expect(hidden.shape).toEqual(expected(`hidden_states.${i}`).shape);
       expect(relativeError(await take(hidden), expected(`hidden_states.${i}`).values)).toBeLessThan(1e-4);
     }
-  });
-
-  // Some rows hold the pad token (0), which both take for padding: see test/fixtures/README.md.
-  it('generates the greedy tokens', async () => {
-    const { shape, values } = expected('generated');
-    const generated = rowsOf(values as Int32Array, shape[1]!);
-    const rows = await model.generate(inputIds, { maxNewTokens: shape[1], eosTokenId: [] }).completions();
-    expect(rows.map(({ tokens }) => tokens)).toEqual(generated.map((row) => [...row]));
-    expect(rows.map(({ finishReason }) => finishReason)).toEqual(generated.map(() => 'length'));
+    model.dispose();
   });
 });
 

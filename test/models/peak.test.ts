@@ -12,10 +12,12 @@ const run = async (what: string) =>
 describe('loading from disk', () => {
   it('takes at most 1.15 times the weights and 150 MB', async () => {
     await run('write');
-    for (const [dtype, size] of [
-      ['auto', 190],
-      ['bf16', 95],
+    for (const [what, dtype, size] of [
+      ['safetensors', 'auto', 190],
+      ['safetensors', 'bf16', 95],
+      ['pickle', 'auto', 190],
     ] as const) {
+      if (what === 'pickle') await run('pickle');
       const { weights, peak } = JSON.parse(await run(dtype)) as { weights: number; peak: number };
       expect(weights).toBeGreaterThan(size * MB);
       expect(peak).toBeGreaterThan(weights);

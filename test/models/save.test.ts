@@ -23,7 +23,7 @@ function header(path: string) {
 }
 
 describe('savePretrained', () => {
-  it.each(['mamba-tiny', 'mamba-odd', 'mamba-sharded-bf16', 'mamba-text'])(
+  it.each(['mamba-tiny', 'mamba-odd', 'mamba-sharded-bf16', 'mamba-text', 'falcon-mamba-tiny'])(
     'writes %s so that it loads again',
     async (name) => {
       const model = await AutoModelForCausalLM.fromPretrained(join(FIXTURES, name));
@@ -42,16 +42,19 @@ describe('savePretrained', () => {
     },
   );
 
-  it.each(['mamba-tiny', 'mamba-odd'])('writes the tensors that transformers wrote for %s', async (name) => {
-    const model = await open(name);
-    await model.savePretrained(folder.path);
-    model.dispose();
-    const [ours, theirs] = [folder.path, join(FIXTURES, name)].map((path) =>
-      header(join(path, 'model.safetensors')),
-    );
-    expect(ours!.metadata).toEqual({ format: 'pt' });
-    expect(ours!.tensors).toEqual(theirs!.tensors);
-  });
+  it.each(['mamba-tiny', 'mamba-odd', 'falcon-mamba-tiny'])(
+    'writes the tensors that transformers wrote for %s',
+    async (name) => {
+      const model = await open(name);
+      await model.savePretrained(folder.path);
+      model.dispose();
+      const [ours, theirs] = [folder.path, join(FIXTURES, name)].map((path) =>
+        header(join(path, 'model.safetensors')),
+      );
+      expect(ours!.metadata).toEqual({ format: 'pt' });
+      expect(ours!.tensors).toEqual(theirs!.tensors);
+    },
+  );
 
   describe('over a sharded checkpoint', () => {
     const sharded = async () => {
