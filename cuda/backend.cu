@@ -69,6 +69,7 @@ class Cuda final : public Backend {
                   card_.major, card_.minor, driver / 1000, driver % 1000 / 10);
     info.memory = static_cast<int64_t>(card_.totalGlobalMem);
     info.units = card_.multiProcessorCount;
+    blas_.report(info.blas, sizeof info.blas);
     return info;
   }
   const Kernel* kernels() noexcept override { return cuda::kernels; }

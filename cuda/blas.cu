@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <string>
 #include <vector>
 
 namespace ss::cuda {
@@ -357,9 +359,9 @@ bool Blas::multiply(cudaStream_t stream, const Product& p) noexcept {
   }
 }
 
-std::string Blas::report() const {
+void Blas::report(char* text, size_t size) const noexcept {
   const std::lock_guard lock(impl_->mutex);
-  return impl_->text;
+  std::snprintf(text, size, "%s", impl_->text.c_str());
 }
 
 }  // namespace ss::cuda

@@ -4,7 +4,6 @@
 #include <cuda_runtime.h>
 
 #include <memory>
-#include <string>
 
 #include "matmul.h"
 
@@ -24,8 +23,8 @@ class Blas {
   // kRoom bytes for sums on their way to y, or null. The stream's, as the workspace is.
   static constexpr size_t kRoom = size_t{32} << 20;
   void* room() noexcept;
-  // Which library is used, or why none is. From any thread.
-  std::string report() const;
+  // Writes which library is used, or why none is, ended by 0. From any thread.
+  void report(char* text, size_t size) const noexcept;
 
  private:
   struct Impl;

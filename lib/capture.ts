@@ -1,4 +1,5 @@
-import type { Device } from './device';
+import { checkFunction, kindOf } from './arguments';
+import { Device } from './device';
 import { DisposedError } from './errors';
 import { deviceError, native, type GraphHandle } from './native';
 
@@ -38,6 +39,9 @@ export class Graph<R = unknown> {
  * `set` fills between replays. Nothing can be read or written while recording.
  */
 export function capture<R>(device: Device, fn: () => R): Graph<R> {
+  if (!(device instanceof Device))
+    throw new TypeError(`capture: device is ${kindOf(device)}, expected a Device`);
+  checkFunction('capture', fn);
   if (device.capturing) throw new Error('capture: a capture is under way already');
   native().beginCapture(device.handle);
   device.capturing = true;

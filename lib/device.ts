@@ -1,3 +1,4 @@
+import { kindOf } from './arguments';
 import { deviceError, native, type DeviceHandle, type MemoryUse } from './native';
 
 export interface DeviceInfo {
@@ -11,6 +12,11 @@ export interface DeviceInfo {
   readonly memory: number;
   /** Threads in use, or multiprocessors. */
   readonly units: number;
+  /**
+   * On CUDA: which cuBLASLt large matmuls use, or what was tried and what to install. It is looked for at the
+   * first matmul of more than a few rows.
+   */
+  readonly blas?: string;
 }
 
 /** A queue with memory: work is queued in order and runs by itself; only reading waits. */
@@ -29,8 +35,8 @@ export class Device {
   }
 
   get info(): DeviceInfo {
-    const { name, detail, memory, units } = native().describe(this.handle);
-    return { id: this.id, name, detail, memory, units };
+    const { name, detail, memory, units, blas } = native().describe(this.handle);
+    return { id: this.id, name, detail, memory, units, ...(blas && { blas }) };
   }
 
   /** Live handles and bytes. */
@@ -85,6 +91,7 @@ function checkEnvironment(): void {
  */
 export function device(name: string | Device = process.env['SELECTIVE_SCAN_DEVICE'] || 'cpu'): Device {
   if (name instanceof Device) return name;
+  if (typeof name !== 'string') throw new TypeError(`device: name is ${kindOf(name)}, expected a string`);
   const match = /^(?:(cpu)|(cuda)(?::(\d{1,3}))?)$/.exec(name);
   if (!match) throw new RangeError(`device: name is '${name}', expected cpu, cuda or cuda:<index>`);
   const index = Number(match[3] ?? 0);

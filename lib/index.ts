@@ -25,3 +25,5 @@ export { sample } from './ops/sample';
 export { jitter, limitExperts, routeExperts, routerStatistics, sinkhorn, sortExperts } from './ops/routing';
 export { activate, expertCombine, expertMatmul } from './ops/experts';
 export { ops } from './op';
+export { verify } from './verify/verify';
+export type { VerifyCheck, VerifyRow } from './verify/verify';

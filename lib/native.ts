@@ -12,6 +12,7 @@ export interface Description {
   readonly detail: string;
   readonly memory: number;
   readonly units: number;
+  readonly blas: string;
   readonly kernels: readonly { readonly name: string; readonly signature: string }[];
 }
 

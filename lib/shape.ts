@@ -1,10 +1,14 @@
+import { kindOf } from './arguments';
+
 /** Number of elements of a shape. */
 export function sizeOf(shape: readonly number[]): number {
   return shape.reduce((product, size) => product * size, 1);
 }
 
-/** @throws RangeError for what is no shape of a tensor. */
+/** @throws TypeError, RangeError for what is no shape of a tensor. */
 export function checkShape(call: string, shape: readonly number[]): void {
+  if (!Array.isArray(shape))
+    throw new TypeError(`${call}: shape is ${kindOf(shape)}, expected an array of whole numbers`);
   for (const size of shape) {
     if (!Number.isSafeInteger(size) || size < 0) {
       throw new RangeError(`${call}: shape is [${shape.join(',')}], expected whole numbers, 0 or more`);
@@ -16,10 +20,4 @@ export function checkShape(call: string, shape: readonly number[]): void {
   if (sizeOf(shape.filter((size) => size > 0)) > 2 ** 48) {
     throw new RangeError(`${call}: shape is [${shape.join(',')}], expected at most 2^48 elements`);
   }
-}
-
-/** What a value is, for messages. */
-export function kindOf(value: unknown): string {
-  if (value === null || typeof value !== 'object') return value === null ? 'null' : typeof value;
-  return value.constructor?.name ?? 'an object';
 }

@@ -1,7 +1,8 @@
+import { checkFunction, checkRecord, kindOf } from './arguments';
 import { device as openDevice, type Device } from './device';
 import { DisposedError } from './errors';
 import { deviceError, native, type TensorHandle } from './native';
-import { checkShape, kindOf, sizeOf } from './shape';
+import { checkShape, sizeOf } from './shape';
 
 export { sizeOf };
 
@@ -72,9 +73,10 @@ export class Tensor {
    */
   static from(
     data: TypedArray | readonly number[],
-    shape: readonly number[] = [data.length],
+    shape: readonly number[] = [data?.length],
     options: { readonly dtype?: DType; readonly device?: Device | string } = {},
   ): Tensor {
+    checkRecord('Tensor.from', options, 'options');
     const dtype = options.dtype ?? (data instanceof Int32Array ? 'i32' : 'f32');
     const Wanted = arrayOf[dtype];
     if (!Wanted)
@@ -82,6 +84,7 @@ export class Tensor {
     if (!(data instanceof Wanted) && !(Array.isArray(data) && (dtype === 'f32' || dtype === 'i32'))) {
       throw new TypeError(`Tensor.from: data is ${kindOf(data)}, expected ${Wanted.name} for ${dtype}`);
     }
+    checkShape('Tensor.from', shape);
     if (data.length !== sizeOf(shape)) {
       throw new TypeError(
         `Tensor.from: data has ${data.length} elements, expected ${sizeOf(shape)} for [${shape.join(',')}]`,
@@ -195,13 +198,9 @@ export class Tensor {
     if (values.length !== this.size) {
       throw new TypeError(`set: values has ${values.length} elements, expected ${this.size}`);
     }
+    const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
     try {
-      void native().write(
-        handle,
-        0,
-        new Uint8Array(values.buffer, values.byteOffset, values.byteLength),
-        true,
-      );
+      void native().write(handle, 0, bytes, true);
     } catch (error) {
       throw deviceError('set', error);
     }
@@ -271,6 +270,7 @@ export function tensorsIn(value: unknown, found: Tensor[] = []): Tensor[] {
  * counts as returned). `fn` must not be async: queueing work takes no waiting.
  */
 export function scope<R>(fn: () => R): R {
+  checkFunction('scope', fn);
   const own = new Set<Tensor>();
   scopes.push(own);
   let result: R | undefined;
@@ -293,6 +293,8 @@ export function scope<R>(fn: () => R): R {
 
 /** Takes a tensor out of the scopes around it, so that it lives until it is disposed. */
 export function keep<T extends Tensor>(tensor: T): T {
+  if (!(tensor instanceof Tensor))
+    throw new TypeError(`keep: tensor is ${kindOf(tensor)}, expected a tensor`);
   for (const scope of scopes) scope.delete(tensor);
   return tensor;
 }

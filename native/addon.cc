@@ -212,6 +212,7 @@ Napi::Value describe(const Napi::CallbackInfo& info) {
   out["detail"] = about.detail;
   out["memory"] = static_cast<double>(about.memory);
   out["units"] = about.units;
+  out["blas"] = about.blas;
   out["kernels"] = kernels;
   return out;
 }

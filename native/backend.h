@@ -8,7 +8,7 @@
 namespace ss {
 
 // Raised whenever this file, tensor.h or kernel.h changes what crosses the line.
-constexpr int kAbi = 1;
+constexpr int kAbi = 2;
 
 struct Status {
   enum Code : int32_t { ok = 0, out_of_memory, failed, lost };
@@ -27,6 +27,7 @@ struct DeviceInfo {
   char detail[128];  // instruction level, or compute capability and driver
   int64_t memory;    // bytes in all
   int32_t units;     // threads, or multiprocessors
+  char blas[1024];   // the library for large matmuls, or why there is none; empty where none is used
 };
 
 struct MemoryUse {

@@ -6,7 +6,7 @@ const root = join(__dirname, '..');
 
 /** Imports point downwards: a file may import from its own layer and from those above it in this list. */
 const layers: readonly (readonly string[])[] = [
-  ['native', 'loader', 'errors', 'shape'],
+  ['native', 'loader', 'errors', 'arguments', 'shape'],
   ['capture', 'device', 'tensor'],
   ['schema', 'autograd/tape'],
   ['op'],
@@ -14,13 +14,13 @@ const layers: readonly (readonly string[])[] = [
   ['autograd/grad', 'autograd/remat', 'nn/', 'io/'],
   ['models/'],
   ['generation/', 'training/'],
-  ['serving/', 'bench/'],
+  ['serving/', 'bench/', 'verify/'],
   ['index', 'cli/'],
 ];
 
 /** Areas that may know less than their layer: bytes in and out need no ops. */
 const onlyKnows: Readonly<Record<string, readonly string[]>> = {
-  'io/': ['io/', 'tensor', 'errors'],
+  'io/': ['io/', 'tensor', 'errors', 'arguments'],
 };
 
 /** Where each dependency may be imported; Node's own modules may be everywhere. */

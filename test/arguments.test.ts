@@ -3,7 +3,7 @@ import '../lib/index';
 import { DisposedError } from '../lib/errors';
 import { ops, type Op } from '../lib/op';
 import { Tensor, type DType } from '../lib/tensor';
-import { inputsOf, toTensor } from './cases';
+import { inputsOf, toTensor } from '../lib/verify/cases';
 import { devices, onEach } from './devices';
 
 const everyOp = [...ops.entries()];

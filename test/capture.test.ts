@@ -5,7 +5,7 @@ import { matmul } from '../lib/ops/matmul';
 import { rmsNorm } from '../lib/ops/norm';
 import { selectiveScanPacked } from '../lib/ops/scan';
 import { scope, Tensor } from '../lib/tensor';
-import { bits, inputsOf, randomFrom, toTensor } from './cases';
+import { bits, inputsOf, randomFrom, toTensor } from '../lib/verify/cases';
 import { fresh, onEach } from './devices';
 import type { Op } from '../lib/op';
 

@@ -4,9 +4,9 @@ import { grad } from '../lib/autograd/grad';
 import type { Device } from '../lib/device';
 import { ops, type Op } from '../lib/op';
 import { scope, type Tensor } from '../lib/tensor';
-import { inputsOf, normal, randomFrom, read, toStrided, toTensor, type Case } from './cases';
+import { inputsOf, normal, randomFrom, read, toStrided, toTensor, type Case } from '../lib/verify/cases';
 import { onEach } from './devices';
-import { references, values, type Attrs, type Inputs, type Values } from './reference';
+import { references, values, type Attrs, type Inputs, type Values } from '../lib/verify/reference';
 
 const differentiable = [...ops.entries()].filter(([, op]) => op.schema.vjp);
 

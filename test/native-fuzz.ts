@@ -1,6 +1,6 @@
 /** A process of its own: thousands of pseudo-random calls of the addon's functions, nearly all of them wrong. */
 import { native, type Native } from '../lib/native';
-import { randomFrom } from './cases';
+import { randomFrom } from '../lib/verify/cases';
 
 const addon = native() as unknown as Record<keyof Native, (...args: readonly unknown[]) => unknown>;
 const random = randomFrom(Number(process.argv[2] ?? 1));

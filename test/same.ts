@@ -2,25 +2,13 @@
 import type { Completion } from '../lib';
 import { device, type Device } from '../lib/device';
 import type { DType } from '../lib/tensor';
-import { decode } from './cases';
+import { decode } from '../lib/verify/cases';
+import { relativeError } from '../lib/verify/measure';
+import { roundingOn } from '../lib/verify/pieces';
+
+export { relativeError };
 
 type Numbers = Float32Array | Uint16Array | Int32Array;
-
-/** The largest difference, relative to the largest magnitude in `wanted`. */
-export function relativeError(got: ArrayLike<number>, wanted: ArrayLike<number>): number {
-  if (got.length !== wanted.length) throw new Error(`${got.length} values, expected ${wanted.length}`);
-  let difference = 0;
-  let largest = 0;
-  for (let i = 0; i < wanted.length; i++) {
-    const d = Math.abs(got[i]! - wanted[i]!);
-    if (!(d <= difference)) difference = d;
-    largest = Math.max(largest, Math.abs(wanted[i]!));
-  }
-  return difference / (largest || 1);
-}
-
-// On a GPU, of the largest magnitude: f32 sums in another order; in half precision one step to the next number.
-const rounding: Readonly<Record<DType, number>> = { f32: 1e-5, bf16: 2 ** -7, f16: 2 ** -10, i32: 0 };
 
 /**
  * Expects what holds for a row whatever stands beside it and however its sequence is cut: the same bits on the
@@ -33,7 +21,10 @@ export function expectSame(
   { on = device(), dtype = 'f32' }: { readonly on?: Device; readonly dtype?: DType } = {},
 ): void {
   if (on.id === 'cpu') expect(bytes(got).equals(bytes(wanted))).toBe(true);
-  else expect(relativeError(decode(got, dtype), decode(wanted, dtype))).toBeLessThanOrEqual(rounding[dtype]);
+  else
+    expect(relativeError(decode(got, dtype), decode(wanted, dtype))).toBeLessThanOrEqual(
+      roundingOn(on, dtype),
+    );
 }
 
 // jest takes seconds to compare a million numbers.

@@ -2,109 +2,23 @@
 import '../lib/index';
 import type { Device } from '../lib/device';
 import { mismatch, ops, type Op } from '../lib/op';
-import { scope, Tensor, type DType } from '../lib/tensor';
-import {
-  attrsOf,
-  attrsToTry,
-  bits,
-  completeSizes,
-  describe as shapeOf,
-  dtypeChoices,
-  dtypesOf,
-  inputsOf,
-  read,
-  roundTo,
-  sizeNames,
-  toStrided,
-  toTensor,
-  type Case,
-} from './cases';
+import { scope, tensorsIn, type Tensor } from '../lib/tensor';
+import { attrsToTry, bits, dtypeChoices, read, sizeNames, toStrided, type Case } from '../lib/verify/cases';
+import { argumentsOf, call, measure } from '../lib/verify/measure';
+import { references } from '../lib/verify/reference';
 import { onEach } from './devices';
-import { references, type Attrs, type Inputs } from './reference';
 
 const everyOp = [...ops.entries()];
 const sizesToTry = [0, 1, 3, 33, 257, 1025];
 
-/** Largest difference to f64, as a share of the largest magnitude, in f32 arithmetic. */
-const tolerance: Readonly<Record<string, number>> = {
-  matmul: 2e-6, // sums of up to 1,025 products
-  norm_matmul: 2e-6,
-  selective_scan: 2e-6, // the bound that the fixtures are held to as well
-  mamba_step: 7e-6, // of a convolution, two products and a scan, one after the other
-};
-/** What is made of a value that was rounded to a dtype on the way, and the letter of that dtype. */
-const rounded: Readonly<Record<string, Readonly<Record<string, string>>>> = { norm_matmul: { y: 'T' } };
-const tolerated = (op: Op) => tolerance[op.opName] ?? 1e-6;
-
-type Results = Readonly<Record<string, Tensor>>;
-
-/** Runs an op; what it updates in place counts as a result. */
-function call(op: Op, args: Record<string, unknown>): Results {
-  const made = (op as (args: unknown) => Tensor | Results | undefined)(args);
-  const outputs = made instanceof Tensor ? { [[...op.outputs.keys()][0]!]: made } : (made ?? {});
-  const updated = [...op.inputs].filter(([name, { inPlace }]) => inPlace && args[name]);
-  return { ...outputs, ...Object.fromEntries(updated.map(([name]) => [name, args[name] as Tensor])) };
-}
-
-function tensorsOf(op: Op, each: Case, device: Device, place = toTensor) {
-  return Object.fromEntries(
-    Object.entries(inputsOf(op, each)).map(([name, value]) => [name, place(value, device)]),
-  );
-}
-
-const largest = (x: Float64Array) => x.reduce((most, v) => Math.max(most, Math.abs(v)), 0);
-function difference(a: Float64Array, b: Float64Array): number {
-  return a.reduce((most, v, i) => (Number.isNaN(v) ? Infinity : Math.max(most, Math.abs(v - b[i]!))), 0);
-}
-
-/**
- * Fails unless `got` is as near to f64 as its dtype and f32 arithmetic allow. `plain` is what f64 gives
- * when what the op rounds on the way is rounded; `within` a dtype that it was made of.
- */
-function expectNear(
-  op: Op,
-  name: string,
-  got: Float64Array,
-  want: Float64Array,
-  plain: Float64Array,
-  dtype: DType,
-  within: DType = 'f32',
-): void {
-  expect(got.length).toBe(want.length);
-  if (dtype === 'i32') return expect([...got]).toEqual([...want]);
-  const rounding = (to: DType) => (to === 'f32' ? 0 : difference(roundTo(want, to), want));
-  const allowed =
-    tolerated(op) * largest(want) + 2 * (difference(plain, want) + rounding(dtype) + rounding(within));
-  const error = difference(got, want);
-  if (error > allowed) {
+/** Fails unless all results are as near to f64 as their dtypes and f32 arithmetic allow. */
+async function checkCase(op: Op, device: Device, each: Case): Promise<void> {
+  for (const { result, error, bound } of await measure(op, device, each)) {
+    if (error <= bound) continue;
     throw new Error(
-      `${op.opName}: ${name} is ${error} from f64, at most ${allowed} allowed (largest ${largest(want)})`,
+      `${op.opName}: ${result} is ${error} from f64, at most ${bound} allowed, of the largest magnitude; ${JSON.stringify(each)}`,
     );
   }
-}
-
-async function checkCase(op: Op, device: Device, each: Case): Promise<void> {
-  const given: Attrs = { ...attrsOf(op, each.sizes), ...each.attrs };
-  const inputs = inputsOf(op, each);
-  const free = each.dtypes?.['Y'] ? { dtype: each.dtypes['Y'] } : {};
-  const attrs: Attrs = { ...op.schema.attrs, ...given };
-  const results = call(op, { ...tensorsOf(op, each, device), ...given, ...free });
-  const wanted: Inputs = { ...references[op.opName]!(inputs, attrs) };
-  const rounding = inputsOf(op, each);
-  const round = (data: Float64Array) => roundTo(data, each.dtypes?.['T'] ?? 'f32');
-  const plain: Inputs = each.dtypes?.['T']
-    ? { ...rounding, ...references[op.opName]!(rounding, attrs, round) }
-    : { ...inputs, ...wanted };
-  for (const [name, tensor] of Object.entries(results)) {
-    const spec = op.outputs.get(name) ?? op.inputs.get(name)!;
-    const dtypes = dtypesOf(op, each.dtypes);
-    const [dtype, shape] = shapeOf(spec.text, completeSizes(op, each.sizes), dtypes);
-    expect([name, tensor.dtype, tensor.shape]).toEqual([name, dtype, shape]);
-    const want = (wanted[name] ?? inputs[name])!.data;
-    const within = dtypes[rounded[op.opName]?.[name] ?? ''];
-    expectNear(op, name, await read(tensor), want, plain[name]!.data, tensor.dtype, within);
-  }
-  for (const tensor of Object.values(results)) tensor.dispose();
 }
 
 describe.each(onEach)('on %s', (_, device) => {
@@ -148,11 +62,8 @@ describe.each(onEach)('on %s', (_, device) => {
     it('gives the same bits for strided rows', async () => {
       for (const T of ['f32', 'bf16', 'f16'] as const) {
         const each: Case = { sizes: { t: 6, d: 37, m: 9, k: 70 }, dtypes: { T, W: T, Y: T } };
-        const dense = call(op, { ...tensorsOf(op, each, device), ...attrsOf(op, each.sizes) });
-        const strided = call(op, {
-          ...tensorsOf(op, each, device, toStrided),
-          ...attrsOf(op, each.sizes),
-        });
+        const dense = call(op, argumentsOf(op, each, device));
+        const strided = call(op, argumentsOf(op, each, device, toStrided));
         for (const result of Object.keys(dense)) {
           const wanted = await read(dense[result]!);
           const got = strided[result]!;
@@ -163,9 +74,7 @@ describe.each(onEach)('on %s', (_, device) => {
 
     it('gives the same bits twice', async () => {
       const each: Case = { sizes: { t: 40, d: 150, m: 20, n: 70, k: 130 } };
-      const [first, second] = [0, 1].map(() =>
-        call(op, { ...tensorsOf(op, each, device), ...attrsOf(op, each.sizes) }),
-      );
+      const [first, second] = [0, 1].map(() => call(op, argumentsOf(op, each, device)));
       for (const result of Object.keys(first!)) {
         expect((await bits(second![result]!)).equals(await bits(first![result]!))).toBe(true);
       }
@@ -174,9 +83,9 @@ describe.each(onEach)('on %s', (_, device) => {
     it('leaves no tensor behind but its outputs', () => {
       const before = device.memoryUsage().tensors;
       scope(() => {
-        const given = tensorsOf(op, { sizes: {} }, device);
-        const results = call(op, { ...given, ...attrsOf(op, {}) });
-        const made = new Set([...Object.values(given), ...Object.values(results)]);
+        const given = argumentsOf(op, { sizes: {} }, device);
+        const results = call(op, given);
+        const made = new Set([...tensorsIn(given), ...Object.values(results)]);
         expect(device.memoryUsage().tensors - before).toBe(made.size);
       });
       expect(device.memoryUsage().tensors).toBe(before);

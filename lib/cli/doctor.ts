@@ -5,13 +5,18 @@ import { Command } from 'commander';
 import { device as openDevice, type Device, type DeviceInfo } from '../device';
 import { addonPath, packageRoot } from '../loader';
 import { native } from '../native';
+import { ops } from '../op';
+import '../ops/matmul';
+import '../ops/scan';
+import { measure } from '../verify/measure';
+import type { Case } from '../verify/cases';
 import { exitCodes } from './exit';
-import { scanError } from './self-test';
 import { oneLine, print, size, table } from './terminal';
 
 const help = `
 Tells what was found, what was tried, and why something is not used. Ends with 0
-when the CPU works: a missing CUDA device is no failure.
+when the CPU works: a missing CUDA device is no failure. It runs one small scan and one
+matmul on each device; "selective-scan verify" runs everything.
 
 Examples:
   $ selective-scan doctor
@@ -33,8 +38,9 @@ export function doctorCommand(): Command {
 interface Examined {
   readonly works: boolean;
   readonly info?: DeviceInfo;
-  /** Of one scan against a plain loop, relative to the largest value. */
+  /** Of one scan, and of one bf16 matmul, against f64, relative to the largest value. */
   readonly scanError?: number;
+  readonly matmulError?: number;
   readonly reason?: string;
 }
 
@@ -45,7 +51,7 @@ async function examine() {
     version: string;
   };
   const addon = examineAddon();
-  const notLoaded = { works: false, reason: 'the native addon does not load' };
+  const notLoaded: Examined = { works: false, reason: 'the native addon does not load' };
   const cpu = addon.loads ? await examineDevice('cpu') : notLoaded;
   const cuda = addon.loads ? await examineDevice('cuda') : notLoaded;
   return {
@@ -77,8 +83,11 @@ function examineAddon(): { readonly loads: boolean; readonly path?: string; read
   }
 }
 
-/** Half-precision is not involved: a working scan is within a few roundings of f32. */
-const tolerance = 1e-5;
+/** How far a small call is from f64, and how far it may be. */
+async function tried(device: Device, name: string, each: Case) {
+  const [outcome] = await measure(ops.get(name)!, device, each);
+  return outcome!;
+}
 
 async function examineDevice(name: string): Promise<Examined> {
   let device: Device;
@@ -88,10 +97,20 @@ async function examineDevice(name: string): Promise<Examined> {
     return { works: false, reason: (error as Error).message };
   }
   try {
-    const error = await scanError(device);
-    const works = error < tolerance;
-    const reason = works ? undefined : `a small scan differs from a plain loop by ${error.toExponential(1)}`;
-    return { works, info: device.info, scanError: error, reason };
+    const scan = await tried(device, 'selective_scan', { sizes: { t: 33, d: 17, n: 16 } });
+    // Of a size for which cuBLASLt is looked for, so that `info` can tell of it.
+    const half = { T: 'bf16', W: 'bf16', Y: 'f32' } as const;
+    const matmul = await tried(device, 'matmul', { sizes: { m: 64, n: 64, k: 64 }, dtypes: half });
+    const reasons = Object.entries({ scan, matmul })
+      .filter(([, { error, bound }]) => !(error <= bound))
+      .map(([name, { error }]) => `a small ${name} differs from f64 by ${error.toExponential(1)}`);
+    return {
+      works: reasons.length === 0,
+      info: device.info,
+      scanError: scan.error,
+      matmulError: matmul.error,
+      reason: reasons.join('\n') || undefined,
+    };
   } catch (error) {
     return { works: false, info: device.info, reason: (error as Error).message };
   }
@@ -135,6 +154,7 @@ function describe(report: Report): string {
       `module: ${cuda.module ? `${cuda.module.path}${cuda.module.found ? '' : ' (not there)'}` : 'unknown'}`,
     ],
     ['', `driver: ${cuda.driver ?? 'none'}`],
+    ...reason(cuda.info?.blas),
   ];
   const end = report.ok ? 'Ready: the CPU works.' : 'Not ready: the CPU does not work, for the reason above.';
   const all = report.ok && cuda.works ? 'Ready: the CPU and CUDA work.' : end;
@@ -149,6 +169,6 @@ function verdict({ works, info, scanError: error }: Examined): string {
   if (!info) return 'not available';
   const what = `${info.name}, ${info.detail}, ${info.units} ${info.id === 'cpu' ? 'threads' : 'multiprocessors'}`;
   return works
-    ? `works: ${what} (a scan is within ${error!.toExponential(0)} of a plain loop)`
+    ? `works: ${what} (a scan is within ${error!.toExponential(0)} of f64)`
     : `does not work: ${what}`;
 }

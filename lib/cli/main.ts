@@ -8,6 +8,7 @@ import { doctorCommand } from './doctor';
 import { report } from './exit';
 import { generateCommand } from './generate';
 import { inspectCommand } from './inspect';
+import { verifyCommand } from './verify';
 
 const { version } = require(join(packageRoot, 'package.json')) as { version: string };
 
@@ -33,6 +34,7 @@ const program = new Command('selective-scan')
   .addCommand(inspectCommand())
   .addCommand(convertCommand())
   .addCommand(doctorCommand())
+  .addCommand(verifyCommand())
   .addCommand(benchCommand())
   .addHelpText('after', help);
 

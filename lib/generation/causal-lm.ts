@@ -1,11 +1,12 @@
 import { existsSync } from 'node:fs';
+import { checkNames, kindOf } from '../arguments';
 import type { Device } from '../device';
 import { device as openDevice } from '../device';
 import { openCheckpoint } from '../io/checkpoint';
 import type { FloatFormat } from '../io/convert';
 import { resolveModel, type ResolveOptions } from '../io/hub';
 import { readJson, type JsonObject } from '../io/json';
-import { loadTokenizer, type Tokenizer } from '../io/tokenizer';
+import { loadTokenizer, Tokenizer } from '../io/tokenizer';
 import { familyOf } from '../models';
 import type { CommonConfig } from '../models/family';
 import { Fields } from '../models/fields';
@@ -131,6 +132,13 @@ export class CausalLM extends Model {
   }
 }
 
+const modelOptions: readonly (keyof ModelOptions)[] = ['device', 'dtype'];
+const pretrainedOptions: readonly (keyof PretrainedOptions)[] = [
+  ...modelOptions,
+  ...(['revision', 'cacheDir', 'offline', 'token', 'endpoint', 'onDownload'] as const),
+  ...(['onProgress', 'signal', 'checkFinite', 'onWarning'] as const),
+];
+
 /** Loads or starts language models of every family. */
 export const AutoModelForCausalLM = {
   /**
@@ -138,6 +146,7 @@ export const AutoModelForCausalLM = {
    * @throws FormatError that names the file, field or parameter that is wrong.
    */
   async fromPretrained(pathOrId: string, options: PretrainedOptions = {}): Promise<CausalLM> {
+    checkNames('fromPretrained', options, pretrainedOptions, 'options');
     const device = openDevice(options.device);
     const folder = await resolveModel(pathOrId, { ...options, onProgress: options.onDownload });
     const json = await readJson(`${folder}/config.json`);
@@ -166,14 +175,19 @@ export const AutoModelForCausalLM = {
     json: JsonObject,
     options: ModelOptions & { readonly seed?: number; readonly tokenizer?: Tokenizer } = {},
   ): Promise<CausalLM> {
+    checkNames('fromConfig', options, [...modelOptions, 'seed', 'tokenizer'], 'options');
+    const { seed = 0, tokenizer } = options;
+    if (!Number.isSafeInteger(seed)) {
+      throw new TypeError(`fromConfig: seed is ${String(seed)}, expected a whole number`);
+    }
+    if (tokenizer !== undefined && !(tokenizer instanceof Tokenizer)) {
+      throw new TypeError(`fromConfig: tokenizer is ${kindOf(tokenizer)}, expected a Tokenizer`);
+    }
     const device = openDevice(options.device);
     const { config } = familyOf(json);
     const dtype = chosenDtype(options.dtype, () => 'f32');
-    const weights = new Weights({ device, dtype, seed: options.seed ?? 0 });
-    return filled(
-      weights,
-      () => new CausalLM(config, { device, dtype, weights, tokenizer: options.tokenizer }),
-    );
+    const weights = new Weights({ device, dtype, seed });
+    return filled(weights, () => new CausalLM(config, { device, dtype, weights, tokenizer }));
   },
 } as const;
 

@@ -1,3 +1,4 @@
+import { checkRecord } from '../arguments';
 import type { Tokenizer } from '../io/tokenizer';
 import { integerRows, type Dense, type Ids } from '../models/inputs';
 import type { Model } from '../models/model';
@@ -146,6 +147,7 @@ export async function* generate(
   model.check('generate');
   const { vocabSize } = model.config;
   const ids = await encode(prompts, tokenizer, vocabSize);
+  checkRecord('generate', options);
   const { sequences, muted } = withoutPadding(ids, padding(options.padTokenId, defaults, vocabSize));
   const rowsOptions = rowOptions(options, sequences.length);
   const stop = stopIds(options.eosTokenId ?? defaults.eos, vocabSize);

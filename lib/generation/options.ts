@@ -1,4 +1,4 @@
-import { checkNames } from '../models/inputs';
+import { checkNames } from '../arguments';
 import type { State } from '../models/state';
 
 /** One value for all prompts, or one for each. */

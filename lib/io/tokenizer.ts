@@ -1,5 +1,6 @@
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
+import { checkRecord, kindOf } from '../arguments';
 import { FormatError } from '../errors';
 import { DecodeStream } from './decode-stream';
 import { isObject, kind, readJson, type JsonObject } from './json';
@@ -42,6 +43,8 @@ export class Tokenizer {
 
   /** `config` is `tokenizer_config.json`; throws where the pieces are of no known kind. */
   constructor(definition: JsonObject, config: JsonObject) {
+    checkRecord('Tokenizer', definition, 'definition');
+    checkRecord('Tokenizer', config, 'config');
     const { Tokenizer: Engine } = engine();
     this.#engine = new Engine(definition, config);
     this.#cleanUp = config['clean_up_tokenization_spaces'] === true;
@@ -56,6 +59,7 @@ export class Tokenizer {
   /** Throws RangeError for text that is not well-formed Unicode. */
   encode(text: string, options: { readonly addSpecialTokens?: boolean } = {}): number[] {
     if (typeof text !== 'string') throw new TypeError(`encode: text is ${kind(text)}, expected a string`);
+    checkRecord('encode', options, 'options');
     const lone = text.search(/\p{Surrogate}/u);
     if (lone >= 0) {
       const code = text.charCodeAt(lone).toString(16).toUpperCase();
@@ -68,12 +72,17 @@ export class Tokenizer {
 
   /** Ids without a token decode to nothing; bytes that are no UTF-8 decode to U+FFFD. */
   decode(ids: Iterable<number>, options: DecodeOptions = {}): string {
+    checkRecord('decode', options, 'options');
+    if (typeof (ids as Partial<Iterable<number>> | undefined | null)?.[Symbol.iterator] !== 'function') {
+      throw new TypeError(`decode: ids is ${kindOf(ids)}, expected token ids`);
+    }
     const text = this.#decodeVisible(this.#visible(ids, options));
     return this.#cleanUp ? cleanUp(text) : text;
   }
 
   /** Decodes tokens as they come; what it gives, joined, is what `decode` gives for all of them. */
   decodeStream(options: DecodeOptions = {}): DecodeStream {
+    checkRecord('decodeStream', options, 'options');
     return new DecodeStream({
       isVisible: (id) => this.#visible([id], options).length > 0,
       decode: (ids) => this.#decodeVisible(ids),

@@ -1,5 +1,6 @@
+import { kindOf } from '../arguments';
 import { FormatError } from '../errors';
-import { kind, type JsonObject } from '../io/json';
+import { isObject, kind, type JsonObject } from '../io/json';
 import { blackmamba } from './blackmamba';
 import { falconMamba } from './falcon-mamba';
 import type { CommonConfig, Family } from './family';
@@ -18,6 +19,7 @@ export function findFamily(json: JsonObject): Family | undefined {
 
 /** The family of a model, and the configuration it makes of config.json. */
 export function familyOf(json: JsonObject): { readonly family: Family; readonly config: CommonConfig } {
+  if (!isObject(json)) throw new TypeError(`fromConfig: json is ${kindOf(json)}, expected an object`);
   const family = findFamily(json);
   if (!family) {
     const known = families.map(({ type }) => type);

@@ -5,17 +5,6 @@ export type Ids = readonly number[] | Int32Array | Uint32Array | BigInt64Array;
 /** Token ids: one sequence, several, or a tensor i32[batch, length]. */
 export type IdsBatch = Ids | readonly Ids[] | Tensor;
 
-/** Throws unless `options` is a record with no other names than `known`: a misspelt one would go unnoticed. */
-export function checkNames(call: string, options: unknown, known: readonly string[]): void {
-  if (options === null || typeof options !== 'object') {
-    throw new TypeError(
-      `${call}: the argument is ${options === null ? 'null' : typeof options}, expected a record`,
-    );
-  }
-  const unknown = Object.keys(options).find((name) => !known.includes(name));
-  if (unknown !== undefined) throw new TypeError(`${call}: there is no option ${unknown}`);
-}
-
 const isIds = (value: unknown): value is Ids =>
   ArrayBuffer.isView(value) || (Array.isArray(value) && (value.length === 0 || typeof value[0] === 'number'));
 

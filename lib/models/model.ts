@@ -1,4 +1,5 @@
 import { setImmediate } from 'node:timers/promises';
+import { checkNames } from '../arguments';
 import type { Device } from '../device';
 import { DisposedError } from '../errors';
 import type { Batch } from '../nn/mamba';
@@ -7,7 +8,7 @@ import { countParameters, type Weights } from '../nn/weights';
 import { copySlots, crossEntropy, takeRows, zeroSlots } from '../ops/elementwise';
 import { keep, scope, Tensor } from '../tensor';
 import type { Backbone, CommonConfig } from './family';
-import { checkNames, integerRows, pack, targetsOf, type IdsBatch } from './inputs';
+import { integerRows, pack, targetsOf, type IdsBatch } from './inputs';
 import { chunked, mutedRows, type Piece } from './pieces';
 import { RouterRecord, type RouterOutput } from './router';
 import { checkState, State, type StateLayout } from './state';
@@ -39,6 +40,11 @@ export interface ForwardOutput {
   /** Mean cross-entropy, in nats. */
   readonly loss?: number;
 }
+
+const inputNames: readonly (keyof ForwardInput)[] = [
+  ...(['inputIds', 'attentionMask', 'labels', 'state'] as const),
+  ...(['outputHiddenStates', 'outputRouter', 'logitsToKeep'] as const),
+];
 
 /** A language model on a device: parameters, and the computation over them. */
 export class Model<C extends CommonConfig = CommonConfig> {
@@ -201,15 +207,7 @@ export class Model<C extends CommonConfig = CommonConfig> {
    */
   async forward(input: ForwardInput): Promise<ForwardOutput> {
     this.check('forward');
-    checkNames('forward', input, [
-      'inputIds',
-      'attentionMask',
-      'labels',
-      'outputHiddenStates',
-      'outputRouter',
-      'logitsToKeep',
-      'state',
-    ]);
+    checkNames('forward', input, inputNames);
     const { vocabSize, hiddenSize, numLayers } = this.config;
     const { logitsToKeep = 0 } = input;
     const rows = await integerRows('forward', 'inputIds', input.inputIds, 0, vocabSize - 1);

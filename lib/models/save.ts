@@ -1,8 +1,10 @@
-import { mkdir, readFile, stat } from 'node:fs/promises';
+import { mkdir, readFile, rm, stat } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
+import { kindOf } from '../arguments';
 import { writeAtomically, writeFully } from '../io/atomic';
+import { MAX_INDEX_BYTES, parseIndex, WEIGHTS } from '../io/checkpoint';
 import type { FloatFormat } from '../io/convert';
-import type { JsonObject } from '../io/json';
+import { readJson, type JsonObject } from '../io/json';
 import { writeSafetensors, type TensorSource } from '../io/safetensors';
 import type { Tensor } from '../tensor';
 import type { CommonConfig } from './family';
@@ -16,6 +18,7 @@ export interface Extras {
 
 const stored = { f32: 'F32', bf16: 'BF16', f16: 'F16' } as const;
 const named = { f32: 'float32', bf16: 'bfloat16', f16: 'float16' } as const;
+const [weightsFile, indexFile] = WEIGHTS;
 const tokenizerFiles = [
   'tokenizer.json',
   'tokenizer_config.json',
@@ -37,6 +40,23 @@ async function writeJson(path: string, json: unknown): Promise<void> {
   );
 }
 
+/**
+ * Removes the shards of an older checkpoint, and their index. Only what the index names goes, and of that only
+ * other safetensors files; an index that cannot be read names nothing.
+ */
+async function removeShards(folder: string): Promise<void> {
+  const path = join(folder, indexFile);
+  const index = await readJson(path, { maxBytes: MAX_INDEX_BYTES })
+    .then((json) => parseIndex(json, path))
+    .catch(() => undefined);
+  if (!index) return;
+  const isShard = (name: string) =>
+    name.endsWith('.safetensors') && resolve(folder, name) !== resolve(folder, weightsFile);
+  for (const name of new Set(index.values()))
+    if (isShard(name)) await rm(join(folder, name), { force: true });
+  await rm(path, { force: true });
+}
+
 /** Writes a folder that transformers' `from_pretrained` reads. Matrices keep their dtype, the rest is f32. */
 export async function savePretrained(
   folder: string,
@@ -44,6 +64,8 @@ export async function savePretrained(
   parameters: ReadonlyMap<string, Tensor>,
   extras: Extras,
 ): Promise<void> {
+  if (typeof folder !== 'string')
+    throw new TypeError(`savePretrained: folder is ${kindOf(folder)}, expected a path`);
   if ((await stat(folder).catch(() => undefined))?.isDirectory() === false) {
     throw new Error(`savePretrained: ${folder} is a file, expected a folder`);
   }
@@ -69,7 +91,7 @@ export async function writeModel(
     shape: tensor.shape,
     read: () => read(name, tensor),
   }));
-  await writeSafetensors(join(folder, 'model.safetensors'), tensors);
+  await writeSafetensors(join(folder, weightsFile), tensors);
   const dtypes = [...parameters.values()].map(({ dtype }) => dtype as FloatFormat);
   const dtype = named[dtypes.find((dtype) => dtype !== 'f32') ?? 'f32'];
   const architecture = architectures.get(config.modelType);
@@ -80,9 +102,11 @@ export async function writeModel(
   });
   if (extras.generationConfig)
     await writeJson(join(folder, 'generation_config.json'), extras.generationConfig);
-  if (extras.tokenizerFolder === undefined || resolve(extras.tokenizerFolder) === resolve(folder)) return;
-  for (const name of tokenizerFiles) {
-    const content = await readFile(join(extras.tokenizerFolder, name)).catch(() => undefined);
-    if (content) await writeAtomically(join(folder, name), (file) => writeFully(file, content));
+  if (extras.tokenizerFolder !== undefined && resolve(extras.tokenizerFolder) !== resolve(folder)) {
+    for (const name of tokenizerFiles) {
+      const content = await readFile(join(extras.tokenizerFolder, name)).catch(() => undefined);
+      if (content) await writeAtomically(join(folder, name), (file) => writeFully(file, content));
+    }
   }
+  await removeShards(folder);
 }

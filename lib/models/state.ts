@@ -1,4 +1,5 @@
 import { createHash } from 'node:crypto';
+import { kindOf } from '../arguments';
 import type { Device } from '../device';
 import { DisposedError, FormatError } from '../errors';
 import { isObject, parseJsonObject } from '../io/json';
@@ -112,6 +113,8 @@ export class State {
   /** An independent copy of all sequences, or of those in `rows` (in that order, repeats allowed). */
   fork(rows: readonly number[] = this.lengths.map((_, i) => i)): State {
     this.check('fork');
+    const given: unknown = rows;
+    if (!Array.isArray(given)) throw new TypeError(`fork: rows is ${kindOf(given)}, expected an array`);
     for (const row of rows) {
       if (!Number.isInteger(row) || row < 0 || row >= this.rows) {
         throw new RangeError(`fork: rows holds ${row}, expected numbers from 0 to ${this.rows - 1}`);

@@ -1,3 +1,4 @@
+import { checkNames } from '../arguments';
 import { device as openDevice, type Device } from '../device';
 import { scope, Tensor } from '../tensor';
 import { selectiveScanPacked } from './scan';
@@ -41,6 +42,12 @@ export interface SelectiveScanOutput {
   readonly lastState: Float32Array;
 }
 
+const inputNames: readonly (keyof SelectiveScanInput)[] = [
+  ...(['batch', 'length', 'dim', 'dState', 'groups'] as const),
+  ...(['u', 'delta', 'A', 'B', 'C', 'D', 'z', 'deltaBias', 'deltaSoftplus'] as const),
+  ...(['initialState', 'device'] as const),
+];
+
 /**
  * The selective scan (Gu and Dao 2023, algorithm 2) on plain arrays, row-major: see
  * `selectiveScanPacked` for the formula, and for scans that stay on the device. B and C are taken as
@@ -48,6 +55,7 @@ export interface SelectiveScanOutput {
  * @throws TypeError, RangeError that name the argument, before any work.
  */
 export async function selectiveScan(input: SelectiveScanInput): Promise<SelectiveScanOutput> {
+  checkNames('selectiveScan', input, inputNames);
   const { batch, length, dim, dState, groups = 1 } = input;
   for (const [name, value] of Object.entries({ batch, length, dim, dState, groups })) {
     if (!Number.isSafeInteger(value) || value < 1) {

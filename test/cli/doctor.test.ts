@@ -13,10 +13,12 @@ interface Report {
   readonly cpu: {
     readonly works: boolean;
     readonly scanError?: number;
-    readonly info?: { readonly units: number };
+    readonly matmulError?: number;
+    readonly info?: { readonly units: number; readonly blas?: string };
   };
   readonly cuda: {
     readonly works: boolean;
+    readonly info?: { readonly blas?: string };
     readonly reason?: string;
     readonly module?: { readonly found: boolean };
   };
@@ -39,7 +41,7 @@ describe('doctor', () => {
     const { code, stdout, stderr } = await run(['doctor']);
     expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
     expect(stdout).toMatch(/^ {2}addon +loads \(.*selective_scan\.node\)$/m);
-    expect(stdout).toMatch(/^ {2}CPU +works: .* threads? \(a scan is within \d+e-\d+ of a plain loop\)$/m);
+    expect(stdout).toMatch(/^ {2}CPU +works: .* threads? \(a scan is within \d+e-\d+ of f64\)$/m);
     expect(stdout).toMatch(/^ {2}CUDA +(works: |not available$|does not work: )/m);
     expect(stdout).toMatch(/\nReady: the CPU (works|and CUDA work)\.\n$/);
   });
@@ -54,7 +56,11 @@ describe('doctor', () => {
       cpu: { works: true, info: { units: 2 } },
     });
     expect(report.cpu.scanError).toBeLessThan(1e-5);
+    expect(report.cpu.matmulError).toBeLessThan(1e-5);
+    expect(report.cpu.info).not.toHaveProperty('blas');
     expect(report.cuda.works || report.cuda.reason).toBeTruthy();
+    // Which library there is, or what was tried: it has been looked for by then.
+    if (report.cuda.info) expect(report.cuda.info.blas).toMatch(/^cuBLASLt (\d+\.\d+\.\d+ \(|is not used, )/);
   });
 
   it('says why CUDA declines', async () => {

@@ -17,12 +17,15 @@ describe('selective-scan', () => {
       expect(stdout).toContain(`$ selective-scan ${command}`);
   });
 
-  it.each(['generate', 'inspect', 'doctor', 'bench'])('explains %s, with examples', async (command) => {
-    const { code, stdout, stderr } = await run([command, '--help']);
-    expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
-    expect(stdout).toContain(`Usage: selective-scan ${command}`);
-    expect(stdout.match(new RegExp(`\\$ .*selective-scan ${command}`, 'g'))!.length).toBeGreaterThan(1);
-  });
+  it.each(['generate', 'inspect', 'doctor', 'verify', 'bench'])(
+    'explains %s, with examples',
+    async (command) => {
+      const { code, stdout, stderr } = await run([command, '--help']);
+      expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+      expect(stdout).toContain(`Usage: selective-scan ${command}`);
+      expect(stdout.match(new RegExp(`\\$ .*selective-scan ${command}`, 'g'))!.length).toBeGreaterThan(1);
+    },
+  );
 
   it('has a help command', async () => {
     expect(await run(['help', 'doctor'])).toEqual(await run(['doctor', '--help']));

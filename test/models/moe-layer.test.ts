@@ -2,10 +2,10 @@
 import { MoE, capacityOf, type MoEConfig, type Routing } from '../../lib/nn/moe';
 import { Weights } from '../../lib/nn/weights';
 import { capture, Tensor } from '../../lib';
-import { normal, randomFrom, read } from '../cases';
+import { normal, randomFrom, read } from '../../lib/verify/cases';
 import { onEach } from '../devices';
-import { activations, balance, limit, philox, moeReferences } from '../ops/moe-reference';
-import type { Values } from '../reference';
+import { activations, balance, limit, philox, moeReferences } from '../../lib/verify/moe-reference';
+import type { Values } from '../../lib/verify/reference';
 
 const base: MoEConfig = {
   dModel: 12,

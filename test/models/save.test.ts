@@ -1,4 +1,4 @@
-import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { open as openFile, type FileHandle } from 'node:fs/promises';
 import { join } from 'node:path';
 import { AutoModelForCausalLM, DisposedError } from '../../lib';
@@ -55,6 +55,64 @@ describe('savePretrained', () => {
       expect(ours!.tensors).toEqual(theirs!.tensors);
     },
   );
+
+  describe('over a sharded checkpoint', () => {
+    const sharded = async () => {
+      cpSync(join(FIXTURES, 'mamba-sharded-bf16'), folder.at('model'), { recursive: true });
+      return await load(folder.at('model'));
+    };
+    const index = () => folder.at('model', 'model.safetensors.index.json');
+
+    it('removes the shards and their index, and nothing else', async () => {
+      const model = await sharded();
+      writeFileSync(folder.at('model', 'model-00009-of-00009.safetensors'), 'another one’s');
+      await model.savePretrained(folder.at('model'));
+      expect(readdirSync(folder.at('model')).sort()).toEqual([
+        'config.json',
+        'expected.safetensors',
+        'generation_config.json',
+        'model-00009-of-00009.safetensors',
+        'model.safetensors',
+      ]);
+      const again = await load(folder.at('model'));
+      expect(await logitsOf(again, [1, 2, 3])).toEqual(await logitsOf(model, [1, 2, 3]));
+      for (const made of [model, again]) made.dispose();
+    });
+
+    it('never removes the new weights, or what is no shard', async () => {
+      const model = await sharded();
+      const names = ['model.safetensors', './model.safetensors', 'config.json', 'notes.txt'];
+      writeFileSync(folder.at('model', 'notes.txt'), 'mine');
+      writeFileSync(index(), JSON.stringify({ weight_map: Object.fromEntries(names.entries()) }));
+      await model.savePretrained(folder.at('model'));
+      (await load(folder.at('model'))).dispose();
+      expect(readFileSync(folder.at('model', 'notes.txt'), 'utf8')).toBe('mine');
+      model.dispose();
+    });
+
+    it.each(['no JSON', '{"weight_map":{"a":"../../outside.safetensors"}}'])(
+      'leaves everything to an index like %s',
+      async (text) => {
+        const model = await sharded();
+        writeFileSync(index(), text);
+        writeFileSync(folder.at('outside.safetensors'), 'mine');
+        const before = readdirSync(folder.at('model'));
+        await model.savePretrained(folder.at('model'));
+        expect(readdirSync(folder.at('model')).sort()).toEqual([...before, 'model.safetensors'].sort());
+        expect(readFileSync(folder.at('outside.safetensors'), 'utf8')).toBe('mine');
+        model.dispose();
+      },
+    );
+
+    it('keeps them when the new weights cannot be written', async () => {
+      const model = await sharded();
+      const before = readdirSync(folder.at('model')).sort();
+      mkdirSync(folder.at('model', 'model.safetensors'));
+      await expect(model.savePretrained(folder.at('model'))).rejects.toThrow();
+      expect(readdirSync(folder.at('model')).sort()).toEqual([...before, 'model.safetensors'].sort());
+      model.dispose();
+    });
+  });
 
   it('says of a fresh model what transformers asks for', async () => {
     for (const [dtype, name, stored] of [

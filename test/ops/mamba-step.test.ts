@@ -3,7 +3,7 @@ import { matmul } from '../../lib/ops/matmul';
 import type { Op } from '../../lib/op';
 import { causalConv1dPacked, mambaStep, selectiveScanPacked } from '../../lib/ops/scan';
 import { scope, Tensor } from '../../lib/tensor';
-import { inputsOf, toTensor, type Sizes } from '../cases';
+import { inputsOf, toTensor, type Sizes } from '../../lib/verify/cases';
 import { onEach } from '../devices';
 import { expectSame, relativeError } from '../same';
 

@@ -1,7 +1,7 @@
 import { setThreads, threads } from '../../lib/device';
 import { matmul } from '../../lib/ops/matmul';
 import { scope, type DType, type Tensor } from '../../lib/tensor';
-import { bits, normal, randomFrom, read, roundTo, toTensor } from '../cases';
+import { bits, normal, randomFrom, read, roundTo, toTensor } from '../../lib/verify/cases';
 import { onEach } from '../devices';
 import { expectSame } from '../same';
 

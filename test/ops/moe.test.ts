@@ -3,10 +3,10 @@ import { Tensor, scope, type TensorLike } from '../../lib';
 import { limitExperts, routeExperts, routerStatistics, sinkhorn, sortExperts } from '../../lib/ops/routing';
 import { expertMatmul } from '../../lib/ops/experts';
 import { matmul } from '../../lib/ops/matmul';
-import { bits, normal, randomFrom, read } from '../cases';
+import { bits, normal, randomFrom, read } from '../../lib/verify/cases';
 import { onEach } from '../devices';
-import type { Inputs, Values } from '../reference';
-import { balance, moeReferences } from './moe-reference';
+import type { Inputs, Values } from '../../lib/verify/reference';
+import { balance, moeReferences } from '../../lib/verify/moe-reference';
 
 type Kind = 'random' | 'all tied' | 'tied in pairs' | 'empty experts' | 'all to one expert';
 const kinds: readonly Kind[] = ['random', 'all tied', 'tied in pairs', 'empty experts', 'all to one expert'];

@@ -1,7 +1,7 @@
 import { addRmsNorm, normMatmul, rmsNorm } from '../../lib/ops/norm';
 import { matmul } from '../../lib/ops/matmul';
 import { scope, type DType, type Tensor } from '../../lib/tensor';
-import { bits, normal, randomFrom, roundTo, toTensor } from '../cases';
+import { bits, normal, randomFrom, roundTo, toTensor } from '../../lib/verify/cases';
 import { onEach } from '../devices';
 
 describe.each(onEach)('on %s', (_, device) => {

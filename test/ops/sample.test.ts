@@ -1,9 +1,9 @@
 import { DeviceError } from '../../lib/errors';
 import { sample } from '../../lib/ops/sample';
 import { Tensor } from '../../lib/tensor';
-import { normal, randomFrom, read } from '../cases';
+import { normal, randomFrom, read } from '../../lib/verify/cases';
 import { onEach } from '../devices';
-import { distribution, logSumExp, type Filters } from '../reference';
+import { distribution, logSumExp, type Filters } from '../../lib/verify/reference';
 
 interface Row extends Partial<Filters> {
   readonly logits: readonly number[];

@@ -3,9 +3,10 @@ import type { Op } from '../../lib/op';
 import { openSafetensors } from '../../lib/io/safetensors';
 import { causalConv1dPacked, selectiveScanPacked } from '../../lib/ops/scan';
 import { Tensor, type DType } from '../../lib/tensor';
-import { bits, inputsOf, read, toTensor, type Sizes } from '../cases';
+import { bits, inputsOf, read, toTensor, type Sizes } from '../../lib/verify/cases';
 import { onEach } from '../devices';
-import { references, type Inputs } from '../reference';
+import { packedAndPieces, packedArguments } from '../../lib/verify/pieces';
+import { references, type Inputs } from '../../lib/verify/reference';
 import { expectSame, relativeError } from '../same';
 
 type Args = Record<string, Tensor | boolean | undefined>;
@@ -13,22 +14,19 @@ type Call = (args: Args) => Tensor;
 
 // Lengths 5, 0, 17 and 1: three sequences with a state, one of them empty, and one without.
 const lengths = [5, 0, 17, 1];
-const offsets = lengths.reduce<number[]>((all, n) => [...all, all.at(-1)! + n], [0]);
 const slots = [3, 1, -1, 0];
 
-const subjects: readonly (readonly [string, Op, Call, readonly string[], Sizes])[] = [
+const subjects: readonly (readonly [string, Op, Call, Sizes])[] = [
   [
     'selective_scan',
     selectiveScanPacked as unknown as Op,
     selectiveScanPacked as unknown as Call,
-    ['u', 'delta', 'B', 'C', 'z'],
     { d: 70, n: 16, g: 2 },
   ],
   [
     'causal_conv1d',
     causalConv1dPacked as unknown as Op,
     causalConv1dPacked as unknown as Call,
-    ['x'],
     { d: 70, w: 4 },
   ],
 ];
@@ -37,35 +35,10 @@ const flags = { selective_scan: { deltaSoftplus: true }, causal_conv1d: { silu: 
 describe.each(onEach)('on %s', (_, device) => {
   const ints = (data: readonly number[]) => Tensor.from(Int32Array.from(data), [data.length], { device });
 
-  describe.each(subjects)('%s', (name, op, call, perToken, sizes) => {
+  describe.each(subjects)('%s', (name, op, call, sizes) => {
     describe.each(['f32', 'bf16', 'f16'] as const)('%s', (T) => {
-      const tokens = offsets.at(-1)!;
-      const given = (form = 0): Args => {
-        const inputs = inputsOf(op, {
-          sizes: { ...sizes, t: tokens, s: lengths.length },
-          dtypes: { T },
-          form,
-        });
-        const tensors = Object.entries(inputs).map(([input, value]) => [input, toTensor(value, device)]);
-        return {
-          ...Object.fromEntries(tensors),
-          ...flags[name as keyof typeof flags],
-          offsets: ints(offsets),
-          slots: ints(slots),
-        };
-      };
-      /** The same call for some tokens of one sequence. */
-      const part = (args: Args, begin: number, end: number, slot: number): Args => {
-        const cut = perToken
-          .map((input) => [input, args[input] as Tensor] as const)
-          .filter(([, x]) => x.shape[0] === tokens);
-        return {
-          ...args,
-          ...Object.fromEntries(cut.map(([input, x]) => [input, x.rows(begin, end)])),
-          offsets: ints([0, end - begin]),
-          slots: ints([slot]),
-        };
-      };
+      const each = { sizes, dtype: T, lengths, slots, attrs: flags[name as keyof typeof flags] };
+      const given = (): Args => packedArguments(op, device, each) as Args;
       const copyOf = async (args: Args): Promise<Args> => {
         const state = args['state'] as Tensor;
         return {
@@ -75,24 +48,9 @@ describe.each(onEach)('on %s', (_, device) => {
       };
 
       it.each([1, 2, 16, 1000])('packed is one by one, in pieces of %i tokens', async (step) => {
-        for (const form of name === 'selective_scan' ? [0, 1] : [0]) {
-          const packed = given(form);
-          const single = await copyOf(packed);
-          const y = await call(packed).data();
-          for (let s = 0; s < lengths.length; s++) {
-            // A sequence without a state cannot be cut: it is given a row that is zero.
-            const zero = slots[s]! < 0;
-            if (zero) await clear(single['state'] as Tensor, 4);
-            for (let begin = offsets[s]!; begin < offsets[s + 1]!; begin += step) {
-              const end = Math.min(begin + step, offsets[s + 1]!);
-              const piece = await call(part(single, begin, end, zero ? 4 : slots[s]!)).data();
-              expectSame(piece, y.subarray(begin * sizes['d']!, end * sizes['d']!), { on: device, dtype: T });
-            }
-          }
-          const [left, wanted] = [single['state'] as Tensor, packed['state'] as Tensor];
-          const [got, kept] = [await left.rows(0, 4).data(), await wanted.rows(0, 4).data()];
-          expectSame(got, kept, { on: device, dtype: left.dtype });
-        }
+        for (const form of name === 'selective_scan' ? [0, 1] : [0])
+          for (const pair of await packedAndPieces(op, device, { ...each, form }, step))
+            expectSame(pair.pieces, pair.packed, { on: device, dtype: pair.dtype });
       });
 
       it('leaves states that no sequence owns as they are', async () => {
@@ -206,11 +164,6 @@ describe.each(onEach)('on %s', (_, device) => {
     });
   });
 });
-
-async function clear(state: Tensor, slot: number): Promise<void> {
-  const row = state.rows(slot, slot + 1);
-  await row.write(new Uint8Array((await bits(row)).length));
-}
 
 /** (batch, dim, length) to (batch, length, dim). */
 function transpose(x: Float64Array, batch: number, dim: number, length: number): Float64Array {

@@ -1,5 +1,5 @@
 /** Routing and experts, plainly and in f64. */
-import { logSumExp, row, sum, values, type Attrs, type Inputs, type Values } from '../reference';
+import { logSumExp, row, sum, values, type Attrs, type Inputs, type Values } from './values';
 
 const sigmoid = (x: number) => 1 / (1 + Math.exp(-x));
 const softmax = (x: Float64Array) => {

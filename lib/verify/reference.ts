@@ -1,37 +1,16 @@
 /** Every op once more, plainly and in f64: what the kernels are held to. */
-import { moeReferences } from './ops/moe-reference';
+import { moeReferences } from './moe-reference';
+import { logSumExp, row, sum, values, type Attrs, type Inputs, type Values } from './values';
 
-export interface Values {
-  readonly shape: readonly number[];
-  readonly data: Float64Array;
-}
-export type Inputs = Readonly<Record<string, Values>>;
-export type Attrs = Readonly<Record<string, number | boolean>>;
+export { logSumExp, row, sum, values };
+export type { Attrs, Inputs, Values };
 
-export const values = (...shape: readonly number[]): Values => ({
-  shape,
-  data: new Float64Array(shape.reduce((a, b) => a * b, 1)),
-});
-export const row = ({ shape, data }: Values, i: number): Float64Array => {
-  const length = shape.slice(1).reduce((a, b) => a * b, 1);
-  return data.subarray(i * length, (i + 1) * length);
-};
 const map = (f: (...x: readonly number[]) => number, ...all: readonly Values[]): Values => ({
   shape: all[0]!.shape,
   data: all[0]!.data.map((_, i) => f(...all.map(({ data }) => data[i]!))),
 });
-export const sum = (x: Iterable<number>) => {
-  let total = 0;
-  for (const each of x) total += each;
-  return total;
-};
 const silu = (x: number) => x / (1 + Math.exp(-x));
 const softplus = (x: number) => (x > 20 ? x : Math.log1p(Math.exp(x)));
-export const logSumExp = (x: Float64Array) => {
-  const most = x.reduce((a, b) => Math.max(a, b), -Infinity);
-  return most + Math.log(sum(x.map((each) => Math.exp(each - most))));
-};
-
 function rmsNorm(x: Values, weight: Values, eps: number): Values {
   const y = values(...x.shape);
   for (let t = 0; t < x.shape[0]!; t++) {
@@ -219,8 +198,8 @@ export type Round = (data: Float64Array) => Float64Array;
 /** By op name. In-place inputs are updated; outputs are returned. `round`: see `mambaStep`. */
 export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs, round?: Round) => Inputs>> = {
   cast: ({ x }) => ({ y: x! }),
-  add: ({ a, b }) => ({ y: map((p, q) => p! + q!, a!, b!) }),
-  mul: ({ a, b }) => ({ y: map((p, q) => p! * q!, a!, b!) }),
+  add: ({ a, b }) => ({ y: map((p, q) => p + q, a!, b!) }),
+  mul: ({ a, b }) => ({ y: map((p, q) => p * q, a!, b!) }),
   fill: ({ x }, { value }) => {
     x!.data.fill(Number(value));
     return {};
@@ -229,7 +208,7 @@ export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs, 
     sum!.data.forEach((_, i) => (sum!.data[i]! += x!.data[i]!));
     return {};
   },
-  neg_exp: ({ x }) => ({ y: map((v) => -Math.exp(v!), x!) }),
+  neg_exp: ({ x }) => ({ y: map((v) => -Math.exp(v), x!) }),
   take_rows: ({ x, rows }) => ({ y: takeRows(x!, rows!.data) }),
   zero_slots: ({ pool, slots }) => {
     for (const slot of slots!.data) if (slot >= 0) row(pool!, slot).fill(0);
@@ -254,11 +233,11 @@ export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs, 
   matmul: (inputs) => ({ y: matmul(inputs) }),
   rms_norm: ({ x, weight }, { eps }) => ({ y: rmsNorm(x!, weight!, eps as number) }),
   add_rms_norm: ({ x, residual, weight }, { eps }) => {
-    const total = map((p, q) => p! + q!, x!, residual!);
+    const total = map((p, q) => p + q, x!, residual!);
     return { y: rmsNorm(total, weight!, eps as number), sum: total };
   },
   norm_matmul: ({ x, residual, normWeight, weight, bias }, { eps }) => {
-    const total = x ? map((p, q) => p! + q!, x, residual!) : residual!;
+    const total = x ? map((p, q) => p + q, x, residual!) : residual!;
     const normed = rmsNorm(total, normWeight!, eps as number);
     return { y: matmul({ x: normed, weight: weight!, ...(bias && { bias }) }), sum: total, normed };
   },

@@ -1,41 +1,43 @@
 /** Valid calls of every op, from its schema: sizes and dtypes vary, values are pseudo-random. */
-import type { Device } from '../lib/device';
-import { bf16FromFloat, f16FromFloat, floatFromBf16, floatFromF16 } from '../lib/io/convert';
-import type { Op } from '../lib/op';
-import type { Spec } from '../lib/schema';
-import { Tensor, type DType } from '../lib/tensor';
+import type { Device } from '../device';
+import { bf16FromFloat, f16FromFloat, floatFromBf16, floatFromF16 } from '../io/convert';
+import type { Op } from '../op';
+import type { Spec } from '../schema';
+import { Tensor, type DType } from '../tensor';
 import { values, type Attrs, type Values } from './reference';
 
 export type Sizes = Readonly<Record<string, number>>;
 export type Random = () => number;
+
+// Taken out once: jest's globals are slow, and these are called for every value of every tensor.
+const { cos, imul, log, PI, sqrt } = Math;
 
 /** A small generator of numbers in [0, 1) (Mulberry32): the same in every run. */
 export function randomFrom(seed: number): Random {
   let a = seed >>> 0;
   return () => {
     a = (a + 0x6d2b79f5) | 0;
-    let x = Math.imul(a ^ (a >>> 15), 1 | a);
-    x = (x + Math.imul(x ^ (x >>> 7), 61 | x)) ^ x;
+    let x = imul(a ^ (a >>> 15), 1 | a);
+    x = (x + imul(x ^ (x >>> 7), 61 | x)) ^ x;
     return ((x ^ (x >>> 14)) >>> 0) / 2 ** 32;
   };
 }
-export const normal = (random: Random) =>
-  Math.sqrt(-2 * Math.log(1 - random())) * Math.cos(2 * Math.PI * random());
+export const normal = (random: Random) => sqrt(-2 * log(1 - random())) * cos(2 * PI * random());
 
 /** Values as the device holds them, and back. */
 export function encode(data: ArrayLike<number>, dtype: DType): Float32Array | Int32Array | Uint16Array {
-  if (dtype === 'i32') return Int32Array.from(data);
-  const floats = Float32Array.from(data);
+  if (dtype === 'i32') return new Int32Array(data);
+  const floats = new Float32Array(data);
   if (dtype === 'f32') return floats;
   const bits = new Uint16Array(floats.length);
   (dtype === 'bf16' ? bf16FromFloat : f16FromFloat)(floats, bits);
   return bits;
 }
 export function decode(data: Float32Array | Int32Array | Uint16Array, dtype: DType): Float64Array {
-  if (!(data instanceof Uint16Array)) return Float64Array.from(data);
+  if (!(data instanceof Uint16Array)) return new Float64Array(data);
   const floats = new Float32Array(data.length);
   (dtype === 'bf16' ? floatFromBf16 : floatFromF16)(data, floats);
-  return Float64Array.from(floats);
+  return new Float64Array(floats);
 }
 export const roundTo = (data: ArrayLike<number>, dtype: DType) => decode(encode(data, dtype), dtype);
 

@@ -1,0 +1,25 @@
+/** What an argument is, for messages. */
+export function kindOf(value: unknown): string {
+  if (value === null || typeof value !== 'object') return value === null ? 'null' : typeof value;
+  return value.constructor?.name ?? 'an object';
+}
+
+/** Throws unless `value` is a record: an object with names in it. */
+export function checkRecord(call: string, value: unknown, name = 'the argument'): void {
+  if (value === null || typeof value !== 'object' || Array.isArray(value)) {
+    throw new TypeError(`${call}: ${name} is ${kindOf(value)}, expected a record`);
+  }
+}
+
+/** Throws unless `options` is a record with no other names than `known`: a misspelt one would go unnoticed. */
+export function checkNames(call: string, options: unknown, known: readonly string[], name?: string): void {
+  checkRecord(call, options, name);
+  const unknown = Object.keys(options as object).find((option) => !known.includes(option));
+  if (unknown !== undefined) throw new TypeError(`${call}: there is no option ${unknown}`);
+}
+
+export function checkFunction(call: string, value: unknown, name = 'fn'): void {
+  if (typeof value !== 'function') {
+    throw new TypeError(`${call}: ${name} is ${kindOf(value)}, expected a function`);
+  }
+}

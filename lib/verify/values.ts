@@ -1,0 +1,25 @@
+/** What references compute with: arrays in f64. */
+export interface Values {
+  readonly shape: readonly number[];
+  readonly data: Float64Array;
+}
+export type Inputs = Readonly<Record<string, Values>>;
+export type Attrs = Readonly<Record<string, number | boolean>>;
+
+export const values = (...shape: readonly number[]): Values => ({
+  shape,
+  data: new Float64Array(shape.reduce((a, b) => a * b, 1)),
+});
+export const row = ({ shape, data }: Values, i: number): Float64Array => {
+  const length = shape.slice(1).reduce((a, b) => a * b, 1);
+  return data.subarray(i * length, (i + 1) * length);
+};
+export const sum = (x: Iterable<number>) => {
+  let total = 0;
+  for (const each of x) total += each;
+  return total;
+};
+export const logSumExp = (x: Float64Array) => {
+  const most = x.reduce((a, b) => Math.max(a, b), -Infinity);
+  return most + Math.log(sum(x.map((each) => Math.exp(each - most))));
+};

@@ -1,0 +1,149 @@
+/** Every public call × null, undefined, a number, a string: refused in words of our own, never in V8's. */
+import * as library from '../lib/index';
+import { temporaryFolder } from './io/folder';
+import { open } from './models/checkpoints';
+
+const { AutoModelForCausalLM, State, Tensor, Tokenizer } = library;
+
+type Call = (wrong: unknown) => unknown;
+type Wrong = 'undefined' | 'null' | 'number' | 'string';
+const wrongs: Readonly<Record<Wrong, unknown>> = {
+  undefined: undefined,
+  null: null,
+  number: 5,
+  string: 'no such thing',
+};
+
+const folder = temporaryFolder();
+const opened: library.CausalLM[] = [];
+let model: library.CausalLM;
+let state: library.State;
+let tensor: library.Tensor;
+
+beforeAll(async () => {
+  model = await open('mamba-text');
+  opened.push(model);
+  state = model.createState();
+  tensor = Tensor.from([1, 2, 3, 4], [2, 2]);
+});
+afterAll(() => opened.forEach((each) => each.dispose()));
+
+const take = async (prompts: unknown, options?: unknown) =>
+  await model.generate(prompts as string, options as object).completions();
+const config = { model_type: 'mamba', vocab_size: 8, hidden_size: 8, num_hidden_layers: 1, state_size: 2 };
+const scan = { batch: 1, length: 1, dim: 1, dState: 1, u: [1], delta: [1], A: [1], B: [1], C: [1] };
+
+/** The call with one argument to be wrong, and which of the four are not: null may stand for what is left out. */
+const calls: Readonly<Record<string, readonly [call: Call, right?: readonly Wrong[]]>> = {
+  'fromPretrained: pathOrId': [(x) => AutoModelForCausalLM.fromPretrained(x as string)],
+  'fromPretrained: options': [
+    (x) => AutoModelForCausalLM.fromPretrained(folder.path, x as object),
+    ['undefined'],
+  ],
+  'fromConfig: json': [(x) => AutoModelForCausalLM.fromConfig(x as typeof config)],
+  'fromConfig: options': [(x) => AutoModelForCausalLM.fromConfig(config, x as object), ['undefined']],
+  'fromConfig: seed': [
+    (x) => AutoModelForCausalLM.fromConfig(config, { seed: x as number }),
+    ['undefined', 'number'],
+  ],
+  'fromConfig: device': [
+    (x) => AutoModelForCausalLM.fromConfig(config, { device: x as string }),
+    ['undefined'],
+  ],
+  'fromConfig: dtype': [(x) => AutoModelForCausalLM.fromConfig(config, { dtype: x as 'f32' }), ['undefined']],
+  'fromConfig: tokenizer': [
+    (x) => AutoModelForCausalLM.fromConfig(config, { tokenizer: x as library.Tokenizer }),
+    ['undefined'],
+  ],
+  'generate: prompts': [(x) => take(x), ['string']],
+  'generate: options': [(x) => take('a', x), ['undefined']],
+  'generate: state': [(x) => take('a', { state: x }), ['undefined', 'null']],
+  'generate: signal': [(x) => take('a', { signal: x }), ['undefined']],
+  'generate: stop': [(x) => take('a', { maxNewTokens: 1, stop: x }), ['undefined', 'string']],
+  'generate: eosTokenId': [
+    (x) => take('a', { maxNewTokens: 1, eosTokenId: x }),
+    ['undefined', 'null', 'number'],
+  ],
+  'generate: seed': [(x) => take('a', { maxNewTokens: 1, seed: x }), ['undefined', 'number']],
+  'forward: input': [(x) => model.forward(x as { inputIds: [] })],
+  'forward: inputIds': [(x) => model.forward({ inputIds: x as number[] })],
+  'forward: attentionMask': [
+    (x) => model.forward({ inputIds: [1], attentionMask: x as number[] }),
+    ['undefined', 'null'],
+  ],
+  'forward: labels': [(x) => model.forward({ inputIds: [1], labels: x as number[] }), ['undefined', 'null']],
+  'forward: state': [
+    (x) => model.forward({ inputIds: [1], state: x as library.State }),
+    ['undefined', 'null'],
+  ],
+  'forward: logitsToKeep': [
+    (x) => model.forward({ inputIds: [1], logitsToKeep: x as number }),
+    ['undefined', 'number'],
+  ],
+  'savePretrained: folder': [(x) => model.savePretrained(x as string), ['string']],
+  'createState: rows': [(x) => model.createState(x as number), ['undefined', 'number']],
+  'restoreState: bytes': [(x) => model.restoreState(x as Uint8Array)],
+  'fork: rows': [(x) => state.fork(x as number[]), ['undefined']],
+  'State.restore: bytes': [(x) => State.restore(x as Uint8Array, model.device, model.stateLayout)],
+  'Tokenizer: definition': [(x) => new Tokenizer(x as object as never, {})],
+  'encode: text': [(x) => model.tokenizer!.encode(x as string), ['string']],
+  'encode: options': [(x) => model.tokenizer!.encode('a', x as object), ['undefined']],
+  'decode: ids': [(x) => model.tokenizer!.decode(x as number[])],
+  'decode: options': [(x) => model.tokenizer!.decode([1], x as object), ['undefined']],
+  'decodeStream: options': [(x) => model.tokenizer!.decodeStream(x as object), ['undefined']],
+  'device: name': [(x) => library.device(x as string), ['undefined']],
+  'setThreads: count': [(x) => library.setThreads(x as number), ['number']],
+  'setMemoryLimit: bytes': [(x) => library.device('cpu').setMemoryLimit(x as number), ['number']],
+  'Tensor.empty: shape': [(x) => Tensor.empty(x as number[], 'f32')],
+  'Tensor.empty: dtype': [(x) => Tensor.empty([1], x as 'f32')],
+  'Tensor.empty: device': [(x) => Tensor.empty([1], 'f32', x as string), ['undefined']],
+  'Tensor.from: data': [(x) => Tensor.from(x as number[])],
+  'Tensor.from: shape': [(x) => Tensor.from([1], x as number[]), ['undefined']],
+  'Tensor.from: options': [(x) => Tensor.from([1], [1], x as object), ['undefined']],
+  'rows: begin': [(x) => tensor.rows(x as number, 1)],
+  'columns: end': [(x) => tensor.columns(0, x as number)],
+  'reshape: shape': [(x) => tensor.reshape(x as number[])],
+  'set: values': [(x) => tensor.set(x as Float32Array)],
+  'write: bytes': [(x) => tensor.write(x as Uint8Array)],
+  'write: byteOffset': [(x) => tensor.write(new Uint8Array(4), x as number), ['undefined', 'number']],
+  'scope: fn': [(x) => library.scope(x as () => void)],
+  'keep: tensor': [(x) => library.keep(x as library.Tensor)],
+  'capture: device': [(x) => library.capture(x as library.Device, () => undefined)],
+  'capture: fn': [(x) => library.capture(library.device('cpu'), x as () => void)],
+  'selectiveScan: input': [(x) => library.selectiveScan(x as typeof scan)],
+  ...Object.fromEntries(
+    Object.keys(scan).map((name): [string, readonly [call: Call]] => [
+      `selectiveScan: ${name}`,
+      [(x) => library.selectiveScan({ ...scan, [name]: x })],
+    ]),
+  ),
+  'verify: device': [(x) => library.verify(x as string), ['undefined']],
+  'verify: visit': [(x) => library.verify('cpu', x as () => void), ['undefined']],
+};
+
+const cases = Object.entries(calls).flatMap(([name, [call, right = []]]) =>
+  Object.keys(wrongs)
+    .filter((wrong) => !right.includes(wrong as Wrong))
+    .map((wrong) => [name, wrong as Wrong, call] as const),
+);
+
+it.each(cases)('%s is %s', async (name, wrong, call) => {
+  const error = await (async () => call(wrongs[wrong]))().catch((e: unknown) => e);
+  expect(error).toBeInstanceOf(Error);
+  const { name: kind, message } = error as Error;
+  // `<call>: <argument> is <got>, ...`; a wrong kind is a TypeError, a number out of range a RangeError.
+  expect(`${kind}: ${message}`).toMatch(/^(TypeError|RangeError): [A-Za-z]+(\.[a-z]+)?: \S+ \w+/);
+  expect(message).not.toMatch(/not (iterable|a function)|Cannot (read|destructure)/);
+});
+
+describe('names that are no options', () => {
+  it.each([
+    ['fromPretrained', () => AutoModelForCausalLM.fromPretrained(folder.path, { dType: 'f32' } as object)],
+    ['fromConfig', () => AutoModelForCausalLM.fromConfig(config, { dType: 'f32' } as object)],
+    ['selectiveScan', () => library.selectiveScan({ ...scan, dType: 'f32' } as typeof scan)],
+    ['forward', () => model.forward({ inputIds: [1], dType: 'f32' } as { inputIds: number[] })],
+    ['generate', () => take('a', { dType: 'f32' })],
+  ])('%s refuses them', async (name, call) => {
+    await expect(call()).rejects.toThrow(new TypeError(`${name}: there is no option dType`));
+  });
+});
