@@ -88,7 +88,7 @@ bool scan_few_states(Stream& stream, const Scan<T>& s) {
   const auto cycles = [&](int width, int first, int more) {
     return first + (ceil_div(ceil_div(channels, width), units) - 1) * more;
   };
-  const int64_t wide = cycles(64, 124, 95), middle = cycles(32, 101, 40), narrow = cycles(16, 76, 30);
+  const int64_t wide = cycles(64, 124, 95), middle = cycles(32, 101, 48), narrow = cycles(16, 76, 30);
 
   constexpr int64_t kBoth = 182, kLaunches = 10000;  // cycles of both passes, and of two more launches
   const int64_t of_piece = ceil_div(s.d, 64), tokens = s.sequences.tokens;

@@ -1,5 +1,10 @@
 import { op } from '../op';
 
+/** A channel's states stay on chip: what the registers of a CUDA block can hold. */
+const mostStates = 256;
+const tooManyStates = (n: number) =>
+  n > mostStates ? `A has ${n} states for a channel, expected at most ${mostStates}` : undefined;
+
 /**
  * The selective scan over packed sequences (Gu and Dao 2023, algorithm 2; ZOH for A, Euler for B):
  * with `δ = softplus(delta + deltaBias)`,
@@ -31,7 +36,8 @@ export const selectiveScanPacked = op('selective_scan', {
   check: (size) => {
     const d = size('d')!;
     const g = size('g') ?? 1;
-    return d % g === 0 ? undefined : `B and C have ${g} groups, expected a divisor of d, which is ${d}`;
+    if (d % g !== 0) return `B and C have ${g} groups, expected a divisor of d, which is ${d}`;
+    return tooManyStates(size('n')!);
   },
 });
 
@@ -85,6 +91,6 @@ export const mambaStep = op('mamba_step', {
     if (w === 0) return 'convWeight has no taps, expected 1 or more';
     if (e !== 2 * d!) return `xz has ${e} columns, expected 2 d = ${2 * d!}; d is ${d} by convWeight`;
     if (k !== r! + 2 * n!) return `xProj has ${k} rows, expected r + 2 n = ${r! + 2 * n!}`;
-    return undefined;
+    return tooManyStates(n!);
   },
 });

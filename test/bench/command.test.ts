@@ -164,7 +164,7 @@ it('breaks a decode step down', async () => {
   ]);
   expect(code).toBe(0);
   expect(stdout).toContain('% outside kernels');
-  expect(stdout).toMatch(/selective_scan +\d/);
+  expect(stdout).toMatch(/mamba_step +\d/);
 });
 
 it.each([
