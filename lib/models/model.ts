@@ -9,7 +9,7 @@ import { copySlots, crossEntropy, takeRows, zeroSlots } from '../ops/elementwise
 import { keep, scope, Tensor } from '../tensor';
 import type { Backbone, CommonConfig } from './family';
 import { integerRows, pack, targetsOf, type IdsBatch } from './inputs';
-import { chunked, mutedRows, type Piece } from './pieces';
+import { chunked, chunkTokens, mutedRows, type Piece } from './pieces';
 import { RouterRecord, type RouterOutput } from './router';
 import { checkState, State, type StateLayout } from './state';
 import { unpack } from './unpack';
@@ -130,7 +130,8 @@ export class Model<C extends CommonConfig = CommonConfig> {
     } = {},
   ): Promise<void> {
     let before: Promise<number> | undefined;
-    for (const pieces of chunked(sequences.map(({ length }) => length))) {
+    const lengths = sequences.map(({ length }) => length);
+    for (const pieces of chunked(lengths, chunkTokens(this.device.id))) {
       options.signal?.throwIfAborted();
       this.check('forward');
       scope(() => {

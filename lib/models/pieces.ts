@@ -5,18 +5,21 @@ export interface Piece {
   readonly end: number;
 }
 
-/** Tokens that go through the layers at once: more would not be faster, but take more memory. */
-const chunkTokens = 2048;
+/**
+ * Tokens that go through the layers at once: more would hardly be faster, but take more memory. On a
+ * GPU 8 x 2048 tokens of a 1.4b model take 95.7 ms at once, 98.8 in halves and 125 in eighths.
+ */
+export const chunkTokens = (deviceId: string): number => (deviceId.startsWith('cuda') ? 16384 : 2048);
 
-/** Cuts sequences into pieces that fill chunks of `chunkTokens`. */
-export function chunked(lengths: readonly number[]): Piece[][] {
+/** Cuts sequences into pieces that fill chunks of `most` tokens. */
+export function chunked(lengths: readonly number[], most: number): Piece[][] {
   const chunks: Piece[][] = [];
   let room = 0;
   lengths.forEach((length, row) => {
     for (let begin = 0; begin < length;) {
       if (room === 0) {
         chunks.push([]);
-        room = chunkTokens;
+        room = most;
       }
       const end = Math.min(length, begin + room);
       chunks.at(-1)!.push({ row, begin, end });

@@ -8,6 +8,7 @@ import {
   type State,
 } from '../../lib';
 import { inUse, open, take } from './checkpoints';
+import { chunkTokens } from '../../lib/models/pieces';
 
 let model: CausalLM;
 beforeAll(async () => {
@@ -60,6 +61,7 @@ describe('a disposed model', () => {
     for (const graph of [true, false]) {
       const before = inUse();
       const other = await open('mamba-tiny');
+      const tokensOfFive = 4.5 * chunkTokens(other.device.id);
       const tokens = start(other, [1, 2, 3], { capture: graph });
       await tokens.next();
       // A device may be quicker than the event loop: the first of five chunks has just been queued.
@@ -70,7 +72,7 @@ describe('a disposed model', () => {
           return step(...args);
         });
       });
-      const long = other.forward({ inputIds: new Int32Array(9000), logitsToKeep: 1 });
+      const long = other.forward({ inputIds: new Int32Array(tokensOfFive), logitsToKeep: 1 });
       const ended = expect(long).rejects.toBeInstanceOf(DisposedError);
       await queued;
       other.dispose();
