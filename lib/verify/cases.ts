@@ -111,6 +111,15 @@ const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
     xProj: narrow('d'),
     dtWeight: narrow('r'),
   },
+  mamba_layer_step: {
+    offsets: (_, _sizes, i) => i,
+    slots: slots('p'),
+    A: (random) => -0.1 - 4 * random(),
+    inProj: narrow('m'),
+    xProj: narrow('d'),
+    dtWeight: narrow('r'),
+    outProj: narrow('d'),
+  },
   sample: {
     temperature: fixed(0),
     topK: fixed(0),
@@ -148,18 +157,20 @@ const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
     return { ...sizes, e, k: 2, a: 2 * sizes['t']! };
   },
   expert_combine: (sizes) => ({ ...sizes, a: sizes['t']! * sizes['k']! }),
-  mamba_step: (sizes) => ({
-    ...sizes,
-    w: Math.max(sizes['w']!, 1),
-    e: 2 * sizes['d']!,
-    k: sizes['r']! + 2 * sizes['n']!,
-    p: sizes['b']! + 2,
-  }),
+  mamba_step: (sizes) => mixer(sizes),
+  mamba_layer_step: (sizes) => mixer(sizes),
   sample: (sizes) => {
     const v = Math.max(sizes['v']!, 7);
     return { ...sizes, v, m: Math.ceil(v / 32), e: Math.min(sizes['e']!, 3) };
   },
 };
+const mixer = (sizes: Sizes): Sizes => ({
+  ...sizes,
+  w: Math.max(sizes['w']!, 1),
+  e: 2 * sizes['d']!,
+  k: sizes['r']! + 2 * sizes['n']!,
+  p: sizes['b']! + 2,
+});
 const pool = ({ t, s }: Sizes): Sizes => {
   const count = t === 0 ? s! : Math.max(s!, 1); // tokens belong to a sequence
   return { s: count, p: count + 2 };
