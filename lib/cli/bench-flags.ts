@@ -1,5 +1,5 @@
 import { InvalidArgumentError, Option, type Command } from 'commander';
-import { presets } from '../bench/model';
+import { mixturePresets, presets } from '../bench/model';
 import type { FloatFormat } from '../io/convert';
 
 export interface CommonFlags {
@@ -77,7 +77,10 @@ export const common = (command: Command, runs: number) =>
 /** The options of benches of models. */
 export const addModel = (command: Command) =>
   command.addOption(
-    new Option('--model <list>', `${Object.keys(presets).join(', ')} (random weights), folders or hub ids`)
+    new Option(
+      '--model <list>',
+      `${Object.keys({ ...presets, ...mixturePresets }).join(', ')} (random weights), folders or hub ids`,
+    )
       .argParser(names)
       .default(['130m'], '130m'),
   );

@@ -1,4 +1,4 @@
-import { activate, expertMatmul } from '../ops/experts';
+import { activate, expertDown, expertMatmul, expertSum, expertUp, normRouteUp } from '../ops/experts';
 import { matmul } from '../ops/matmul';
 import type { Tensor } from '../tensor';
 import * as init from './init';
@@ -33,6 +33,9 @@ export interface Places {
   /** Assignments for each token. */
   readonly k: number;
 }
+
+/** What a token comes from, and how its experts are chosen: see `normRouteUp`. */
+type OneToken = Omit<Parameters<typeof normRouteUp>[0], 'up' | 'upBias' | 'down' | 'kind' | 'h'>;
 
 /** Feed-forward networks of one shape, of which a token sees only those that it is sent to. */
 export class Experts {
@@ -71,6 +74,31 @@ export class Experts {
       offsets,
     });
   }
+
+  /** The same in fewer steps, and on to the tokens: x [t, dModel] to [t, dModel]. No gradients. */
+  through(
+    x: Tensor,
+    { order, place, offsets, k }: Places & { readonly place: Tensor },
+    weights: Tensor,
+  ): Tensor {
+    const { activation, dExpert: h } = this.#sizes;
+    const up = { weight: this.#up, bias: this.#upBias, kind: kinds[activation], h };
+    const hidden = expertUp({ x, ...up, order, offsets, k });
+    const down = { weight: this.#down, bias: this.#downBias };
+    const y = expertDown({ x: hidden, ...down, order, place, offsets, weights });
+    hidden.dispose();
+    return y;
+  }
+
+  /** One token into those of its choice, and out of them. */
+  enter(token: OneToken): ReturnType<typeof normRouteUp> {
+    const { activation, dExpert: h } = this.#sizes;
+    const weights = { up: this.#up, upBias: this.#upBias, down: this.#down };
+    return normRouteUp({ ...token, ...weights, kind: kinds[activation], h });
+  }
+  leave(hidden: Tensor, experts: Tensor, weights: Tensor): Tensor {
+    return expertSum({ hidden, weight: this.#down, bias: this.#downBias, experts, weights });
+  }
 }
 
 /** One such network that every token sees. */
@@ -90,8 +118,8 @@ export class FeedForward {
     this.#down = linear(names.down, dExpert, dModel);
   }
 
-  /** x [t, dModel] to [t, dModel]; `visit` is a router's, and there is none here. */
-  forward(x: Tensor, _options?: { readonly visit?: unknown }): Tensor {
+  /** x [t, dModel] to [t, dModel]. */
+  forward(x: Tensor): Tensor {
     return matmul({ x: activated(matmul({ x, ...this.#up }), this.#sizes), ...this.#down });
   }
 }
