@@ -31,7 +31,7 @@ export interface MixtureParts {
 /** Layers of Mamba mixers and feed-forward networks, of which some are mixtures of experts. */
 export class MixtureBackbone implements Backbone {
   readonly stateParts: readonly StatePart[];
-  readonly #parts: MixtureParts;
+  readonly parts: MixtureParts;
   readonly #activations: DType;
 
   constructor(
@@ -39,7 +39,7 @@ export class MixtureBackbone implements Backbone {
     { dInner, dState, dConv }: { dInner: number; dState: number; dConv: number },
     activations: DType,
   ) {
-    this.#parts = parts;
+    this.parts = parts;
     this.#activations = activations;
     this.stateParts = parts.layers.flatMap(({ mixer }, i) =>
       mixer
@@ -52,11 +52,11 @@ export class MixtureBackbone implements Backbone {
   }
 
   ready(): void {
-    for (const { mixer } of this.#parts.layers) mixer?.ready();
+    for (const { mixer } of this.parts.layers) mixer?.ready();
   }
 
   forward(ids: Tensor, batch: Batch, pools: readonly Tensor[], visit?: (hidden: Tensor) => void): Tensor {
-    const { embeddings, layers } = this.#parts;
+    const { embeddings, layers } = this.parts;
     return scope(() => {
       let residual = embedding({ ids, weight: embeddings, dtype: 'f32' });
       let mixed: Tensor | undefined;
@@ -82,7 +82,7 @@ export class MixtureBackbone implements Backbone {
     batch: Batch,
     pool: () => Tensor,
   ): { readonly y: Tensor; readonly sum: Tensor } {
-    const { eps } = this.#parts;
+    const { eps } = this.parts;
     const dtype = this.#activations;
     const entering = { x, residual, normWeight: norm, eps, dtype };
     if (!mixer && network instanceof MoE) return network.layer(entering, batch.router);
@@ -103,7 +103,7 @@ export class MixtureBackbone implements Backbone {
 
   /** The residual after the last layer, normalised. */
   #last(mixed: Tensor, residual: Tensor, visit?: (hidden: Tensor) => void): Tensor {
-    const { finalNorm, eps } = this.#parts;
+    const { finalNorm, eps } = this.parts;
     if (!finalNorm.bias) {
       const { y, sum } = addRmsNorm({ x: mixed, residual, weight: finalNorm.weight, eps });
       visit?.(sum);
@@ -115,11 +115,11 @@ export class MixtureBackbone implements Backbone {
   }
 
   logits(hidden: Tensor): Tensor {
-    return matmul({ x: hidden, ...this.#parts.head, dtype: 'f32' });
+    return matmul({ x: hidden, ...this.parts.head, dtype: 'f32' });
   }
 
   dispose(): void {
-    for (const { mixer } of this.#parts.layers) mixer?.dispose();
+    for (const { mixer } of this.parts.layers) mixer?.dispose();
   }
 }
 

@@ -85,16 +85,16 @@ export interface Entering {
 /** A mixture of experts: ops only, of shapes that tokens alone decide, so that it can be captured. */
 export class MoE {
   readonly config: MoEConfig;
-  readonly #router: Tensor; // f32[experts, dModel]
-  readonly #routerBias: Tensor | undefined; // f32[experts]
-  readonly #experts: Experts;
+  readonly router: Tensor; // f32[experts, dModel]
+  readonly routerBias: Tensor | undefined; // f32[experts]
+  readonly experts: Experts;
 
   constructor(w: Weights, config: MoEConfig) {
     this.config = config;
     const router = w.at('router');
-    this.#router = router.get('weight', [config.experts, config.dModel], init.linear(config.dModel));
-    this.#routerBias = config.routerBias ? router.get('bias', [config.experts], init.zeros) : undefined;
-    this.#experts = new Experts(w.at(config.names.experts), config.experts, config, config.names);
+    this.router = router.get('weight', [config.experts, config.dModel], init.linear(config.dModel));
+    this.routerBias = config.routerBias ? router.get('bias', [config.experts], init.zeros) : undefined;
+    this.experts = new Experts(w.at(config.names.experts), config.experts, config, config.names);
   }
 
   /** x [t, dModel] to [t, dModel]. */
@@ -102,11 +102,11 @@ export class MoE {
     const { experts: e, jitter: epsilon } = this.config;
     return scope(() => {
       const heard = seed && epsilon > 0 ? jitter({ x, seed, epsilon }) : x;
-      const logits = matmul({ x: heard, weight: this.#router, bias: this.#routerBias, dtype: 'f32' });
+      const logits = matmul({ x: heard, weight: this.router, bias: this.routerBias, dtype: 'f32' });
       const { chosen, kept, weights } = this.#route(logits, seed !== undefined);
       const [tokens, k] = kept.shape as [number, number];
       const { order, place, offsets } = sortExperts({ experts: kept.reshape([tokens * k]), e });
-      const y = this.#experts.forward(x, { order, offsets, k });
+      const y = this.experts.forward(x, { order, offsets, k });
       const combined = expertCombine({ x: y, place, weights });
       if (visit) see(visit, { logits, chosen, kept, weights });
       return combined;
@@ -124,15 +124,15 @@ export class MoE {
     const routing = { eps, k, sigmoid: router !== 'softmax', normalize, dtype };
     return scope(() => {
       if (residual.shape[0] === 1) {
-        const { sum, logits, experts, weights, hidden } = this.#experts.enter({
+        const { sum, logits, experts, weights, hidden } = this.experts.enter({
           x,
           residual,
           normWeight,
-          router: this.#router,
-          routerBias: this.#routerBias,
+          router: this.router,
+          routerBias: this.routerBias,
           ...routing,
         });
-        const y = this.#experts.leave(hidden, experts, weights);
+        const y = this.experts.leave(hidden, experts, weights);
         if (visit) see(visit, { logits, chosen: experts, kept: experts, weights });
         return { y, sum };
       }
@@ -140,12 +140,12 @@ export class MoE {
         x,
         residual,
         normWeight,
-        weight: this.#router,
-        bias: this.#routerBias,
+        weight: this.router,
+        bias: this.routerBias,
         ...routing,
       });
       const sorted = sortExperts({ experts: experts.reshape([experts.shape[0]! * k]), e });
-      const y = this.#experts.through(normed, { ...sorted, k }, weights);
+      const y = this.experts.through(normed, { ...sorted, k }, weights);
       if (visit) see(visit, { logits, chosen: experts, kept: experts, weights });
       return { y, sum };
     });
