@@ -1,8 +1,8 @@
 // One token into its experts: norm_route, then hidden = f(gate) up of the chosen ones' first matrix,
 // as a stream of weights: k n d sizeof(W) bytes. Every block makes the routing itself (50 KiB from
 // the cache), so that no kernel waits for another in between; a block takes 8 hidden columns at a
-// time, its 16 warps both halves of the matrix and 64 columns of d in turn. While it streams, the
-// second matrix is asked into the L2: what memory does between this kernel and expert_sum.
+// time, its 16 warps both halves of the matrix and 64 columns of d in turn. Measured and left: asking
+// the second matrix into the L2 meanwhile (at best no slower), and the router before the wait.
 #include "card.h"
 #include "device/gate.cuh"
 #include "device/mma.cuh"
@@ -28,24 +28,13 @@ constexpr int kMostSums = 32 << 10;  // bytes
 template <class T>
 struct Entry {
   Router<T> router;
-  const T *up, *down;  // [e, n, d]; [e, d, h] or null
+  const T* up;         // [e, n, d]
   const float* bias;   // [e, n] or null
   T* hidden;           // [k, h]
-  int64_t up_stride, down_stride, bias_stride, down_bytes;
+  int64_t up_stride, bias_stride;
   int h, kind, groups;  // groups: of kColumns, of one expert
   bool gated;
 };
-
-// Asks for this block's part of the expert's second matrix.
-template <class T>
-__device__ void prefetch_part(const Entry<T>& g, int32_t expert) {
-  constexpr int64_t kSpan = 512;  // bytes of a thread
-  const int64_t spans = (g.down_bytes + kSpan - 1) / kSpan;
-  const int64_t each = (spans + gridDim.x - 1) / gridDim.x, begin = blockIdx.x * each;
-  const char* p = reinterpret_cast<const char*>(g.down + expert * g.down_stride);
-  for (int64_t i = begin + threadIdx.x; i < least(begin + each, spans); i += kThreads)
-    prefetch_weights(p + i * kSpan, static_cast<uint32_t>(least(kSpan, g.down_bytes - i * kSpan)));
-}
 
 // What a lane has of 8 rows: S slices.
 template <int S>
@@ -96,7 +85,6 @@ __global__ void __launch_bounds__(kThreads, 1) enter_experts(const Entry<T> g) {
     Slices<S> now = load(w, start);
     for (int turn = 0; turn < turns; turn++) {
       const Slices<S> next = load(w, start + (turn + 1) * step);
-      if (turn == 0 && g.down) prefetch_part(g, expert);
       float sum[4] = {};
 #pragma unroll
       for (int s = 0; s < S; s++)
@@ -180,10 +168,10 @@ bool together(Stream& s, Entry<T> g, bool aligned) {
 
 }  // namespace
 
-// [1, d]?, [1, d], [d], [e, d], [e]?, [e, n, d], [e, n]?, [e, d, h]?
+// [1, d]?, [1, d], [d], [e, d], [e]?, [e, n, d], [e, n]?
 // -> [1, d], [1, d], [1, e], [1, k], [1, k], [k, h]
 void norm_route_up(Stream& s, Opt x, In residual, In norm_weight, In router, Opt router_bias, In up,
-                   Opt up_bias, Opt down, float eps, int64_t k, bool sigmoid, bool normalize,
+                   Opt up_bias, float eps, int64_t k, bool sigmoid, bool normalize,
                    int64_t kind, int64_t h, Out sum, Out normed, Out logits, Out experts,
                    Out weights, Out hidden) {
   const int64_t d = residual.size(1), e = router.size(0), n = up.size(1);
@@ -206,8 +194,6 @@ void norm_route_up(Stream& s, Opt x, In residual, In norm_weight, In router, Opt
     r.d = static_cast<int>(d), r.e = static_cast<int>(e), r.k = static_cast<int>(k);
     r.eps = eps, r.sigmoid = sigmoid, r.normalize = normalize;
     g.up = up.data<T>(), g.up_stride = up.stride();
-    if (down && down.dtype() == up.dtype() && packs<T>(down, 8) && h % 8 == 0)
-      g.down = down.template data<T>(), g.down_stride = down.stride(), g.down_bytes = d * h * 2;
     if (up_bias) g.bias = up_bias.data<float>(), g.bias_stride = up_bias.stride();
     g.hidden = hidden.data<T>(), g.h = static_cast<int>(h), g.kind = static_cast<int>(kind);
     g.groups = static_cast<int>((h + kColumns - 1) / kColumns), g.gated = n == 2 * h;

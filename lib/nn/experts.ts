@@ -36,7 +36,7 @@ export interface Places {
 }
 
 /** What a token comes from, and how its experts are chosen: see `normRouteUp`. */
-type OneToken = Omit<Parameters<typeof normRouteUp>[0], 'up' | 'upBias' | 'down' | 'kind' | 'h'>;
+type OneToken = Omit<Parameters<typeof normRouteUp>[0], 'up' | 'upBias' | 'kind' | 'h'>;
 
 /** Feed-forward networks of one shape, of which a token sees only those that it is sent to. */
 export class Experts {
@@ -94,7 +94,7 @@ export class Experts {
   /** One token into those of its choice, and out of them. */
   enter(token: OneToken): ReturnType<typeof normRouteUp> {
     const { activation, dExpert: h } = this.sizes;
-    const weights = { up: this.up, upBias: this.upBias, down: this.down };
+    const weights = { up: this.up, upBias: this.upBias };
     return normRouteUp({ ...token, ...weights, kind: kinds[activation], h });
   }
   leave(hidden: Tensor, experts: Tensor, weights: Tensor): Tensor {

@@ -73,8 +73,7 @@ export const expertDown = op('expert_down', {
 
 /**
  * One token into its experts: `normRoute`, then `expertUp` of the chosen ones, best first. Only their
- * weights are read. `down` is the matrix that `expertSum` will read: on CUDA what was chosen of it is
- * asked into the cache.
+ * weights are read.
  */
 export const normRouteUp = op('norm_route_up', {
   in: {
@@ -85,7 +84,6 @@ export const normRouteUp = op('norm_route_up', {
     routerBias: 'f32[e]?',
     up: 'W[e,n,d]',
     upBias: 'f32[e,n]?',
-    down: 'W[e,d,h]?',
   },
   attrs: { eps: 1e-5, k: 1, sigmoid: false, normalize: false, kind: 0, h: 1 },
   out: {

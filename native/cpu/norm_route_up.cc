@@ -35,10 +35,10 @@ void multiply(Stream& s, const View& x, In weight, Opt bias, int64_t expert, con
 
 }  // namespace
 
-// [1, d]?, [1, d], [d], [e, d], [e]?, [e, n, d], [e, n]?, [e, d, h]?
+// [1, d]?, [1, d], [d], [e, d], [e]?, [e, n, d], [e, n]?
 // -> [1, d], [1, d], [1, e], [1, k], [1, k], [k, h]
 void norm_route_up(Stream& s, Opt x, In residual, In norm_weight, In router, Opt router_bias, In up,
-                   Opt up_bias, Opt, float eps, int64_t k, bool sigmoid, bool normalize,
+                   Opt up_bias, float eps, int64_t k, bool sigmoid, bool normalize,
                    int64_t kind, int64_t h, Out sum, Out normed, Out logits, Out experts,
                    Out weights, Out hidden) {
   const int64_t n = up.size(1);
