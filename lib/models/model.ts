@@ -51,7 +51,7 @@ export class Model<C extends CommonConfig = CommonConfig> {
   readonly config: C;
   readonly device: Device;
   readonly stateLayout: StateLayout;
-  protected readonly backbone: Backbone;
+  readonly backbone: Backbone;
   protected readonly weights: Weights;
   #disposed = false;
 
