@@ -18,13 +18,14 @@ export const presets: Readonly<Record<string, readonly [hiddenSize: number, numL
 export async function openModel(
   name: string,
   device: Device,
-  dtype: ModelOptions['dtype'],
+  { dtype, stateDtype }: Pick<ModelOptions, 'dtype' | 'stateDtype'>,
 ): Promise<CausalLM> {
   const preset = presets[name];
   if (preset) {
-    return modelOfRandomWeights(presetConfig(...preset), device, dtype === 'auto' ? 'f32' : (dtype ?? 'f32'));
+    const format = dtype === undefined || dtype === 'auto' ? 'f32' : dtype;
+    return modelOfRandomWeights(presetConfig(...preset), device, format, stateDtype);
   }
-  return AutoModelForCausalLM.fromPretrained(name, { device, dtype });
+  return AutoModelForCausalLM.fromPretrained(name, { device, dtype, stateDtype });
 }
 
 export const presetConfig = (hiddenSize: number, numLayers: number, vocabSize = 50280): JsonObject => ({
@@ -43,6 +44,14 @@ export function randomPrompts(model: CausalLM, count: number, length: number): I
 
 const layerMatrices = (model: CausalLM): Tensor[] =>
   [...model.parameters].filter(([name]) => /_proj\.weight$/.test(name)).map(([, tensor]) => tensor);
+
+/** How a result names the model and the dtype of its states, where that is not f32. */
+export function named(model: CausalLM, name: string): { name: string; model: string; stateDtype?: DType } {
+  const dtype = model.stateLayout.parts.find(({ name }) => name.endsWith('.scan'))?.dtype ?? 'f32';
+  return dtype === 'f32'
+    ? { name, model: name }
+    : { name: `${name}, ${dtype} states`, model: name, stateDtype: dtype };
+}
 
 /** The dtype of the matrices. */
 export const weightDtype = (model: CausalLM): DType => layerMatrices(model)[0]!.dtype;
