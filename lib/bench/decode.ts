@@ -1,7 +1,7 @@
 import { capture } from '../capture';
 import type { Device } from '../device';
 import type { CausalLM } from '../generation/causal-lm';
-import { Decoder } from '../generation/decoder';
+import { Decoder, decoderKind } from '../generation/decoder';
 import { rowOptions } from '../generation/options';
 import { add } from '../ops/elementwise';
 import { scope, Tensor, tensorsIn } from '../tensor';
@@ -167,10 +167,13 @@ export async function breakDown(
 ): Promise<Breakdown> {
   const cost = await opCost(model.device);
   const state = model.createState(batch);
-  const make = (useGraph: boolean) => new Decoder(model, state, rowOptions({}, batch), [], useGraph);
+  const options = rowOptions({}, batch);
+  const make = (capture: boolean) =>
+    new Decoder(model, state, decoderKind(options, [], { capture, outlived: false }));
   const [direct, recorded] = [make(false), make(true)];
   try {
     await model.run(randomPrompts(model, batch, promptLength), state);
+    await Promise.all([direct, recorded].map((decoder) => decoder.draw(options, [])));
     const ops = await profileOps(model.device, () => direct.next());
     const count = ops.reduce((sum, { calls }) => sum + calls, 0);
     // In turn, and the fastest of each: what else the machine does only adds.
