@@ -101,9 +101,13 @@ async function timeGraph(
   }
 }
 
+/** Short calls before those that count, so that JavaScript is compiled as in a process that serves. */
+const warmUps = 30;
+
 /**
  * Times whole calls of `generate` with sampling, from the prompts to the last token, for each token
- * of a sequence: by the caller's clock, beside the same model's recorded step.
+ * of a sequence: by the caller's clock, beside the same model's recorded step. Apart from that what
+ * comes after the first token, for each step, and what comes before it, once a call.
  */
 export async function benchGenerate(
   model: CausalLM,
@@ -114,16 +118,25 @@ export async function benchGenerate(
   const { temperature, topP } = generation;
   const names = named(model, name);
   const prompts = randomPrompts(model, batch, promptLength);
-  const generateAll = async () => {
-    const options = { maxNewTokens: newTokens, temperature, topP, seed: 0, eosTokenId: [] };
+  const generateAll = async (maxNewTokens = newTokens) => {
+    const options = { maxNewTokens, temperature, topP, seed: 0, eosTokenId: [] };
     const begin = performance.now();
-    for await (const _ of model.generate(prompts, options));
-    return (performance.now() - begin) / newTokens;
+    let first = NaN;
+    for await (const _ of model.generate(prompts, options)) if (!(first > 0)) first = performance.now();
+    const end = performance.now();
+    const steps = Math.max(1, newTokens - 1);
+    return { whole: (end - begin) / newTokens, prompt: first - begin, afterPrompt: (end - first) / steps };
   };
+  for (let run = 0; run < warmUps; run++) await generateAll(2);
   await generateAll();
-  const times: number[] = [];
+  const times: Awaited<ReturnType<typeof generateAll>>[] = [];
   for (let run = 0; run < runs; run++) times.push(await generateAll());
-  const ms = spread(times);
+  const median = (part: keyof (typeof times)[number]) =>
+    quantile(
+      times.map((time) => time[part]),
+      0.5,
+    );
+  const ms = spread(times.map(({ whole }) => whole));
   const { ms: step } = await timeGraph(model, { batch, steps: newTokens }, runs);
   return {
     bench: 'generate',
@@ -136,6 +149,9 @@ export async function benchGenerate(
       tokensPerSecond: (1000 * batch) / ms.median,
       stepMs: step.median,
       toStep: ms.median / step.median,
+      promptMs: median('prompt'),
+      afterPromptMs: median('afterPrompt'),
+      afterPromptToStep: median('afterPrompt') / step.median,
     },
   };
 }

@@ -3,8 +3,8 @@ import { mixturePresets, openModel, expertLayers, stepWeightBytes } from '../../
 import { modelOfRandomWeights } from '../../lib/bench/random-weights';
 import { device } from '../../lib/device';
 import type { CausalLM } from '../../lib/generation/causal-lm';
-import { MixtureBackbone } from '../../lib/models/mixture';
-import { MoE } from '../../lib/nn/moe';
+import { type MixtureBackbone } from '../../lib/models/mixture';
+import { type MoE } from '../../lib/nn/moe';
 import { Tensor } from '../../lib/tensor';
 import { familyOf } from '../../lib/models';
 import { CausalLM as Model } from '../../lib/generation/causal-lm';
