@@ -1,5 +1,5 @@
 import { InvalidArgumentError, Option, type Command } from 'commander';
-import { presets } from '../bench/model';
+import { mixturePresets, presets } from '../bench/model';
 import type { FloatFormat } from '../io/convert';
 
 export interface CommonFlags {
@@ -16,6 +16,7 @@ export interface CommonFlags {
 export interface ModelFlags extends CommonFlags {
   readonly model: readonly string[];
   readonly batch?: readonly number[];
+  readonly stateDtype?: FloatFormat;
 }
 
 /** `1,2,8`: whole numbers from 1. */
@@ -75,9 +76,18 @@ export const common = (command: Command, runs: number) =>
     .option('--compare <file>', "print ratios to an earlier run's file, or to peers' figures");
 
 /** The options of benches of models. */
-export const addModel = (command: Command) =>
-  command.addOption(
-    new Option('--model <list>', `${Object.keys(presets).join(', ')} (random weights), folders or hub ids`)
-      .argParser(names)
-      .default(['130m'], '130m'),
-  );
+export const addModel = (command: Command, preset = '130m') =>
+  command
+    .addOption(
+      new Option(
+        '--model <list>',
+        `${Object.keys({ ...presets, ...mixturePresets }).join(', ')} (random weights), folders or hub ids`,
+      )
+        .argParser(names)
+        .default([preset], preset),
+    )
+    .addOption(
+      new Option('--state-dtype <name>', 'of what is remembered between tokens (default: f32)').choices(
+        formats,
+      ),
+    );
