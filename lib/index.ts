@@ -19,7 +19,7 @@ export { rmsNorm, addRmsNorm, normMatmul, layerNorm } from './ops/norm';
 export { matmul, embedding } from './ops/matmul';
 export { selectiveScan } from './ops/selective-scan';
 export type { SelectiveScanInput, SelectiveScanOutput } from './ops/selective-scan';
-export { selectiveScanPacked, causalConv1dPacked, mambaStep } from './ops/scan';
+export { selectiveScanPacked, causalConv1dPacked, mambaStep, mambaLayerStep } from './ops/scan';
 export { add, cast, copySlots, crossEntropy, negExp, takeRows, zeroSlots } from './ops/elementwise';
 export { sample } from './ops/sample';
 export {

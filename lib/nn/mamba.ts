@@ -1,7 +1,7 @@
 import { negExp, zeroSlots } from '../ops/elementwise';
 import { matmul } from '../ops/matmul';
 import { rmsNorm } from '../ops/norm';
-import { causalConv1dPacked, mambaStep, selectiveScanPacked } from '../ops/scan';
+import { causalConv1dPacked, mambaLayerStep, mambaStep, selectiveScanPacked } from '../ops/scan';
 import { keep, scope, Tensor } from '../tensor';
 import * as init from './init';
 import { Linear } from './linear';
@@ -36,6 +36,14 @@ export interface MixerConfig {
   readonly initializerRange: number;
   /** FalconMamba: B, C and the low-rank delta are normalised (RMS, no weights) with this epsilon. */
   readonly rmsEps?: number;
+}
+
+/** What a layer is given: the residual, and what the layer before adds to it, if there is one. */
+export interface LayerInput {
+  readonly x: Tensor | undefined; // [t, dModel]
+  readonly residual: Tensor; // f32[t, dModel]
+  readonly norm: Tensor; // f32[dModel]
+  readonly eps: number;
 }
 
 /** The Mamba block without its norm and residual (Gu and Dao 2023, figure 3). */
@@ -109,23 +117,52 @@ export class MambaMixer {
     });
   }
 
+  /** Whether `layerStep` does what the layer is: it knows no biases of projections, nor inner norms. */
+  get stepsWhole(): boolean {
+    return !this.#ones && !this.#config.bias;
+  }
+
+  /**
+   * One token of each sequence through the whole layer: `y` [b, dModel] is what it adds to `sum`, the
+   * residual [b, dModel] with what the layer before has added. Nothing of it is to be disposed before the
+   * step's last layer: see `mambaLayerStep`.
+   */
+  layerStep(
+    { x, residual, norm, eps }: LayerInput,
+    { offsets, slots }: Batch,
+    convState: Tensor,
+    scanState: Tensor,
+  ): { readonly y: Tensor; readonly sum: Tensor } {
+    return mambaLayerStep({
+      x,
+      residual,
+      normWeight: norm,
+      inProj: this.inProj.weight,
+      ...this.#parameters(),
+      convState,
+      scanState,
+      outProj: this.#outProj.weight,
+      offsets,
+      slots,
+      eps,
+    });
+  }
+
   /** One token of each sequence, [b, 2 dInner] to [b, dInner]. */
   #step(xz: Tensor, { offsets, slots }: Batch, convState: Tensor, scanState: Tensor): Tensor {
-    const { y } = mambaStep({
-      xz,
+    return mambaStep({ xz, ...this.#parameters(), convState, scanState, offsets, slots }).y;
+  }
+
+  #parameters() {
+    return {
       convWeight: this.#convWeight!,
       convBias: this.#convBias,
-      convState,
       xProj: this.#xProj.weight,
       dtWeight: this.#dtWeight,
       dtBias: this.#dtBias,
       A: this.#A!,
       D: this.#D,
-      scanState,
-      offsets,
-      slots,
-    });
-    return y;
+    };
   }
 
   /** Sequences of any lengths, [t, 2 dInner] to [t, dInner]. */

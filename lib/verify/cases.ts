@@ -69,6 +69,15 @@ const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
     xProj: narrow('d'),
     dtWeight: narrow('r'),
   },
+  mamba_layer_step: {
+    offsets: (_, _sizes, i) => i,
+    slots: slots('p'),
+    A: (random) => -0.1 - 4 * random(),
+    inProj: narrow('m'),
+    xProj: narrow('d'),
+    dtWeight: narrow('r'),
+    outProj: narrow('d'),
+  },
   sample: {
     temperature: fixed(0),
     topK: fixed(0),
@@ -96,18 +105,20 @@ const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
     g: sizes['d']! % Math.max(sizes['g']!, 1) ? 1 : Math.max(sizes['g']!, 1),
     ...pool(sizes),
   }),
-  mamba_step: (sizes) => ({
-    ...sizes,
-    w: Math.max(sizes['w']!, 1),
-    e: 2 * sizes['d']!,
-    k: sizes['r']! + 2 * sizes['n']!,
-    p: sizes['b']! + 2,
-  }),
+  mamba_step: (sizes) => mixer(sizes),
+  mamba_layer_step: (sizes) => mixer(sizes),
   sample: (sizes) => {
     const v = Math.max(sizes['v']!, 7);
     return { ...sizes, v, m: Math.ceil(v / 32), e: Math.min(sizes['e']!, 3) };
   },
 };
+const mixer = (sizes: Sizes): Sizes => ({
+  ...sizes,
+  w: Math.max(sizes['w']!, 1),
+  e: 2 * sizes['d']!,
+  k: sizes['r']! + 2 * sizes['n']!,
+  p: sizes['b']! + 2,
+});
 const pool = ({ t, s }: Sizes): Sizes => {
   const count = t === 0 ? s! : Math.max(s!, 1); // tokens belong to a sequence
   return { s: count, p: count + 2 };

@@ -24,6 +24,7 @@ const tolerances: Readonly<Record<string, number>> = {
   norm_route: 2e-6,
   norm_route_up: 4e-6,
   mamba_step: 7e-6, // of a convolution, two products and a scan, one after the other
+  mamba_layer_step: 1e-5, // the same with two more
 };
 
 /** What is made of a value that was rounded to a dtype on the way, and the letter of that dtype. */

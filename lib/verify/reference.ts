@@ -184,6 +184,18 @@ function mambaStep(inputs: Inputs, round: Round): Inputs {
   return { y: selectiveScan(scan, { deltaSoftplus: true }), u, dbc };
 }
 
+/** The same with the norm and the projections around it. */
+function mambaLayerStep(inputs: Inputs, eps: number, round: Round): Inputs {
+  const { x, residual, normWeight, inProj, outProj } = inputs;
+  const rounded = ({ shape, data }: Values): Values => ({ shape, data: round(data) });
+  const total = x ? map((p, q) => p + q, x, residual!) : residual!;
+  const normed = rounded(rmsNorm(total, normWeight!, eps));
+  const xz = rounded(matmul({ x: normed, weight: inProj! }));
+  const { y, u, dbc } = mambaStep({ ...inputs, xz }, round);
+  const gated = rounded(y!);
+  return { y: matmul({ x: gated, weight: outProj! }), sum: total, normed, xz, u: u!, dbc: dbc!, gated };
+}
+
 export type Round = (data: Float64Array) => Float64Array;
 
 /** By op name. In-place inputs are updated; outputs are returned. `round`: see `mambaStep`. */
@@ -236,6 +248,7 @@ export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs, 
   causal_conv1d: (inputs, attrs) => ({ y: causalConv1d(inputs, attrs) }),
   selective_scan: (inputs, attrs) => ({ y: selectiveScan(inputs, attrs) }),
   mamba_step: (inputs, _attrs, round = (data) => data) => mambaStep(inputs, round),
+  mamba_layer_step: (inputs, { eps }, round = (data) => data) => mambaLayerStep(inputs, eps as number, round),
   sample: (inputs) => {
     sampleGreedy(inputs);
     return {};

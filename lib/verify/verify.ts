@@ -47,6 +47,7 @@ const other = 17;
 const most: Readonly<Record<string, Readonly<Record<string, number>>>> = {
   selective_scan: { n: 256 },
   mamba_step: { n: 256 },
+  mamba_layer_step: { n: 256 },
   expert_matmul: { e: 33 },
   expert_combine: { k: 33 },
   expert_up: { e: 33 },
