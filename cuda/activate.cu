@@ -13,6 +13,7 @@ __device__ inline float apply(float x) {
   // Where erfc is 0 in f32; -infinity would make it NaN.
   if constexpr (Kind == 1) return x < -20.0f ? -0.0f : 0.5f * x * erfcf(x * -0.70710678f);
   if constexpr (Kind == 2) return x / (1.0f + expf(-x));
+  if constexpr (Kind == 3) return 1.0f / (1.0f + expf(-x));
 }
 
 // N neighbours a thread.
@@ -59,8 +60,10 @@ void activate(Stream& s, In x, Opt factor, int64_t kind, Out y) {  // [t, d] -> 
       launch<0, T>(s, x, factor, y);
     else if (kind == 1)
       launch<1, T>(s, x, factor, y);
-    else
+    else if (kind == 2)
       launch<2, T>(s, x, factor, y);
+    else
+      launch<3, T>(s, x, factor, y);
   });
 }
 KERNEL(activate)

@@ -5,6 +5,7 @@
 #include "../native/kernel.h"
 #include "blas.h"
 #include "faults.h"
+#include "fft.h"
 
 namespace ss {
 
@@ -13,6 +14,7 @@ struct Stream {
   const char* op;  // the name of the kernel that is called
   cuda::Faults* faults;
   cuda::Blas* blas;
+  cuda::Fft* fft;
 
   // Where threads report a value that is out of range: see Faults::at.
   cuda::Fault* fault(const char* format) const { return faults->at(op, format); }

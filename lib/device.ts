@@ -1,5 +1,5 @@
 import { kindOf } from './arguments';
-import { deviceError, native, type DeviceHandle, type MemoryUse } from './native';
+import { deviceError, native, type DeviceHandle, type Fft, type MemoryUse } from './native';
 
 export interface DeviceInfo {
   /** The name that opens it: `cpu`, `cuda:0`, ... */
@@ -26,6 +26,7 @@ export class Device {
   /** Set while `capture` records on this device. */
   capturing = false;
   readonly handle: DeviceHandle;
+  #fft: Fft | undefined;
 
   constructor(id: string, handle: DeviceHandle) {
     this.id = id;
@@ -37,6 +38,11 @@ export class Device {
   get info(): DeviceInfo {
     const { name, detail, memory, units, blas } = native().describe(this.handle);
     return { id: this.id, name, detail, memory, units, ...(blas && { blas }) };
+  }
+
+  /** The library of FFTs, which convolutions of whole sequences need; looked for when first asked. */
+  get fft(): Fft {
+    return (this.#fft ??= native().fft(this.handle));
   }
 
   /** Live handles and bytes. */

@@ -217,6 +217,14 @@ Napi::Value describe(const Napi::CallbackInfo& info) {
   return out;
 }
 
+Napi::Value fft(const Napi::CallbackInfo& info) {
+  char text[1024] = {};
+  auto out = Napi::Object::New(info.Env());
+  out["found"] = device(info.Env(), info[0])->backend->find_fft(text, sizeof text);
+  out["text"] = text;
+  return out;
+}
+
 Napi::Value usage(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   const auto& on = device(env, info[0]);
@@ -262,6 +270,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   };
   add("open", open);
   add("describe", describe);
+  add("fft", fft);
   add("usage", usage);
   add("setMemoryLimit", set_memory_limit);
   add("trim", trim);

@@ -76,6 +76,9 @@ const narrow =
   (random, sizes) =>
     normal(random) / Math.sqrt(Math.max(sizes[products]!, 1));
 
+/** Real and imaginary part of Ā - 1 in turn, with |Ā| below 1. */
+const decay: Fill = (random, _, i) => (i % 2 === 0 ? -0.05 - 0.9 * random() : 0.6 * random() - 0.3);
+
 /** What cannot be any number. */
 const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
   embedding: { ids: below('v') },
@@ -104,6 +107,14 @@ const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
     offsets: (_, { a, e }, i) => Math.floor((0.9 * a! * i * Math.abs(i - 1)) / (e! * e!)),
   },
   expert_combine: { place: (_, { a }, i) => (i % 3 === 2 ? -1 : a! - 1 - i) },
+  s4d_discretize: {
+    logDt: (random) => log(1e-3) + log(1e2) * random(),
+    logAReal: (random) => log(0.5) + 0.5 * normal(random),
+    aImag: (random) => 30 * normal(random),
+  },
+  s4d_scan: { offsets, slots: slots('p'), E: decay },
+  s4d_kernel: { E: decay },
+  fft_conv: { offsets, kernel: narrow('l') },
   mamba_step: {
     offsets: (_, _sizes, i) => i,
     slots: slots('p'),
@@ -137,6 +148,9 @@ const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
     g: sizes['d']! % Math.max(sizes['g']!, 1) ? 1 : Math.max(sizes['g']!, 1),
     ...pool(sizes),
   }),
+  s4d_scan: (sizes) => ({ ...sizes, ...pool(sizes) }),
+  // No sequence is longer than the kernel.
+  fft_conv: (sizes) => ({ ...sizes, ...pool(sizes), l: Math.max(sizes['l']!, sizes['t']!) }),
   route_experts: (sizes) => {
     const e = Math.max(sizes['e']!, 1);
     return { ...sizes, e, k: Math.max(1, Math.min(sizes['k']!, e)) };

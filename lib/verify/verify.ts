@@ -47,6 +47,8 @@ const other = 17;
 const most: Readonly<Record<string, Readonly<Record<string, number>>>> = {
   selective_scan: { n: 256 },
   mamba_step: { n: 256 },
+  s4d_scan: { n: 256 },
+  s4d_kernel: { n: 256 },
   expert_matmul: { e: 33 },
   expert_combine: { k: 33 },
 };
