@@ -26,8 +26,24 @@ export type { S4DMode } from './nn/s4d-cost';
 export { fftConv, s4dDiscretize, s4dKernel, s4dScan } from './ops/s4d';
 export { add, cast, copySlots, crossEntropy, negExp, takeRows, zeroSlots } from './ops/elementwise';
 export { sample } from './ops/sample';
-export { jitter, limitExperts, routeExperts, routerStatistics, sinkhorn, sortExperts } from './ops/routing';
-export { activate, expertCombine, expertMatmul } from './ops/experts';
+export {
+  jitter,
+  limitExperts,
+  normRoute,
+  routeExperts,
+  routerStatistics,
+  sinkhorn,
+  sortExperts,
+} from './ops/routing';
+export {
+  activate,
+  expertCombine,
+  expertDown,
+  expertMatmul,
+  expertSum,
+  expertUp,
+  normRouteUp,
+} from './ops/experts';
 export { ops } from './op';
 export { verify } from './verify/verify';
 export type { VerifyCheck, VerifyRow } from './verify/verify';

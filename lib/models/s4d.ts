@@ -11,7 +11,7 @@ import { add, cast, zeroSlots } from '../ops/elementwise';
 import { embedding, matmul } from '../ops/matmul';
 import { layerNorm } from '../ops/norm';
 import { scope, type DType, type Tensor } from '../tensor';
-import type { Backbone, CommonConfig, Family, StatePart } from './family';
+import type { Backbone, CommonConfig, Family, ModelDTypes, StatePart } from './family';
 import { Fields } from './fields';
 
 /** See docs/formats/s4d.md. */
@@ -82,7 +82,9 @@ class S4DBackbone implements Backbone {
   readonly #norm: Norm;
   readonly #head: Tensor; // [vocabSize, hiddenSize]
 
-  constructor(config: S4DModelConfig, weights: Weights, activations: DType) {
+  constructor(config: S4DModelConfig, weights: Weights, { activations, states }: ModelDTypes) {
+    if (states !== 'f32')
+      throw new RangeError(`s4d: stateDtype is ${states}, expected f32; slow decay would be lost in halves`);
     const { hiddenSize: d, vocabSize, numLayers, mixer, initializerRange, tieWordEmbeddings } = config;
     this.#config = config;
     this.#activations = activations;
@@ -161,5 +163,5 @@ class S4DBackbone implements Backbone {
 export const s4d: Family<S4DModelConfig> = {
   type: 's4d',
   config,
-  build: (config, weights, activations) => new S4DBackbone(config, weights, activations),
+  build: (config, weights, dtypes) => new S4DBackbone(config, weights, dtypes),
 };

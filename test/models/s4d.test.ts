@@ -143,3 +143,9 @@ it('refuses what makes no sense', () => {
   expect(config({ time_step_min: 1 })).toThrow('time_step_min is 1, expected at most time_step_max, 0.1');
   expect(config({ expand: 2 })).toThrow('there is no field expand in this kind of model');
 });
+
+it('keeps its states in f32', async () => {
+  await expect(AutoModelForCausalLM.fromConfig(tiny, { stateDtype: 'bf16' })).rejects.toThrow(
+    's4d: stateDtype is bf16, expected f32',
+  );
+});
