@@ -20,6 +20,10 @@ export { matmul, embedding } from './ops/matmul';
 export { selectiveScan } from './ops/selective-scan';
 export type { SelectiveScanInput, SelectiveScanOutput } from './ops/selective-scan';
 export { selectiveScanPacked, causalConv1dPacked, mambaStep, mambaLayerStep } from './ops/scan';
+export { S4D } from './nn/s4d-layer';
+export type { S4DInput, S4DOptions, S4DOutput, S4DPacked } from './nn/s4d-layer';
+export type { S4DMode } from './nn/s4d-cost';
+export { fftConv, s4dDiscretize, s4dKernel, s4dScan } from './ops/s4d';
 export { add, cast, copySlots, crossEntropy, negExp, takeRows, zeroSlots } from './ops/elementwise';
 export { sample } from './ops/sample';
 export {

@@ -124,6 +124,8 @@ export class Model<C extends CommonConfig = CommonConfig> {
       /** For sequences that have some: which of their tokens are padding in the middle, as `Dense`. */
       readonly muted?: readonly (Int32Array | undefined)[];
       readonly signal?: AbortSignal;
+      /** Nobody will ask for the state afterwards, and it is a new one. */
+      readonly forget?: boolean;
       readonly visit?: (layer: number, hidden: Tensor, pieces: readonly Piece[]) => void;
       readonly router?: (routing: Routing, pieces: readonly Piece[]) => void;
       readonly each?: (hidden: Tensor, pieces: readonly Piece[]) => void;
@@ -141,12 +143,14 @@ export class Model<C extends CommonConfig = CommonConfig> {
         const ids = pieces.flatMap(({ row, begin, end }) => [...sequences[row]!.subarray(begin, end)]);
         const lengths = pieces.map(({ begin, end }) => end - begin);
         const muted = mutedRows(pieces, options.muted);
+        const whole = pieces.every(({ row, begin, end }) => begin === 0 && end === sequences[row]!.length);
         const batch = {
           ...this.batch(
             lengths,
             pieces.map(({ row }) => row),
           ),
           ...(muted.length > 0 && { muted: this.#ints(muted) }),
+          ...(options.forget && whole && { longest: Math.max(...lengths) }),
           ...(options.router && { router: (routing: Routing) => options.router!(routing, pieces) }),
         };
         let layer = 0;
@@ -249,6 +253,7 @@ export class Model<C extends CommonConfig = CommonConfig> {
         : undefined;
       await this.run(dense.sequences, state, {
         muted: dense.muted,
+        forget: !input.state,
         visit: hidden && ((layer, x, pieces) => unpack(x, pieces, dense, 0, hidden[layer]!)),
         router: record && ((routing, pieces) => record.see(routing, pieces)),
         each: (x, pieces) => {

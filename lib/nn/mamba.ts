@@ -14,6 +14,8 @@ export interface Batch {
   readonly slots: Tensor; // i32[s]
   /** Rows that are padding in the middle of a sequence: the mixers see no input there. */
   readonly muted?: Tensor; // i32[m]
+  /** Where sequences start from nothing and leave nothing: tokens of the longest one. */
+  readonly longest?: number;
   /** Sees what each router did, layer by layer; disposes it. */
   readonly router?: (routing: Routing) => void;
 }

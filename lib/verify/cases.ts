@@ -45,6 +45,9 @@ const slots =
   (_, sizes, i) =>
     i === 1 ? -1 : sizes[pool]! - 1 - i;
 
+/** Real and imaginary part of Ā - 1 in turn, with |Ā| below 1. */
+const decay: Fill = (random, _, i) => (i % 2 === 0 ? -0.05 - 0.9 * random() : 0.6 * random() - 0.3);
+
 /** What cannot be any number. */
 const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
   ...moeFills,
@@ -62,6 +65,14 @@ const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
     delta: (random) => 0.5 * random(),
     deltaBias: (random) => 0.3 * random(),
   },
+  s4d_discretize: {
+    logDt: (random) => Math.log(1e-3) + Math.log(1e2) * random(),
+    logAReal: (random) => Math.log(0.5) + 0.5 * normal(random),
+    aImag: (random) => 30 * normal(random),
+  },
+  s4d_scan: { offsets, slots: slots('p'), E: decay },
+  s4d_kernel: { E: decay },
+  fft_conv: { offsets, kernel: narrow('l') },
   mamba_step: {
     offsets: (_, _sizes, i) => i,
     slots: slots('p'),
@@ -105,6 +116,9 @@ const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
     g: sizes['d']! % Math.max(sizes['g']!, 1) ? 1 : Math.max(sizes['g']!, 1),
     ...pool(sizes),
   }),
+  s4d_scan: (sizes) => ({ ...sizes, ...pool(sizes) }),
+  // No sequence is longer than the kernel.
+  fft_conv: (sizes) => ({ ...sizes, ...pool(sizes), l: Math.max(sizes['l']!, sizes['t']!) }),
   mamba_step: (sizes) => mixer(sizes),
   mamba_layer_step: (sizes) => mixer(sizes),
   sample: (sizes) => {

@@ -1,5 +1,6 @@
 /** Every op once more, plainly and in f64: what the kernels are held to. */
 import { moeReferences } from './moe-reference';
+import { s4dReferences } from './s4d-reference';
 import { logSumExp, rmsNorm, row, sum, values, type Attrs, type Inputs, type Values } from './values';
 
 export { logSumExp, row, sum, values };
@@ -254,4 +255,5 @@ export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs, 
     return {};
   },
   ...moeReferences,
+  ...s4dReferences,
 };

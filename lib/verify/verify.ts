@@ -48,6 +48,8 @@ const most: Readonly<Record<string, Readonly<Record<string, number>>>> = {
   selective_scan: { n: 256 },
   mamba_step: { n: 256 },
   mamba_layer_step: { n: 256 },
+  s4d_scan: { n: 256 },
+  s4d_kernel: { n: 256 },
   expert_matmul: { e: 33 },
   expert_combine: { k: 33 },
   expert_up: { e: 33 },
