@@ -85,7 +85,7 @@ class MambaBackbone implements Backbone {
   readonly #embeddings: Tensor; // [vocabSize, hiddenSize]
   readonly #layers: readonly { readonly norm: Tensor; readonly mixer: MambaMixer }[];
   readonly #norm: Tensor; // [hiddenSize]
-  readonly #head: Tensor; // [vocabSize, hiddenSize]
+  readonly head: { readonly weight: Tensor };
 
   constructor(config: MambaConfig, weights: Weights, activations: DType) {
     const { hiddenSize, vocabSize, numLayers, mixer } = config;
@@ -103,9 +103,9 @@ class MambaBackbone implements Backbone {
       };
     });
     this.#norm = backbone.at('norm_f').get('weight', [hiddenSize], init.ones);
-    this.#head = config.tieWordEmbeddings
-      ? this.#embeddings
-      : new Linear(weights.at('lm_head'), hiddenSize, vocabSize, { bias: false }).weight;
+    this.head = config.tieWordEmbeddings
+      ? { weight: this.#embeddings }
+      : new Linear(weights.at('lm_head'), hiddenSize, vocabSize, { bias: false });
     weights.checkAllUsed(config.tieWordEmbeddings ? ['lm_head.weight'] : []);
 
     const { dInner, dState, dConv } = mixer;
@@ -131,7 +131,7 @@ class MambaBackbone implements Backbone {
         mixed?.dispose();
         if (sum !== residual) residual.dispose();
         residual = sum;
-        mixed = mixer.forward(xz, batch, pools[2 * i]!, pools[2 * i + 1]!);
+        mixed = mixer.forward(xz, batch, pools[2 * i], pools[2 * i + 1]);
         xz.dispose();
       }
       const [y, sum] = this.#normed(mixed, residual, this.#norm, eps);
@@ -182,7 +182,7 @@ class MambaBackbone implements Backbone {
   }
 
   logits(hidden: Tensor): Tensor {
-    return matmul({ x: hidden, weight: this.#head, dtype: 'f32' });
+    return matmul({ x: hidden, weight: this.head.weight, dtype: 'f32' });
   }
 
   dispose(): void {

@@ -29,6 +29,7 @@ export interface MixtureParts {
 /** Layers of Mamba mixers and feed-forward networks, of which some are mixtures of experts. */
 export class MixtureBackbone implements Backbone {
   readonly stateParts: readonly StatePart[];
+  readonly head: MixtureParts['head'];
   readonly #parts: MixtureParts;
   readonly #activations: DType;
 
@@ -38,6 +39,7 @@ export class MixtureBackbone implements Backbone {
     activations: DType,
   ) {
     this.#parts = parts;
+    this.head = parts.head;
     this.#activations = activations;
     this.stateParts = parts.layers.flatMap(({ mixer }, i) =>
       mixer
@@ -70,7 +72,7 @@ export class MixtureBackbone implements Backbone {
         if (sum !== residual) residual.dispose();
         residual = sum;
         mixed = scope(() => {
-          const own = mixer?.forward(mixer.inProj.forward(y), batch, pools[pool++]!, pools[pool++]!);
+          const own = mixer?.forward(mixer.inProj.forward(y), batch, pools[pool++], pools[pool++]);
           if (!network) return own!;
           const x = networkNorm ? rmsNorm({ x: sum, weight: networkNorm, eps, dtype }) : y;
           const other = network.forward(x, { visit: batch.router });
@@ -96,7 +98,7 @@ export class MixtureBackbone implements Backbone {
   }
 
   logits(hidden: Tensor): Tensor {
-    return matmul({ x: hidden, ...this.#parts.head, dtype: 'f32' });
+    return matmul({ x: hidden, ...this.head, dtype: 'f32' });
   }
 
   dispose(): void {

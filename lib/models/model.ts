@@ -3,9 +3,11 @@ import { checkNames } from '../arguments';
 import type { Device } from '../device';
 import { DisposedError } from '../errors';
 import type { Batch } from '../nn/mamba';
+import { linearCrossEntropy } from '../nn/loss';
 import type { Routing } from '../nn/moe';
 import { countParameters, type Weights } from '../nn/weights';
-import { copySlots, crossEntropy, takeRows, zeroSlots } from '../ops/elementwise';
+import { copySlots, takeRows, zeroSlots } from '../ops/elementwise';
+import { crossEntropy } from '../ops/loss';
 import { keep, scope, Tensor } from '../tensor';
 import type { Backbone, CommonConfig } from './family';
 import { integerRows, pack, targetsOf, type IdsBatch } from './inputs';
@@ -105,6 +107,16 @@ export class Model<C extends CommonConfig = CommonConfig> {
   /** Queues one step: ids i32[t] through all layers. Ops only, so that it can be captured. */
   step(ids: Tensor, batch: Batch, state: State, visit?: (hidden: Tensor) => void): Tensor {
     return this.backbone.forward(ids, batch, state.pools, visit);
+  }
+
+  /**
+   * `factor` times the summed cross-entropy of packed sequences that start from nothing: ids and labels
+   * i32[t], -100 being left out. Ops only: for `grad`, and to be captured.
+   */
+  loss(ids: Tensor, batch: Batch, labels: Tensor, factor: Tensor): Tensor {
+    return scope(() =>
+      linearCrossEntropy({ x: this.backbone.forward(ids, batch, []), ...this.backbone.head, labels, factor }),
+    );
   }
 
   /** The logits of normalised hidden states [t, hiddenSize]. */

@@ -4,25 +4,11 @@ import { bf16FromFloat, f16FromFloat, floatFromBf16, floatFromF16 } from '../io/
 import type { Op } from '../op';
 import type { Spec } from '../schema';
 import { Tensor, type DType } from '../tensor';
+import { fills } from './fills';
+import { normal, randomFrom, type Random, type Sizes } from './random';
 import { values, type Attrs, type Values } from './reference';
 
-export type Sizes = Readonly<Record<string, number>>;
-export type Random = () => number;
-
-// Taken out once: jest's globals are slow, and these are called for every value of every tensor.
-const { cos, imul, log, PI, sqrt } = Math;
-
-/** A small generator of numbers in [0, 1) (Mulberry32): the same in every run. */
-export function randomFrom(seed: number): Random {
-  let a = seed >>> 0;
-  return () => {
-    a = (a + 0x6d2b79f5) | 0;
-    let x = imul(a ^ (a >>> 15), 1 | a);
-    x = (x + imul(x ^ (x >>> 7), 61 | x)) ^ x;
-    return ((x ^ (x >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
-export const normal = (random: Random) => sqrt(-2 * log(1 - random())) * cos(2 * PI * random());
+export { normal, randomFrom, type Random, type Sizes };
 
 /** Values as the device holds them, and back. */
 export function encode(data: ArrayLike<number>, dtype: DType): Float32Array | Int32Array | Uint16Array {
@@ -50,79 +36,10 @@ export const bits = async (tensor: Tensor): Promise<Buffer> => {
   return Buffer.from(data.buffer, data.byteOffset, data.byteLength);
 };
 
-const below = (most: string) => (random: Random, sizes: Sizes) => Math.floor(random() * sizes[most]!);
-type Fill = (random: Random, sizes: Sizes, index: number) => number;
-const fixed =
-  (value: number): Fill =>
-  () =>
-    value;
+/** With one column what a norm's gradient leaves is rounding. */
+const several = (sizes: Sizes): Sizes => ({ ...sizes, d: sizes['d'] === 1 ? 3 : sizes['d']! });
 
-/** Sequences of unequal lengths, empty ones among them. */
-const offsets: Fill = (_, { t, s }, i) => (i === s ? t! : Math.floor((t! * i * i) / (s! * s!)));
-/** Each row once, not in order, and none for the second one. */
-const slots =
-  (pool: string): Fill =>
-  (_, sizes, i) =>
-    i === 1 ? -1 : sizes[pool]! - 1 - i;
-
-/** Experts of assignments, some of them dropped. */
-const experts =
-  (count: string): Fill =>
-  (random, sizes) =>
-    Math.floor(random() * (sizes[count]! + 1)) - 1;
-/** Weights whose sums of so many products are as large as one. */
-const narrow =
-  (products: string): Fill =>
-  (random, sizes) =>
-    normal(random) / Math.sqrt(Math.max(sizes[products]!, 1));
-
-/** What cannot be any number. */
-const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
-  embedding: { ids: below('v') },
-  cross_entropy: { labels: (random, sizes, i) => (i % 3 === 2 ? -100 : below('v')(random, sizes)) },
-  take_rows: { rows: below('t') },
-  zero_slots: { slots: slots('p') },
-  copy_slots: { fromSlots: slots('p'), toSlots: (_, { q }, i) => (i === 2 ? -1 : (i + 1) % q!) },
-  causal_conv1d: { offsets, slots: slots('p') },
-  selective_scan: {
-    offsets,
-    slots: slots('p'),
-    A: (random) => -0.1 - 4 * random(),
-    // Time does not run backwards, where no softplus sees to it.
-    delta: (random) => 0.5 * random(),
-    deltaBias: (random) => 0.3 * random(),
-  },
-  limit_experts: { experts: experts('e') },
-  sort_experts: { experts: experts('e') },
-  router_statistics: {
-    experts: below('e'),
-    kept: (random, sizes, i) => (i % 4 === 3 ? -1 : below('e')(random, sizes)),
-  },
-  expert_matmul: {
-    order: (_, { a }, i) => a! - 1 - i,
-    // One expert without rows, and places that none has.
-    offsets: (_, { a, e }, i) => Math.floor((0.9 * a! * i * Math.abs(i - 1)) / (e! * e!)),
-  },
-  expert_combine: { place: (_, { a }, i) => (i % 3 === 2 ? -1 : a! - 1 - i) },
-  mamba_step: {
-    offsets: (_, _sizes, i) => i,
-    slots: slots('p'),
-    A: (random) => -0.1 - 4 * random(),
-    xProj: narrow('d'),
-    dtWeight: narrow('r'),
-  },
-  sample: {
-    temperature: fixed(0),
-    topK: fixed(0),
-    topP: fixed(1),
-    minP: fixed(0),
-    penalty: fixed(1.25),
-    stop: (_, { v }, i) => (i * 5) % v!,
-    quiet: fixed(4),
-    position: (_, _sizes, i) => i,
-    token: fixed(0),
-  },
-};
+const someWords = (sizes: Sizes): Sizes => ({ ...sizes, t: sizes['v'] === 0 ? 0 : sizes['t']! });
 
 /** Sizes that are not free, or not 5. */
 const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
@@ -130,13 +47,17 @@ const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
   zero_slots: (sizes) => ({ ...sizes, s: Math.min(sizes['s']!, sizes['p']!) }),
   take_rows: (sizes) => ({ ...sizes, m: sizes['t'] === 0 ? 0 : sizes['m']! }),
   embedding: (sizes) => ({ ...sizes, t: sizes['v'] === 0 ? 0 : sizes['t']! }),
-  cross_entropy: (sizes) => ({ ...sizes, t: sizes['v'] === 0 ? 0 : sizes['t']! }),
+  cross_entropy: someWords,
+  cross_entropy_backward: someWords,
+  cross_entropy_gradient: someWords,
   causal_conv1d: (sizes) => ({ ...sizes, w: Math.max(sizes['w']!, 1), ...pool(sizes) }),
-  selective_scan: (sizes) => ({
-    ...sizes,
-    g: sizes['d']! % Math.max(sizes['g']!, 1) ? 1 : Math.max(sizes['g']!, 1),
-    ...pool(sizes),
-  }),
+  causal_conv1d_backward: (sizes) => ({ ...sizes, w: Math.max(sizes['w']!, 1), ...pool(sizes) }),
+  selective_scan: (sizes) => ({ ...sizes, g: groups(sizes), ...pool(sizes) }),
+  selective_scan_backward: (sizes) => ({ ...sizes, g: groups(sizes), ...pool(sizes) }),
+  rms_norm_backward: several,
+  add_rms_norm_backward: several,
+  layer_norm_backward: several,
+  embedding_backward: (sizes) => ({ ...sizes, t: sizes['rows'] === 0 ? 0 : sizes['t']! }),
   route_experts: (sizes) => {
     const e = Math.max(sizes['e']!, 1);
     return { ...sizes, e, k: Math.max(1, Math.min(sizes['k']!, e)) };
@@ -164,6 +85,8 @@ const pool = ({ t, s }: Sizes): Sizes => {
   const count = t === 0 ? s! : Math.max(s!, 1); // tokens belong to a sequence
   return { s: count, p: count + 2 };
 };
+
+const groups = ({ d, g }: Sizes): number => (d! % Math.max(g!, 1) ? 1 : Math.max(g!, 1));
 
 const specsOf = (op: Op): Spec[] => [...op.inputs.values(), ...op.outputs.values()];
 const unique = (texts: Iterable<string>) => [...new Set(texts)];
