@@ -13,7 +13,7 @@ constexpr int kThreads = 256;
 constexpr int64_t kBlocks = 1056;  // the same on every card, so that sums are
 
 struct Scaler {
-  float scale, streak, steps, skipped, norm;
+  float scale, streak, steps, skipped, norm, loss;
 };
 struct Control {
   float take, factor, rate, first, second;
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads) add_square_parts(const double* parts
   if (threadIdx.x == 0) *sum = static_cast<float>(*sum + total);
 }
 
-__global__ void plan(float* squares, const float* rate, Scaler* scaler, float max_norm, float beta1,
+__global__ void plan(float* squares, float* loss, const float* rate, Scaler* scaler, float max_norm, float beta1,
                      float beta2, float interval, Control* control) {
   let_next_start();
   wait_for_previous();
@@ -51,7 +51,8 @@ __global__ void plan(float* squares, const float* rate, Scaler* scaler, float ma
   const double norm = sqrt(static_cast<double>(*squares)) / at.scale;
   const bool take = isfinite(norm);
   at.norm = static_cast<float>(norm);
-  *squares = 0;
+  at.loss = *loss / at.scale;
+  *squares = *loss = 0;
   const double clip = max_norm > 0 && norm > max_norm ? max_norm / (norm + 1e-6) : 1;
   out.take = take;
   out.factor = take ? static_cast<float>(clip / at.scale) : 0;
@@ -126,9 +127,9 @@ void add_squares(Stream& s, In x, InOut sum) {  // [n], [1]
 }
 KERNEL(add_squares)
 
-void plan_step(Stream& s, InOut squares, In rate, InOut scaler, float max_norm, float beta1,
+void plan_step(Stream& s, InOut squares, InOut loss, In rate, InOut scaler, float max_norm, float beta1,
                float beta2, float interval, Out control) {
-  launch(s.handle, plan, {1, 1}, squares.data<float>(), rate.data<float>(),
+  launch(s.handle, plan, {1, 1}, squares.data<float>(), loss.data<float>(), rate.data<float>(),
          reinterpret_cast<Scaler*>(scaler.data<float>()), max_norm, beta1, beta2, interval,
          reinterpret_cast<Control*>(control.data<float>()));
 }

@@ -109,14 +109,16 @@ export class Model<C extends CommonConfig = CommonConfig> {
     return this.backbone.forward(ids, batch, state.pools, visit);
   }
 
-  /**
-   * `factor` times the summed cross-entropy of packed sequences that start from nothing: ids and labels
-   * i32[t], -100 being left out. Ops only: for `grad`, and to be captured.
-   */
+  /** `factor` · Σ cross-entropy of packed sequences that start from nothing: ids and labels i32[t]. Ops only. */
   loss(ids: Tensor, batch: Batch, labels: Tensor, factor: Tensor): Tensor {
     return scope(() =>
       linearCrossEntropy({ x: this.backbone.forward(ids, batch, []), ...this.backbone.head, labels, factor }),
     );
+  }
+
+  /** After the parameters have changed: what is computed from them once is computed again. */
+  refresh(): void {
+    scope(() => this.backbone.ready());
   }
 
   /** The logits of normalised hidden states [t, hiddenSize]. */

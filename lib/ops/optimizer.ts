@@ -7,14 +7,14 @@ export const addSquares = op('add_squares', { in: { x: 'f32[n]', sum: 'f32[1]!' 
 /**
  * What a step does, from the squared norm of its gradients, `squares`, which starts anew from 0.
  * `scaler` holds the loss scale, the steps since it last changed, the steps taken, the steps skipped,
- * and the norm of the gradients without the scale. `control` is for `adamw`: whether to take the step
+ * and, without the scale, the norm of the gradients and the loss, which starts anew as well. `control` is for `adamw`: whether to take the step
  * (1 or 0: where the norm is not finite), what to multiply gradients with, the learning rate, and
  * Adam's corrections of both moments. Gradients are clipped to the norm `maxNorm` (Pascanu et al.
  * 2013), 0 being any. With `interval` the scale is halved where a step is skipped and doubled after so
  * many that were not (Micikevicius et al. 2018).
  */
 export const planStep = op('plan_step', {
-  in: { squares: 'f32[1]!', learningRate: 'f32[1]', scaler: 'f32[5]!' },
+  in: { squares: 'f32[1]!', loss: 'f32[1]!', learningRate: 'f32[1]', scaler: 'f32[6]!' },
   attrs: { maxNorm: 0, beta1: 0.9, beta2: 0.999, interval: 0 },
   out: { control: 'f32[5]' },
 });

@@ -55,7 +55,7 @@ export const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
   plan_step: {
     squares: (random) => 1e6 * (1 + random()),
     learningRate: fixed(0.01),
-    scaler: (_, _sizes, i) => [1024, 3, 7, 1, 0.5][i]!,
+    scaler: (_, _sizes, i) => [1024, 3, 7, 1, 0.5, 2][i]!,
   },
   adamw: { v: (random) => random(), control: (_, _sizes, i) => [1, 0.5, 0.01, 0.3, 0.2][i]! },
   limit_experts: { experts: experts('e') },

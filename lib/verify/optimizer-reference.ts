@@ -1,7 +1,7 @@
 /** The optimizer's ops, plainly and in f64: all of them update in place. */
 import { sum, values, type Attrs, type Inputs } from './values';
 
-function planStep({ squares, learningRate, scaler }: Inputs, attrs: Attrs): Inputs {
+function planStep({ squares, loss, learningRate, scaler }: Inputs, attrs: Attrs): Inputs {
   const { maxNorm, beta1, beta2, interval } = attrs as Readonly<Record<string, number>>;
   const control = values(5);
   const at = scaler!.data;
@@ -9,8 +9,9 @@ function planStep({ squares, learningRate, scaler }: Inputs, attrs: Attrs): Inpu
   const take = Number.isFinite(norm);
   const clip = maxNorm! > 0 && norm > maxNorm! ? maxNorm! / (norm + 1e-6) : 1;
   const factor = take ? clip / at[0]! : 0;
-  squares!.data[0] = 0;
   at[4] = norm;
+  at[5] = loss!.data[0]! / at[0]!;
+  squares!.data[0] = loss!.data[0] = 0;
   at[take ? 2 : 3]! += 1;
   control.data.set([
     Number(take),

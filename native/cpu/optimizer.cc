@@ -17,7 +17,7 @@ void for_pieces(Stream& s, int64_t n, F&& body) {
 }
 
 struct Scaler {
-  float scale, streak, steps, skipped, norm;
+  float scale, streak, steps, skipped, norm, loss;
 };
 struct Control {
   float take, factor, rate, first, second;
@@ -45,14 +45,15 @@ void add_squares(Stream& s, In x, InOut sum) {  // [n], [1]
 }
 KERNEL(add_squares)
 
-void plan_step(Stream&, InOut squares, In rate, InOut scaler, float max_norm, float beta1,
+void plan_step(Stream&, InOut squares, InOut loss, In rate, InOut scaler, float max_norm, float beta1,
                float beta2, float interval, Out control) {
   Scaler& at = *reinterpret_cast<Scaler*>(scaler.data<float>());
   Control& out = *reinterpret_cast<Control*>(control.data<float>());
   const double norm = ::sqrt(static_cast<double>(*squares.data<float>())) / at.scale;
   const bool take = norm - norm == 0;
   at.norm = static_cast<float>(norm);
-  *squares.data<float>() = 0;
+  at.loss = *loss.data<float>() / at.scale;
+  *squares.data<float>() = *loss.data<float>() = 0;
   const double clip = max_norm > 0 && norm > max_norm ? max_norm / (norm + 1e-6) : 1;
   out.take = take;
   out.factor = take ? static_cast<float>(clip / at.scale) : 0;
