@@ -1,7 +1,7 @@
 // The gradients of selective_scan over sequences that start from zero; the formulas stand in
 // native/cpu/selective_scan_backward.cc. Sequences are cut into pieces of kPiece tokens, so that
 // short batches fill the card too. Three passes: what each piece adds to h and, from behind, to dh
-// (2 t d n exponentials); those joined along a sequence; and the pieces walked back
+// (t d n exponentials); those joined along a sequence; and the pieces walked back
 // (device/scan_walk.cuh; 3 t d n exponentials). Beside its inputs, twice, and its outputs, once,
 // 24 d n bytes a piece move, and 8 n bytes for dB and dC a token and block of channels.
 #include <algorithm>
@@ -30,7 +30,7 @@ void launch_walk(Stream& stream, ScanBackward<typename W::T> s, const Sums& out)
   s.group_blocks = static_cast<unsigned>(ceil_div(s.group_channels, W::kWidth));
   s.blocks = static_cast<unsigned>(s.groups * s.group_blocks);
   const int64_t row = s.d * s.n, tokens = s.sequences.tokens, items = s.pieces * s.blocks;
-  const int64_t resident = std::min<int64_t>(items, 2 * multiprocessors());
+  const int64_t resident = std::min<int64_t>(items, W::kBlocks * multiprocessors());
   const int64_t of_tiles = (int64_t{1} << kShift) / W::kSteps * W::kTileFloats;
   const bool constant = s.B_constant && s.C_constant;
   const int64_t shares = constant ? 0 : s.group_blocks * tokens * s.groups * 2 * s.n;
@@ -47,7 +47,7 @@ void launch_walk(Stream& stream, ScanBackward<typename W::T> s, const Sums& out)
     cudaFuncSetAttribute(scan_edges<W>, cudaFuncAttributeMaxDynamicSharedMemorySize, W::kEdgeBytes);
   cudaFuncSetAttribute(scan_back<W>, cudaFuncAttributeMaxDynamicSharedMemorySize, W::kBytes);
   scan_edges<W><<<static_cast<unsigned>(items), W::kThreads, W::kEdgeBytes, stream.handle>>>(s);
-  const dim3 grid(static_cast<unsigned>(ceil_div(row, 128)), static_cast<unsigned>(s.sequences.count));
+  const dim3 grid(static_cast<unsigned>(ceil_div(row, 128)), static_cast<unsigned>(s.sequences.count), 2);
   join_edges<T><<<grid, 128, 0, stream.handle>>>(s);
   scan_back<W><<<static_cast<unsigned>(resident), W::kThreads, W::kBytes, stream.handle>>>(s);
   if (!constant) {
@@ -66,14 +66,14 @@ void launch_walk(Stream& stream, ScanBackward<typename W::T> s, const Sums& out)
 template <class T>
 void walk(Stream& stream, const ScanBackward<T>& s, const Sums& out) {
   const bool any = s.B_constant || s.C_constant;
-  if (s.n <= 8 && !any) return launch_walk<Walk<T, 4, 2, 4, false>>(stream, s, out);
+  if (s.n <= 8 && !any) return launch_walk<Walk<T, 4, 2, 2, 8, false>>(stream, s, out);
   if (s.n <= 16)
-    return any ? launch_walk<Walk<T, 4, 4, 4, true>>(stream, s, out)
-               : launch_walk<Walk<T, 4, 4, 4, false>>(stream, s, out);
+    return any ? launch_walk<Walk<T, 4, 4, 2, 8, true>>(stream, s, out)
+               : launch_walk<Walk<T, 4, 4, 2, 8, false>>(stream, s, out);
   if (s.n <= 64)
-    return any ? launch_walk<Walk<T, 4, 16, 4, true>>(stream, s, out)
-               : launch_walk<Walk<T, 4, 16, 4, false>>(stream, s, out);
-  launch_walk<Walk<T, 8, 32, 2, true>>(stream, s, out);
+    return any ? launch_walk<Walk<T, 4, 16, 4, 8, true>>(stream, s, out)
+               : launch_walk<Walk<T, 4, 16, 4, 8, false>>(stream, s, out);
+  launch_walk<Walk<T, 8, 32, 2, 8, true>>(stream, s, out);
 }
 
 template <class P>

@@ -35,18 +35,19 @@ struct ScanBackward {
   unsigned group_blocks, blocks;  // blocks of channels: of a group, of all; none spans two groups
 };
 
-template <class T_, int States, int Lanes, int Own, bool Any>
+__host__ __device__ constexpr int smallest(int a, int b) { return a < b ? a : b; }
+
+template <class T_, int States, int Lanes, int Own, int Steps, bool Any>
 struct Walk {
   using T = T_;
   static constexpr int kStates = States, kLanes = Lanes, kOwn = Own;
   static constexpr bool kAny = Any;  // B or C may be constant
-  static constexpr int kThreads = 128, kSteps = 8;
+  static constexpr int kThreads = 128, kSteps = Steps;
   static constexpr int kN = States * Lanes;                // states of a channel, padded
   static constexpr int kGroups = kThreads / Lanes;         // threads that share a set of states
   static constexpr int kWidth = kGroups * Own;             // channels of a block
   static constexpr int kHeld = States * Own, kQuads = kHeld / 4;  // of a thread
-  static constexpr int kColumns = kWidth > kThreads ? kWidth / kThreads : 1;  // of a thread's edge
-  static_assert(Own >= 2 && States % 4 == 0);
+  static_assert(Own >= 2 && States % 4 == 0 && kWidth <= kThreads);
 
   // Shared memory, in floats.
   static constexpr int kTokens = kSteps * kWidth;  // an array by token and channel
@@ -54,6 +55,8 @@ struct Walk {
   static constexpr int kEdge = 3 * kTokens + 2 * kSteps * kN;  // all that scan_edges has
   static constexpr int kEdgeBytes = kEdge * static_cast<int>(sizeof(float));
   static constexpr int kBytes = kEdgeBytes + (3 * kTokens + kHistory) * static_cast<int>(sizeof(float));
+  // Of a multiprocessor at once: what its shared memory holds, and enough registers for each.
+  static constexpr int kBlocks = smallest(Own * States > 8 ? 3 : 4, (227 << 10) / (kBytes + 1024));
   static constexpr int kTileFloats = kThreads * kHeld;  // h of a block
 
   float *dt, *dtu, *g;     // [step][channel]
@@ -167,43 +170,72 @@ __device__ __forceinline__ void sum_states(const W& w, float (&v)[W::kOwn], floa
       if (k < count) row[w.own + begin + k] = v[k];
 }
 
-// B or C of a tile, from token t on; zeros after `steps` tokens.
+// A thread's share of a tile as it comes from memory: asked for a tile ahead, and kept for the way out.
 template <class W>
-__device__ void enter_coefficients(const W& w, const void* from, bool constant, int64_t stride,
-                                   int64_t n, int64_t t, int steps, float* to) {
-  if (constant) return;
+struct Share {
   using T = typename W::T;
-  for (int i = threadIdx.x; i < W::kSteps * W::kN; i += W::kThreads) {
-    const int step = i / W::kN, j = i % W::kN;
-    to[i] = step < steps && j < n
-                ? to_float(static_cast<const T*>(from)[(t + step) * stride + w.group * n + j])
-                : 0.0f;
-  }
-}
+  static constexpr int kItems = (W::kTokens + W::kThreads - 1) / W::kThreads;
+  static constexpr int kCoefficients = (W::kSteps * W::kN + W::kThreads - 1) / W::kThreads;
+  T u[kItems], delta[kItems], z[kItems], dy[kItems], B[kCoefficients], C[kCoefficients];
 
-// dt and dt u of a tile, and with `back` g = dy silu(z). Zeros where there is no token or channel:
-// they change nothing.
-template <bool back, class W>
-__device__ void enter_tile(const W& w, const ScanBackward<typename W::T>& s, int64_t t, int steps) {
-  for (int i = threadIdx.x; i < W::kTokens; i += W::kThreads) {
-    const int step = i / W::kWidth, c = i % W::kWidth;
-    const int64_t at = t + step, x = w.first + c;
-    float dt = 0, u = 0, g = 0;
-    if (step < steps && c < w.width) {
-      dt = to_float(s.delta[at * s.delta_stride + x]) + (s.bias ? s.bias[x] : 0.0f);
-      if (s.softplus) dt = softplus(dt);
-      u = to_float(s.u[at * s.u_stride + x]);
-      if (back) {
-        g = to_float(s.dy[at * s.dy_stride + x]);
-        if (s.z) g *= silu(to_float(s.z[at * s.z_stride + x]));
+  // Step and channel of item r of this thread.
+  __device__ static int step(int r) { return (threadIdx.x + r * W::kThreads) / W::kWidth; }
+  __device__ static int channel(int r) { return (threadIdx.x + r * W::kThreads) % W::kWidth; }
+
+  // Tokens [t, t + steps) of the block's channels; the rest are zeros, which change nothing. Without
+  // `back` only what h needs.
+  template <bool back>
+  __device__ __forceinline__ void fetch(const W& w, const ScanBackward<T>& s, int64_t t, int steps) {
+#pragma unroll
+    for (int r = 0; r < kItems; r++) {
+      const int64_t at = t + step(r), x = w.first + channel(r);
+      const bool there = step(r) < steps && channel(r) < w.width;
+      u[r] = there ? s.u[at * s.u_stride + x] : T(0.0f);
+      delta[r] = there ? s.delta[at * s.delta_stride + x] : T(0.0f);
+      if constexpr (back) {
+        dy[r] = there ? s.dy[at * s.dy_stride + x] : T(0.0f);
+        z[r] = there && s.z ? s.z[at * s.z_stride + x] : T(0.0f);
       }
     }
-    w.dt[i] = dt;
-    w.dtu[i] = dt * u;
-    if (back) w.g[i] = g;
+    coefficients(w, s.B, s.B_constant, s.B_stride, s.n, t, steps, B);
+    if constexpr (back) coefficients(w, s.C, s.C_constant, s.C_stride, s.n, t, steps, C);
   }
-  enter_coefficients(w, s.B, s.B_constant, s.B_stride, s.n, t, steps, w.B);
-  if (back) enter_coefficients(w, s.C, s.C_constant, s.C_stride, s.n, t, steps, w.C);
-}
+  // dt, dt u, B, and with `back` g = dy silu(z) and C, to shared memory.
+  template <bool back>
+  __device__ __forceinline__ void place(const W& w, const ScanBackward<T>& s, int steps) const {
+#pragma unroll
+    for (int r = 0; r < kItems; r++) {
+      const int i = threadIdx.x + r * W::kThreads, c = channel(r);
+      if (W::kTokens % W::kThreads != 0 && i >= W::kTokens) break;
+      const bool there = step(r) < steps && c < w.width;
+      float dt = to_float(delta[r]) + (s.bias && there ? s.bias[w.first + c] : 0.0f);
+      if (s.softplus) dt = softplus(dt);
+      dt = there ? dt : 0.0f;
+      w.dt[i] = dt;
+      w.dtu[i] = dt * to_float(u[r]);
+      if constexpr (back) w.g[i] = s.z ? to_float(dy[r]) * silu(to_float(z[r])) : to_float(dy[r]);
+    }
+#pragma unroll
+    for (int r = 0; r < kCoefficients; r++) {
+      const int i = threadIdx.x + r * W::kThreads;
+      if (W::kSteps * W::kN % W::kThreads != 0 && i >= W::kSteps * W::kN) break;
+      w.B[i] = to_float(B[r]);
+      if constexpr (back) w.C[i] = to_float(C[r]);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ static void coefficients(const W& w, const void* from, bool constant,
+                                                      int64_t stride, int64_t n, int64_t t, int steps,
+                                                      T (&to)[kCoefficients]) {
+#pragma unroll
+    for (int r = 0; r < kCoefficients; r++) {
+      const int i = threadIdx.x + r * W::kThreads, at = i / W::kN, j = i % W::kN;
+      to[r] = !constant && at < steps && j < n
+                  ? static_cast<const T*>(from)[(t + at) * stride + w.group * n + j]
+                  : T(0.0f);
+    }
+  }
+};
 
 }  // namespace ss::cuda

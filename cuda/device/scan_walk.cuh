@@ -27,7 +27,9 @@ __device__ inline int tile_steps(int64_t t, int64_t end, int most) {
   return end - t < most ? static_cast<int>(end - t) : most;
 }
 
-// What each piece adds to h and, from behind, to dh; and its time. A sequence of one piece needs none.
+// What each piece adds to h and, from behind, to dh; and its time. With the decay P_t from the
+// piece's start through token t, what comes back to the start is the sum of P_t C_t g_t: one way does
+// for both. A sequence of one piece needs neither.
 template <class W>
 __global__ void __launch_bounds__(W::kThreads)
     scan_edges(const __grid_constant__ ScanBackward<typename W::T> s) {
@@ -36,61 +38,59 @@ __global__ void __launch_bounds__(W::kThreads)
   const W w(memory, s, blockIdx.x % s.blocks);
   const int64_t number = blockIdx.x / s.blocks, row = number * s.d * s.n;
   const auto piece = s.sequences.piece(number, s.shift);
-  Held<W> A, B, C, h{};
+  Held<W> A, B, C, h{}, dh{}, decay;
   const bool lone = piece.begin <= piece.start && piece.end >= piece.stop;
   if (piece.begin < piece.end && !lone) {
     load_A(w, s, A);
     load_constant(w, s.B, s.B_constant, s.B_stride, s.n, B);
     load_constant(w, s.C, s.C_constant, s.C_stride, s.n, C);
-    float time[W::kColumns] = {};
+#pragma unroll
+    for (int k = 0; k < W::kOwn; k++)
+#pragma unroll
+      for (int i = 0; i < W::kStates; i++) decay[k][i] = 1.0f;
+    float time = 0;
+    Share<W> raw;
+    raw.template fetch<true>(w, s, piece.begin, tile_steps(piece.begin, piece.end, W::kSteps));
     for (int64_t t = piece.begin; t < piece.end; t += W::kSteps) {
-      enter_tile<false>(w, s, t, tile_steps(t, piece.end, W::kSteps));
+      raw.template place<true>(w, s, tile_steps(t, piece.end, W::kSteps));
       __syncthreads();
+      const int64_t next = t + W::kSteps;
+      if (next < piece.end)
+        raw.template fetch<true>(w, s, next, tile_steps(next, piece.end, W::kSteps));
+      if (threadIdx.x < W::kWidth)
 #pragma unroll
-      for (int i = 0; i < W::kColumns; i++)
-        for (int step = 0, c = threadIdx.x + i * W::kThreads; c < W::kWidth && step < W::kSteps; step++)
-          time[i] += w.dt[step * W::kWidth + c];
+        for (int step = 0; step < W::kSteps; step++) time += w.dt[step * W::kWidth + threadIdx.x];
 #pragma unroll 2
-      for (int step = 0; step < W::kSteps; step++) advance(w, step, s.B_constant, A, B, h);
-      __syncthreads();
-    }
-#pragma unroll
-    for (int i = 0; i < W::kColumns; i++)
-      if (const int c = threadIdx.x + i * W::kThreads; c < w.width)
-        s.time[number * s.d + w.first + c] = time[i];
-  }
-  w.store(h, s.n, s.start + row);
-
-  Held<W> dh{};
-  if (piece.begin < piece.end && !lone) {
-    const int64_t tiles = (piece.end - piece.begin + W::kSteps - 1) / W::kSteps;
-    for (int64_t tile = tiles - 1; tile >= 0; tile--) {
-      const int64_t t = piece.begin + tile * W::kSteps;
-      enter_tile<true>(w, s, t, tile_steps(t, piece.end, W::kSteps));
-      __syncthreads();
-#pragma unroll 2
-      for (int step = W::kSteps - 1; step >= 0; step--) {
-        float dt[W::kOwn], g[W::kOwn], c[W::kStates];
+      for (int step = 0; step < W::kSteps; step++) {
+        float dt[W::kOwn], dtu[W::kOwn], g[W::kOwn], b[W::kStates], c[W::kStates];
         w.take(w.dt, step, dt);
+        w.take(w.dtu, step, dtu);
         w.take(w.g, step, g);
+        w.coefficients(w.B, step, b);
         w.coefficients(w.C, step, c);
 #pragma unroll
         for (int k = 0; k < W::kOwn; k++)
 #pragma unroll
           for (int i = 0; i < W::kStates; i++) {
-            const float at = W::kAny && s.C_constant ? C[k][i] : c[i];
-            dh[k][i] = exp2_approx(dt[k] * A[k][i]) * fmaf(at, g[k], dh[k][i]);
+            const float a = exp2_approx(dt[k] * A[k][i]);
+            h[k][i] = fmaf(a, h[k][i], dtu[k] * (W::kAny && s.B_constant ? B[k][i] : b[i]));
+            decay[k][i] *= a;
+            dh[k][i] = fmaf(decay[k][i], g[k] * (W::kAny && s.C_constant ? C[k][i] : c[i]), dh[k][i]);
           }
       }
       __syncthreads();
     }
+    if (threadIdx.x < w.width) s.time[number * s.d + w.first + threadIdx.x] = time;
   }
+  w.store(h, s.n, s.start + row);
   w.store(dh, s.n, s.end + row);
 }
 
-// From what pieces add to what they start from: a thread has one state of one sequence.
+// From what pieces add to what they start from: a thread has one state of one sequence, of h or of dh.
+// Some pieces ahead are asked for together, since each by itself would be waited for.
 template <class T>
 __global__ void join_edges(const __grid_constant__ ScanBackward<T> s) {
+  constexpr int kAhead = 8;
   const int64_t at = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, row = s.d * s.n;
   if (at >= row) return;
   const float A = s.A[at / s.n * s.A_stride + at % s.n] * kLog2e;
@@ -98,19 +98,23 @@ __global__ void join_edges(const __grid_constant__ ScanBackward<T> s) {
   const auto whole = s.sequences.whole(blockIdx.y);
   const int64_t count = (whole.stop - whole.start + (int64_t{1} << s.shift) - 1) >> s.shift;
   if (count < 2) return;
-  const auto decay = [&](int64_t piece) {
-    return exp2_approx(A * s.time[piece * s.d + at / s.n]);
-  };
-  float h = 0, dh = 0;
-  for (int64_t p = first; p < first + count; p++) {
-    const float added = s.start[p * row + at];
-    s.start[p * row + at] = h;
-    h = fmaf(decay(p), h, added);
-  }
-  for (int64_t p = first + count - 1; p >= first; p--) {
-    const float added = s.end[p * row + at];
-    s.end[p * row + at] = dh;
-    dh = fmaf(decay(p), dh, added);
+  const bool back = blockIdx.z == 1;
+  float* edge = (back ? s.end : s.start) + at;
+  const float* time = s.time + at / s.n;
+  float carried = 0;
+  for (int64_t done = 0; done < count; done += kAhead) {
+    float added[kAhead], span[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; i++) {
+      const int64_t p = first + (back ? count - 1 - done - i : done + i);
+      if (done + i < count) added[i] = edge[p * row], span[i] = time[p * s.d];
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; i++) {
+      if (done + i >= count) break;
+      edge[(first + (back ? count - 1 - done - i : done + i)) * row] = carried;
+      carried = fmaf(exp2_approx(A * span[i]), carried, added[i]);
+    }
   }
 }
 
@@ -167,57 +171,74 @@ __device__ __forceinline__ void walk_back(const W& w, const ScanBackward<typenam
 
 // du, ddelta and dz of a tile; dD and dbias are added to.
 template <class W>
-__device__ void leave_tile(const W& w, const ScanBackward<typename W::T>& s, int64_t t, int steps,
-                           float (&dD)[W::kColumns], float (&dbias)[W::kColumns]) {
+__device__ __forceinline__ void leave_tile(const W& w, const ScanBackward<typename W::T>& s,
+                                           const Share<W>& raw, int64_t t, int steps, float& dD,
+                                           float& dbias) {
   constexpr float kLn2 = 0x1.62e43p-1f;
-  for (int round = 0, i = threadIdx.x; i < W::kTokens; i += W::kThreads, round++) {
-    const int step = i / W::kWidth, c = i % W::kWidth;
+#pragma unroll
+  for (int r = 0; r < Share<W>::kItems; r++) {
+    const int i = threadIdx.x + r * W::kThreads, step = Share<W>::step(r), c = Share<W>::channel(r);
     if (step >= steps || c >= w.width) continue;
     const int64_t at = t + step, x = w.first + c;
-    const float g = w.g[i], dt = w.dt[i], q = w.q[i], u = to_float(s.u[at * s.u_stride + x]);
+    const float g = w.g[i], dt = w.dt[i], q = w.q[i], u = to_float(raw.u[r]);
     const float D = s.D ? s.D[x] : 0.0f;
     from_float(s.du[at * s.du_stride + x], fmaf(dt, q, D * g));
     float ddelta = fmaf(u, q, w.through[i] * kLn2);
     if (s.softplus) {
-      const float before =
-          to_float(s.delta[at * s.delta_stride + x]) + (s.bias ? s.bias[x] : 0.0f);
+      const float before = to_float(raw.delta[r]) + (s.bias ? s.bias[x] : 0.0f);
       ddelta *= reciprocal_approx(1.0f + exp2_approx(before * -kLog2e));
     }
     from_float(s.ddelta[at * s.ddelta_stride + x], ddelta);
     if (s.z) {
-      const float z = to_float(s.z[at * s.z_stride + x]);
+      const float z = to_float(raw.z[r]);
       const float gate = reciprocal_approx(1.0f + exp2_approx(z * -kLog2e));
       const float slope = gate * fmaf(z, 1.0f - gate, 1.0f);
-      from_float(s.dz[at * s.dz_stride + x],
-                 to_float(s.dy[at * s.dy_stride + x]) * fmaf(D, u, w.y[i]) * slope);
+      from_float(s.dz[at * s.dz_stride + x], to_float(raw.dy[r]) * fmaf(D, u, w.y[i]) * slope);
     }
-#pragma unroll
-    for (int k = 0; k < W::kColumns; k++)
-      if (round % W::kColumns == k) dD[k] = fmaf(g, u, dD[k]), dbias[k] += ddelta;
+    dD = fmaf(g, u, dD);
+    dbias += ddelta;
   }
 }
 
-// dB and dC of a tile, from all channels of the block: in the order of threads.
+// dB and dC of a tile, from all channels of the block, always in one order: fours of them, each
+// from kParts threads that add up neighbouring groups.
 template <class W>
-__device__ void leave_coefficients(const W& w, const ScanBackward<typename W::T>& s, int64_t t,
-                                   int steps) {
-  const float* from = reinterpret_cast<const float*>(w.history);
-  for (int i = threadIdx.x; i < steps * 2 * W::kN; i += W::kThreads) {
-    const int step = i / (2 * W::kN), of_C = i / W::kN % 2, j = i % W::kN;
-    if (j >= s.n || (of_C ? s.C_constant : s.B_constant)) continue;
-    const int sub = j / W::kStates, within = j % W::kStates;
-    const int quad = (of_C * W::kStates + within) / 4;
-    float total = 0;
-    for (int group = 0; group < W::kGroups; group++)
-      total += from[((step * W::kQuads + quad) * W::kThreads + group * W::kLanes + sub) * 4 + within % 4];
-    s.shares[(((w.block * s.sequences.tokens + t + step) * s.groups + w.group) * 2 + of_C) * s.n + j] =
-        total;
+__device__ __forceinline__ void leave_coefficients(const W& w, const ScanBackward<typename W::T>& s,
+                                                   int64_t t, int steps) {
+  constexpr int fours = W::kN / 4, all = W::kSteps * 2 * fours;
+  constexpr int kParts = all < W::kThreads ? W::kThreads / all : 1;
+  constexpr int of_part = W::kGroups / kParts;
+  const int part = threadIdx.x % kParts;
+  for (int o = threadIdx.x / kParts; o < all; o += W::kThreads / kParts) {
+    const int four = o % fours, of_C = o / fours % 2, step = o / (2 * fours);
+    const int sub = four / (W::kStates / 4), quad = of_C * (W::kStates / 4) + four % (W::kStates / 4);
+    const float4* from = w.history + (step * W::kQuads + quad) * W::kThreads + sub;
+    float4 total = make_float4(0, 0, 0, 0);
+#pragma unroll
+    for (int i = 0; i < of_part; i++) {
+      const float4 more = from[(part * of_part + i) * W::kLanes];
+      total.x += more.x, total.y += more.y, total.z += more.z, total.w += more.w;
+    }
+#pragma unroll
+    for (int lane = 1; lane < kParts; lane *= 2) {
+      total.x += __shfl_xor_sync(0xffffffffu, total.x, lane);
+      total.y += __shfl_xor_sync(0xffffffffu, total.y, lane);
+      total.z += __shfl_xor_sync(0xffffffffu, total.z, lane);
+      total.w += __shfl_xor_sync(0xffffffffu, total.w, lane);
+    }
+    if (part > 0 || step >= steps || (of_C ? s.C_constant : s.B_constant)) continue;
+    float* to = s.shares +
+                (((w.block * s.sequences.tokens + t + step) * s.groups + w.group) * 2 + of_C) * s.n;
+    const float sums[4] = {total.x, total.y, total.z, total.w};
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      if (four * 4 + j < s.n) to[four * 4 + j] = sums[j];
   }
 }
 
 // A block takes pieces in turn, since its memory for tiles is to stay in the cache.
 template <class W>
-__global__ void __launch_bounds__(W::kThreads)
+__global__ void __launch_bounds__(W::kThreads, W::kBlocks)
     scan_back(const __grid_constant__ ScanBackward<typename W::T> s) {
   extern __shared__ __align__(16) float memory[];
   const int64_t of_piece = (int64_t{1} << s.shift) / W::kSteps;
@@ -227,19 +248,22 @@ __global__ void __launch_bounds__(W::kThreads)
     const int64_t number = item / s.blocks, row = number * s.d * s.n;
     const auto piece = s.sequences.piece(number, s.shift);
     Held<W> A, B, C, h, dh, dA{}, dB{}, dC{};
-    float dD[W::kColumns] = {}, dbias[W::kColumns] = {};
+    float dD = 0, dbias = 0;
     if (piece.begin < piece.end) {
       load_A(w, s, A);
       load_constant(w, s.B, s.B_constant, s.B_stride, s.n, B);
       load_constant(w, s.C, s.C_constant, s.C_stride, s.n, C);
       w.load(s.start + row, s.n, s.n, h);
       w.load(s.end + row, s.n, s.n, dh);
-      const int64_t count = (piece.end - piece.begin + W::kSteps - 1) / W::kSteps;
-      const auto token = [&](int64_t tile) { return piece.begin + tile * W::kSteps; };
-      const auto h_before = [&](int64_t tile, int quad) -> float4& {
+      const int count = static_cast<int>((piece.end - piece.begin + W::kSteps - 1) / W::kSteps);
+      const auto token = [&](int tile) { return piece.begin + tile * W::kSteps; };
+      const auto steps_of = [&](int tile) { return tile_steps(token(tile), piece.end, W::kSteps); };
+      const auto h_before = [&](int tile, int quad) -> float4& {
         return tiles[(tile * W::kQuads + quad) * W::kThreads + threadIdx.x];
       };
-      for (int64_t tile = 0; tile < count; tile++) {
+      Share<W> next;
+      if (count > 1) next.template fetch<false>(w, s, token(0), W::kSteps);
+      for (int tile = 0; tile < count; tile++) {
 #pragma unroll
         for (int k = 0; k < W::kOwn; k++)
 #pragma unroll
@@ -247,16 +271,18 @@ __global__ void __launch_bounds__(W::kThreads)
             h_before(tile, (k * W::kStates + i) / 4) =
                 make_float4(h[k][i], h[k][i + 1], h[k][i + 2], h[k][i + 3]);
         if (tile == count - 1) break;
-        enter_tile<false>(w, s, token(tile), W::kSteps);
+        next.template place<false>(w, s, W::kSteps);
         __syncthreads();
+        if (tile + 2 < count) next.template fetch<false>(w, s, token(tile + 1), W::kSteps);
 #pragma unroll 2
         for (int step = 0; step < W::kSteps; step++) advance(w, step, s.B_constant, A, B, h);
         __syncthreads();
       }
-      for (int64_t tile = count - 1; tile >= 0; tile--) {
-        const int64_t t = token(tile);
-        const int steps = tile_steps(t, piece.end, W::kSteps);
-        enter_tile<true>(w, s, t, steps);
+      next.template fetch<true>(w, s, token(count - 1), steps_of(count - 1));
+      for (int tile = count - 1; tile >= 0; tile--) {
+        const int steps = steps_of(tile);
+        const Share<W> now = next;
+        now.template place<true>(w, s, steps);
 #pragma unroll
         for (int k = 0; k < W::kOwn; k++)
 #pragma unroll
@@ -265,6 +291,7 @@ __global__ void __launch_bounds__(W::kThreads)
             h[k][i] = four.x, h[k][i + 1] = four.y, h[k][i + 2] = four.z, h[k][i + 3] = four.w;
           }
         __syncthreads();
+        if (tile > 0) next.template fetch<true>(w, s, token(tile - 1), W::kSteps);
 #pragma unroll 2
         for (int step = 0; step < W::kSteps; step++) {
           advance(w, step, s.B_constant, A, B, h);
@@ -284,8 +311,8 @@ __global__ void __launch_bounds__(W::kThreads)
         }
         walk_back(w, s, A, B, C, dh, dA, dB, dC);
         __syncthreads();
-        leave_tile(w, s, t, steps, dD, dbias);
-        leave_coefficients(w, s, t, steps);
+        leave_tile(w, s, now, token(tile), steps, dD, dbias);
+        leave_coefficients(w, s, token(tile), steps);
         __syncthreads();
       }
     }
@@ -295,16 +322,13 @@ __global__ void __launch_bounds__(W::kThreads)
       if (s.C_constant) w.store(dC, s.n, s.constant_C + row);
     }
     // Threads that had the same channels at the edge.
-    float *sums = reinterpret_cast<float*>(w.history), *more = sums + W::kThreads * W::kColumns;
-#pragma unroll
-    for (int k = 0; k < W::kColumns; k++) {
-      sums[threadIdx.x + k * W::kThreads] = dD[k];
-      more[threadIdx.x + k * W::kThreads] = dbias[k];
-    }
+    float *sums = reinterpret_cast<float*>(w.history), *more = sums + W::kThreads;
+    sums[threadIdx.x] = dD;
+    more[threadIdx.x] = dbias;
     __syncthreads();
-    for (int c = threadIdx.x; c < w.width; c += W::kThreads) {
+    if (const int c = threadIdx.x; c < w.width) {
       float total = 0, other = 0;
-      for (int i = c; i < W::kThreads * W::kColumns; i += W::kWidth) total += sums[i], other += more[i];
+      for (int i = c; i < W::kThreads; i += W::kWidth) total += sums[i], other += more[i];
       s.dD[number * s.d + w.first + c] = total;
       s.dbias[number * s.d + w.first + c] = other;
     }
