@@ -15,6 +15,7 @@ import { savePretrained, type Extras } from '../models/save';
 import { Weights, type LoadOptions } from '../nn/weights';
 import { generate, type GeneratedToken, type Prompt } from './generate';
 import type { GenerateOptions } from './options';
+import { Spares } from './spares';
 
 export interface ModelOptions {
   /** `cpu`, `cuda`, `cuda:1` or an open device. Default: SELECTIVE_SCAN_DEVICE, or the CPU. */
@@ -87,6 +88,7 @@ export class CausalLM extends Model {
   /** Of the model's folder; undefined where there is none. */
   readonly tokenizer: Tokenizer | undefined;
   readonly #extras: Extras;
+  readonly #spares: Spares;
 
   constructor(
     config: CommonConfig,
@@ -98,6 +100,7 @@ export class CausalLM extends Model {
     super(config, options.device, family.build(config, options.weights, activations), options.weights);
     this.tokenizer = options.tokenizer;
     this.#extras = options.extras ?? {};
+    this.#spares = new Spares(options.device);
   }
 
   /** Fills the parameters; called once. */
@@ -118,7 +121,7 @@ export class CausalLM extends Model {
       (id) => id < vocabSize,
     );
     const defaults = { eos, pad: own.id('pad_token_id') ?? padTokenId };
-    return new Generation(generate(this, this.tokenizer, defaults, prompts, options));
+    return new Generation(generate(this, this.#spares, this.tokenizer, defaults, prompts, options));
   }
 
   /**
@@ -128,6 +131,11 @@ export class CausalLM extends Model {
   async savePretrained(folder: string): Promise<void> {
     this.check('savePretrained');
     await savePretrained(folder, this.config, this.parameters, this.#extras);
+  }
+
+  override dispose(): void {
+    super.dispose();
+    this.#spares.dispose();
   }
 }
 

@@ -3,8 +3,9 @@ import type { Tokenizer } from '../io/tokenizer';
 import { integerRows, type Dense, type Ids } from '../models/inputs';
 import type { Model } from '../models/model';
 import type { State } from '../models/state';
-import { Decoder, type Drawn } from './decoder';
+import { Decoder, decoderKind, type Drawn } from './decoder';
 import { rowOptions, stopIds, stopStrings, type GenerateOptions, type RowOptions } from './options';
+import type { Pair, Spares } from './spares';
 import { StopScanner } from './text';
 
 /** Text (needs a tokenizer) or token ids. */
@@ -38,12 +39,12 @@ class Row {
 
   constructor(
     options: RowOptions,
-    stop: readonly number[],
+    stop: ReadonlySet<number>,
     stops: readonly string[],
     tokenizer: Tokenizer | undefined,
   ) {
     this.#options = options;
-    this.#stop = new Set(stop);
+    this.#stop = stop;
     this.#decode = tokenizer?.decodeStream({ skipSpecialTokens: true });
     this.#scanner = new StopScanner(stops);
   }
@@ -139,6 +140,7 @@ function withoutPadding(
  */
 export async function* generate(
   model: Model,
+  spares: Spares,
   tokenizer: Tokenizer | undefined,
   defaults: Defaults,
   prompts: Prompt | readonly Prompt[],
@@ -164,26 +166,39 @@ export async function* generate(
   });
   options.signal?.throwIfAborted();
 
-  const state = options.state ?? model.createState(sequences.length);
-  const release = state.acquire('generate');
-  let decoder: Decoder | undefined;
+  const kind = decoderKind(rowsOptions, stop, {
+    capture: options.capture ?? true,
+    outlived: options.state !== undefined,
+  });
+  const release = options.state?.acquire('generate');
+  let pair: Pair | undefined;
   let prompted: Promise<void> | undefined;
+  let drawn: Promise<Drawn> | undefined;
   let ahead: Promise<Drawn> | undefined;
+  /** Reported where it is awaited; until then nobody listens. */
+  const quietly = <T extends Promise<unknown>>(promise: T): T => {
+    promise.catch(() => {});
+    return promise;
+  };
   try {
-    prompted = model.run(sequences, state, { muted, signal: options.signal });
-    prompted.catch(() => {}); // awaited below, unless the decoder fails first
-    // The step is recorded while the device runs the prompts.
-    decoder = new Decoder(model, state, rowsOptions, stop, options.capture ?? true);
+    const prompt = (state: State) => {
+      prompted = quietly(model.run(sequences, state, { muted, signal: options.signal, wait: false }));
+    };
+    // A step is recorded, where that is needed, while the device runs the prompts.
+    if (options.state) {
+      prompt(options.state);
+      pair = { state: options.state, decoder: new Decoder(model, options.state, kind) };
+    } else pair = spares.begin(model, kind, prompt);
+    const { state, decoder } = pair;
     await prompted;
-    const rows = rowsOptions.map((row) => new Row(row, stop, stops, tokenizer));
-    let drawn = decoder.draw();
+    const ends = new Set(stop);
+    const rows = rowsOptions.map((row) => new Row(row, ends, stops, tokenizer));
+    drawn = quietly(decoder.draw(rowsOptions, stop));
     while (rows.some((row) => !row.done)) {
       options.signal?.throwIfAborted();
       // A state that outlives this call must have consumed all that was emitted; ours need not.
       const last = !options.state && rows.every((row) => row.done || row.endsWithNext);
-      ahead = last ? undefined : decoder.next();
-      // Reported by the loop's next turn; until then nobody listens.
-      ahead?.catch(() => {});
+      ahead = last ? undefined : quietly(decoder.next());
       const { tokens, logprobs } = await drawn;
       // Not yield*, which takes three more turns of the promise queue for each token.
       for (const event of take(rows, tokens, logprobs, state, decoder)) yield event;
@@ -192,11 +207,17 @@ export async function* generate(
     await ahead;
   } finally {
     // What is queued may still write to the state: it is nobody's until then.
-    await prompted?.catch(() => {});
-    await ahead?.catch(() => {});
-    decoder?.dispose();
-    release();
-    if (!options.state) state.dispose();
+    const ended = await Promise.allSettled([prompted, drawn, ahead]);
+    if (pair && !options.state) {
+      spares.end(
+        pair,
+        ended.every(({ status }) => status === 'fulfilled'),
+      );
+    } else if (pair) {
+      pair.decoder.finish();
+      pair.decoder.dispose();
+    }
+    release?.();
   }
 }
 

@@ -53,7 +53,7 @@ export class Model<C extends CommonConfig = CommonConfig> {
   readonly config: C;
   readonly device: Device;
   readonly stateLayout: StateLayout;
-  protected readonly backbone: Backbone;
+  readonly backbone: Backbone;
   protected readonly weights: Weights;
   #disposed = false;
 
@@ -111,15 +111,12 @@ export class Model<C extends CommonConfig = CommonConfig> {
 
   /** `factor` · Σ cross-entropy of packed sequences that start from nothing: ids and labels i32[t]. Ops only. */
   loss(ids: Tensor, batch: Batch, labels: Tensor, factor: Tensor): Tensor {
-    return scope(() =>
-      linearCrossEntropy({ x: this.backbone.forward(ids, batch, []), ...this.backbone.head, labels, factor }),
-    );
+    const x = () => this.backbone.forward(ids, batch, []);
+    return scope(() => linearCrossEntropy({ x: x(), ...this.backbone.head, labels, factor }));
   }
 
   /** After the parameters have changed: what is computed from them once is computed again. */
-  refresh(): void {
-    scope(() => this.backbone.ready());
-  }
+  refresh = (): void => scope(() => this.backbone.ready());
 
   /** The logits of normalised hidden states [t, hiddenSize]. */
   head(hidden: Tensor): Tensor {
@@ -141,11 +138,14 @@ export class Model<C extends CommonConfig = CommonConfig> {
       readonly visit?: (layer: number, hidden: Tensor, pieces: readonly Piece[]) => void;
       readonly router?: (routing: Routing, pieces: readonly Piece[]) => void;
       readonly each?: (hidden: Tensor, pieces: readonly Piece[]) => void;
+      /** False: until the last chunk is queued, not until it has run. The first is queued at once. */
+      readonly wait?: boolean;
     } = {},
   ): Promise<void> {
     let before: Promise<number> | undefined;
     const lengths = sequences.map(({ length }) => length);
-    for (const pieces of chunked(lengths, chunkTokens(this.device.id))) {
+    const chunks = chunked(lengths, chunkTokens(this.device.id));
+    for (const [i, pieces] of chunks.entries()) {
       options.signal?.throwIfAborted();
       this.check('forward');
       scope(() => {
@@ -167,6 +167,7 @@ export class Model<C extends CommonConfig = CommonConfig> {
         this.#keepLastLogits(hidden, pieces, sequences, state);
       });
       for (const { row, begin, end } of pieces) state.consumed(row, sequences[row]!.subarray(begin, end));
+      if (options.wait === false && i === chunks.length - 1) return;
       // One chunk is under way while the next one is queued. A fast device's promises settle within one
       // turn of the event loop: others get theirs here.
       await before;

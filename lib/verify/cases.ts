@@ -4,11 +4,13 @@ import { bf16FromFloat, f16FromFloat, floatFromBf16, floatFromF16 } from '../io/
 import type { Op } from '../op';
 import type { Spec } from '../schema';
 import { Tensor, type DType } from '../tensor';
-import { fills } from './fills';
-import { normal, randomFrom, type Random, type Sizes } from './random';
+import { fills } from './argument-values';
+import { normal, randomFrom, type Sizes } from './fills';
+import { moeSizes } from './moe-cases';
 import { values, type Attrs, type Values } from './reference';
 
-export { normal, randomFrom, type Random, type Sizes };
+export { normal, randomFrom };
+export type { Sizes };
 
 /** Values as the device holds them, and back. */
 export function encode(data: ArrayLike<number>, dtype: DType): Float32Array | Int32Array | Uint16Array {
@@ -43,6 +45,7 @@ const someWords = (sizes: Sizes): Sizes => ({ ...sizes, t: sizes['v'] === 0 ? 0 
 
 /** Sizes that are not free, or not 5. */
 const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
+  ...moeSizes,
   copy_slots: (sizes) => ({ ...sizes, s: Math.min(sizes['s']!, sizes['p']!, sizes['q']!) }),
   zero_slots: (sizes) => ({ ...sizes, s: Math.min(sizes['s']!, sizes['p']!) }),
   take_rows: (sizes) => ({ ...sizes, m: sizes['t'] === 0 ? 0 : sizes['m']! }),
@@ -58,17 +61,6 @@ const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
   add_rms_norm_backward: several,
   layer_norm_backward: several,
   embedding_backward: (sizes) => ({ ...sizes, t: sizes['rows'] === 0 ? 0 : sizes['t']! }),
-  route_experts: (sizes) => {
-    const e = Math.max(sizes['e']!, 1);
-    return { ...sizes, e, k: Math.max(1, Math.min(sizes['k']!, e)) };
-  },
-  router_statistics: (sizes) => ({ ...sizes, e: Math.max(sizes['e']!, 1) }),
-  limit_experts: (sizes) => ({ ...sizes, e: 7, capacity: 2 }),
-  expert_matmul: (sizes) => {
-    const e = Math.max(sizes['e']!, 1);
-    return { ...sizes, e, k: 2, a: 2 * sizes['t']! };
-  },
-  expert_combine: (sizes) => ({ ...sizes, a: sizes['t']! * sizes['k']! }),
   mamba_step: (sizes) => ({
     ...sizes,
     w: Math.max(sizes['w']!, 1),

@@ -1,91 +1,33 @@
-/** What arguments may hold, where that is not any number. */
-import { normal, type Random, type Sizes } from './random';
+/** Values of arguments that cannot be any number, or had better not be. */
+export type Sizes = Readonly<Record<string, number>>;
+export type Random = () => number;
 
-const below = (most: string) => (random: Random, sizes: Sizes) => Math.floor(random() * sizes[most]!);
+// Taken out once: jest's globals are slow, and these are called for every value of every tensor.
+const { cos, floor, imul, log, max, PI, sqrt } = Math;
+
+/** A small generator of numbers in [0, 1) (Mulberry32): the same in every run. */
+export function randomFrom(seed: number): Random {
+  let a = seed >>> 0;
+  return () => {
+    a = (a + 0x6d2b79f5) | 0;
+    let x = imul(a ^ (a >>> 15), 1 | a);
+    x = (x + imul(x ^ (x >>> 7), 61 | x)) ^ x;
+    return ((x ^ (x >>> 14)) >>> 0) / 2 ** 32;
+  };
+}
+export const normal = (random: Random) => sqrt(-2 * log(1 - random())) * cos(2 * PI * random());
+
+/** A whole number less than a size. */
+export const below = (most: string) => (random: Random, sizes: Sizes) => floor(random() * sizes[most]!);
 export type Fill = (random: Random, sizes: Sizes, index: number) => number;
-const fixed =
+/** The same everywhere. */
+export const fixed =
   (value: number): Fill =>
   () =>
     value;
 
-/** Sequences of unequal lengths, empty ones among them. */
-const offsets: Fill = (_, { t, s }, i) => (i === s ? t! : Math.floor((t! * i * i) / (s! * s!)));
-/** Each row once, not in order, and none for the second one. */
-const slots =
-  (pool: string): Fill =>
-  (_, sizes, i) =>
-    i === 1 ? -1 : sizes[pool]! - 1 - i;
-
-/** Experts of assignments, some of them dropped. */
-const experts =
-  (count: string): Fill =>
-  (random, sizes) =>
-    Math.floor(random() * (sizes[count]! + 1)) - 1;
 /** Weights whose sums of so many products are as large as one. */
-const narrow =
+export const narrow =
   (products: string): Fill =>
   (random, sizes) =>
-    normal(random) / Math.sqrt(Math.max(sizes[products]!, 1));
-
-const scan: Readonly<Record<string, Fill>> = {
-  offsets,
-  slots: slots('p'),
-  A: (random) => -0.1 - 4 * random(),
-  // Time does not run backwards, where no softplus sees to it.
-  delta: (random) => 0.5 * random(),
-  deltaBias: (random) => 0.3 * random(),
-};
-
-const labels: Fill = (random, sizes, i) => (i % 3 === 2 ? -100 : below('v')(random, sizes));
-
-/** By op and argument. */
-export const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
-  embedding: { ids: below('v') },
-  cross_entropy: { labels },
-  cross_entropy_backward: { labels },
-  cross_entropy_gradient: { labels },
-  take_rows: { rows: below('t') },
-  zero_slots: { slots: slots('p') },
-  copy_slots: { fromSlots: slots('p'), toSlots: (_, { q }, i) => (i === 2 ? -1 : (i + 1) % q!) },
-  causal_conv1d: { offsets, slots: slots('p') },
-  causal_conv1d_backward: { offsets },
-  selective_scan: scan,
-  selective_scan_backward: scan,
-  embedding_backward: { ids: below('rows') },
-  plan_step: {
-    squares: (random) => 1e6 * (1 + random()),
-    learningRate: fixed(0.01),
-    scaler: (_, _sizes, i) => [1024, 3, 7, 1, 0.5, 2][i]!,
-  },
-  adamw: { v: (random) => random(), control: (_, _sizes, i) => [1, 0.5, 0.01, 0.3, 0.2][i]! },
-  limit_experts: { experts: experts('e') },
-  sort_experts: { experts: experts('e') },
-  router_statistics: {
-    experts: below('e'),
-    kept: (random, sizes, i) => (i % 4 === 3 ? -1 : below('e')(random, sizes)),
-  },
-  expert_matmul: {
-    order: (_, { a }, i) => a! - 1 - i,
-    // One expert without rows, and places that none has.
-    offsets: (_, { a, e }, i) => Math.floor((0.9 * a! * i * Math.abs(i - 1)) / (e! * e!)),
-  },
-  expert_combine: { place: (_, { a }, i) => (i % 3 === 2 ? -1 : a! - 1 - i) },
-  mamba_step: {
-    offsets: (_, _sizes, i) => i,
-    slots: slots('p'),
-    A: (random) => -0.1 - 4 * random(),
-    xProj: narrow('d'),
-    dtWeight: narrow('r'),
-  },
-  sample: {
-    temperature: fixed(0),
-    topK: fixed(0),
-    topP: fixed(1),
-    minP: fixed(0),
-    penalty: fixed(1.25),
-    stop: (_, { v }, i) => (i * 5) % v!,
-    quiet: fixed(4),
-    position: (_, _sizes, i) => i,
-    token: fixed(0),
-  },
-};
+    normal(random) / sqrt(max(sizes[products]!, 1));

@@ -1,0 +1,63 @@
+/** What the arguments of each op may hold, where that is not any number. */
+import { below, fixed, narrow, type Fill } from './fills';
+import { moeFills } from './moe-cases';
+
+/** Sequences of unequal lengths, empty ones among them. */
+const offsets: Fill = (_, { t, s }, i) => (i === s ? t! : Math.floor((t! * i * i) / (s! * s!)));
+/** Each row once, not in order, and none for the second one. */
+const slots =
+  (pool: string): Fill =>
+  (_, sizes, i) =>
+    i === 1 ? -1 : sizes[pool]! - 1 - i;
+
+const scan: Readonly<Record<string, Fill>> = {
+  offsets,
+  slots: slots('p'),
+  A: (random) => -0.1 - 4 * random(),
+  // Time does not run backwards, where no softplus sees to it.
+  delta: (random) => 0.5 * random(),
+  deltaBias: (random) => 0.3 * random(),
+};
+
+const labels: Fill = (random, sizes, i) => (i % 3 === 2 ? -100 : below('v')(random, sizes));
+
+/** By op and argument. */
+export const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
+  ...moeFills,
+  embedding: { ids: below('v') },
+  cross_entropy: { labels },
+  cross_entropy_backward: { labels },
+  cross_entropy_gradient: { labels },
+  take_rows: { rows: below('t') },
+  zero_slots: { slots: slots('p') },
+  copy_slots: { fromSlots: slots('p'), toSlots: (_, { q }, i) => (i === 2 ? -1 : (i + 1) % q!) },
+  causal_conv1d: { offsets, slots: slots('p') },
+  causal_conv1d_backward: { offsets },
+  selective_scan: scan,
+  selective_scan_backward: scan,
+  embedding_backward: { ids: below('rows') },
+  plan_step: {
+    squares: (random) => 1e6 * (1 + random()),
+    learningRate: fixed(0.01),
+    scaler: (_, _sizes, i) => [1024, 3, 7, 1, 0.5, 2][i]!,
+  },
+  adamw: { v: (random) => random(), control: (_, _sizes, i) => [1, 0.5, 0.01, 0.3, 0.2][i]! },
+  mamba_step: {
+    offsets: (_, _sizes, i) => i,
+    slots: slots('p'),
+    A: (random) => -0.1 - 4 * random(),
+    xProj: narrow('d'),
+    dtWeight: narrow('r'),
+  },
+  sample: {
+    temperature: fixed(0),
+    topK: fixed(0),
+    topP: fixed(1),
+    minP: fixed(0),
+    penalty: fixed(1.25),
+    stop: (_, { v }, i) => (i * 5) % v!,
+    quiet: fixed(4),
+    position: (_, _sizes, i) => i,
+    token: fixed(0),
+  },
+};
