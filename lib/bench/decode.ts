@@ -7,7 +7,7 @@ import { add } from '../ops/elementwise';
 import { scope, Tensor, tensorsIn } from '../tensor';
 import type { Bandwidth } from './bandwidth';
 import { quantile, spread, timeRuns, type Spread } from './measure';
-import { expertsRead, randomPrompts, stepWeightBytes, weightDtype } from './model';
+import { expertsRead, named, randomPrompts, stepWeightBytes, weightDtype } from './model';
 import { profileOps, type OpTime } from './profile';
 import type { Result } from './result';
 
@@ -36,6 +36,7 @@ export async function benchDecode(
   bandwidth: Bandwidth,
   runs: number,
 ): Promise<Result> {
+  const names = named(model, name);
   const { ms, read } = await timeGraph(model, { batch, steps }, runs);
   await timeSteps(model, batch, 4);
   const inGenerate: number[] = [];
@@ -44,8 +45,8 @@ export async function benchDecode(
   const gbPerSecond = bytes / ms.median / 1e6;
   return {
     bench: 'decode_step',
-    name: `${name}, batch ${batch}`,
-    model: name,
+    ...names,
+    name: `${names.name}, batch ${batch}`,
     dtype: weightDtype(model),
     shape: { batch, steps },
     ms,
@@ -100,9 +101,13 @@ async function timeGraph(
   }
 }
 
+/** Short calls before those that count, so that JavaScript is compiled as in a process that serves. */
+const warmUps = 30;
+
 /**
  * Times whole calls of `generate` with sampling, from the prompts to the last token, for each token
- * of a sequence: by the caller's clock, beside the same model's recorded step.
+ * of a sequence: by the caller's clock, beside the same model's recorded step. Apart from that what
+ * comes after the first token, for each step, and what comes before it, once a call.
  */
 export async function benchGenerate(
   model: CausalLM,
@@ -111,22 +116,32 @@ export async function benchGenerate(
   runs: number,
 ): Promise<Result> {
   const { temperature, topP } = generation;
+  const names = named(model, name);
   const prompts = randomPrompts(model, batch, promptLength);
-  const generateAll = async () => {
-    const options = { maxNewTokens: newTokens, temperature, topP, seed: 0, eosTokenId: [] };
+  const generateAll = async (maxNewTokens = newTokens) => {
+    const options = { maxNewTokens, temperature, topP, seed: 0, eosTokenId: [] };
     const begin = performance.now();
-    for await (const _ of model.generate(prompts, options));
-    return (performance.now() - begin) / newTokens;
+    let first = NaN;
+    for await (const _ of model.generate(prompts, options)) if (!(first > 0)) first = performance.now();
+    const end = performance.now();
+    const steps = Math.max(1, newTokens - 1);
+    return { whole: (end - begin) / newTokens, prompt: first - begin, afterPrompt: (end - first) / steps };
   };
+  for (let run = 0; run < warmUps; run++) await generateAll(2);
   await generateAll();
-  const times: number[] = [];
+  const times: Awaited<ReturnType<typeof generateAll>>[] = [];
   for (let run = 0; run < runs; run++) times.push(await generateAll());
-  const ms = spread(times);
+  const median = (part: keyof (typeof times)[number]) =>
+    quantile(
+      times.map((time) => time[part]),
+      0.5,
+    );
+  const ms = spread(times.map(({ whole }) => whole));
   const { ms: step } = await timeGraph(model, { batch, steps: newTokens }, runs);
   return {
     bench: 'generate',
-    name: `${name}, batch ${batch}`,
-    model: name,
+    ...names,
+    name: `${names.name}, batch ${batch}`,
     dtype: weightDtype(model),
     shape: { batch, newTokens },
     ms,
@@ -134,6 +149,9 @@ export async function benchGenerate(
       tokensPerSecond: (1000 * batch) / ms.median,
       stepMs: step.median,
       toStep: ms.median / step.median,
+      promptMs: median('prompt'),
+      afterPromptMs: median('afterPrompt'),
+      afterPromptToStep: median('afterPrompt') / step.median,
     },
   };
 }

@@ -3,8 +3,8 @@ import { mixturePresets, openModel, expertLayers, stepWeightBytes } from '../../
 import { modelOfRandomWeights } from '../../lib/bench/random-weights';
 import { device } from '../../lib/device';
 import type { CausalLM } from '../../lib/generation/causal-lm';
-import { MixtureBackbone } from '../../lib/models/mixture';
-import { MoE } from '../../lib/nn/moe';
+import { type MixtureBackbone } from '../../lib/models/mixture';
+import { type MoE } from '../../lib/nn/moe';
 import { Tensor } from '../../lib/tensor';
 import { familyOf } from '../../lib/models';
 import { CausalLM as Model } from '../../lib/generation/causal-lm';
@@ -56,7 +56,7 @@ it('times layers of experts beside routing and the loop', async () => {
 });
 
 it('refuses a model without experts', async () => {
-  const dense = await openModel('test/fixtures/mamba-tiny', device('cpu'), 'f32');
+  const dense = await openModel('test/fixtures/mamba-tiny', device('cpu'), { dtype: 'f32' });
   await expect(benchExperts(dense, 'dense', 1, { copy: 1, read: 1 }, 1)).rejects.toThrow(
     'no layers of experts',
   );
