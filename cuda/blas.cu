@@ -19,7 +19,7 @@ namespace {
 // Of cublasLt.h, which is not there when this is built.
 enum : int { kR32F = 0, kR16F = 2, kR16BF = 14 };  // cudaDataType
 enum : int { kCompute32F = 68 };                   // true f32: no TF32
-enum : int { kDescTransA = 3, kDescEpilogue = 7, kDescBias = 8, kOpT = 1, kEpilogueBias = 4 };
+enum : int { kDescTransA = 3, kDescTransB = 4, kDescEpilogue = 7, kDescBias = 8, kOpN = 0, kOpT = 1, kEpilogueBias = 4 };
 enum : int { kPrefWorkspace = 1, kPrefReduction = 3, kPrefAlignA = 5 };  // then B, C, D
 enum : int { kReduceInComputeType = 2 };  // parts of a split k are summed in f32
 
@@ -243,7 +243,8 @@ struct Blas::Impl {
         p.x_stride,
         p.w_stride,
         p.y_stride,
-        static_cast<int64_t>(p.x_type) | static_cast<int64_t>(p.y_type) << 8 | int64_t{p.bias != nullptr} << 16,
+        static_cast<int64_t>(p.x_type) | static_cast<int64_t>(p.y_type) << 8 | int64_t{p.bias != nullptr} << 16 |
+            int64_t{p.x_turned} << 17 | int64_t{p.w_turned} << 18,
         align[0] | int64_t{align[1]} << 16 | int64_t{align[2]} << 32};
     const auto found = plans.find(key);
     if (found != plans.end()) return found->second;
@@ -254,14 +255,16 @@ struct Blas::Impl {
   }
 
   bool make(const Product& p, const uint32_t (&align)[4], Plan& plan) {
-    const int in = type_code(p.x_type), out = type_code(p.y_type), transposed = kOpT;
+    const int in = type_code(p.x_type), out = type_code(p.y_type);
+    const int w_op = p.w_turned ? kOpN : kOpT, x_op = p.x_turned ? kOpT : kOpN;
     const uint32_t reduction = kReduceInComputeType;
     const uint64_t m = static_cast<uint64_t>(p.m), n = static_cast<uint64_t>(p.n),
                    k = static_cast<uint64_t>(p.k);
     if (api.MatmulDescCreate(&plan.desc, kCompute32F, kR32F) ||
-        api.MatmulDescSetAttribute(plan.desc, kDescTransA, &transposed, sizeof transposed) ||
-        api.MatrixLayoutCreate(&plan.w, in, k, n, p.w_stride) ||
-        api.MatrixLayoutCreate(&plan.x, in, k, m, p.x_stride) ||
+        api.MatmulDescSetAttribute(plan.desc, kDescTransA, &w_op, sizeof w_op) ||
+        api.MatmulDescSetAttribute(plan.desc, kDescTransB, &x_op, sizeof x_op) ||
+        api.MatrixLayoutCreate(&plan.w, in, p.w_turned ? n : k, p.w_turned ? k : n, p.w_stride) ||
+        api.MatrixLayoutCreate(&plan.x, in, p.x_turned ? m : k, p.x_turned ? k : m, p.x_stride) ||
         api.MatrixLayoutCreate(&plan.y, out, n, m, p.y_stride))
       return false;
     const int epilogue = kEpilogueBias;

@@ -24,7 +24,8 @@ export { S4D } from './nn/s4d-layer';
 export type { S4DInput, S4DOptions, S4DOutput, S4DPacked } from './nn/s4d-layer';
 export type { S4DMode } from './nn/s4d-cost';
 export { fftConv, s4dDiscretize, s4dKernel, s4dScan } from './ops/s4d';
-export { add, cast, copySlots, crossEntropy, negExp, takeRows, zeroSlots } from './ops/elementwise';
+export { add, cast, copySlots, negExp, takeRows, zeroSlots } from './ops/elementwise';
+export { crossEntropy } from './ops/loss';
 export { sample } from './ops/sample';
 export {
   jitter,
@@ -47,3 +48,12 @@ export {
 export { ops } from './op';
 export { verify } from './verify/verify';
 export type { VerifyCheck, VerifyRow } from './verify/verify';
+export { grad, noGrad } from './autograd/grad';
+export type { GradOptions, Gradients } from './autograd/grad';
+export { remat } from './autograd/remat';
+export { Trainer } from './training/trainer';
+export type { TrainerOptions, TrainingStep } from './training/trainer';
+export type { TrainingOptions } from './training/options';
+export type { BatchSource, TrainingBatch } from './training/batch';
+export { rowsToBatch } from './training/batch';
+export { loadCheckpoint, saveCheckpoint } from './training/checkpoints';

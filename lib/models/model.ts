@@ -3,9 +3,11 @@ import { checkNames } from '../arguments';
 import type { Device } from '../device';
 import { DisposedError } from '../errors';
 import type { Batch } from '../nn/mamba';
+import { linearCrossEntropy } from '../nn/loss';
 import type { Routing } from '../nn/moe';
 import { countParameters, type Weights } from '../nn/weights';
-import { copySlots, crossEntropy, takeRows, zeroSlots } from '../ops/elementwise';
+import { copySlots, takeRows, zeroSlots } from '../ops/elementwise';
+import { crossEntropy } from '../ops/loss';
 import { keep, scope, Tensor } from '../tensor';
 import type { Backbone, CommonConfig } from './family';
 import { integerRows, pack, targetsOf, type IdsBatch } from './inputs';
@@ -106,6 +108,15 @@ export class Model<C extends CommonConfig = CommonConfig> {
   step(ids: Tensor, batch: Batch, state: State, visit?: (hidden: Tensor) => void): Tensor {
     return this.backbone.forward(ids, batch, state.pools, visit);
   }
+
+  /** `factor` · Σ cross-entropy of packed sequences that start from nothing: ids and labels i32[t]. Ops only. */
+  loss(ids: Tensor, batch: Batch, labels: Tensor, factor: Tensor): Tensor {
+    const x = () => this.backbone.forward(ids, batch, []);
+    return scope(() => linearCrossEntropy({ x: x(), ...this.backbone.head, labels, factor }));
+  }
+
+  /** After the parameters have changed: what is computed from them once is computed again. */
+  refresh = (): void => scope(() => this.backbone.ready());
 
   /** The logits of normalised hidden states [t, hiddenSize]. */
   head(hidden: Tensor): Tensor {

@@ -75,12 +75,12 @@ const sigmoid = 3;
 
 class S4DBackbone implements Backbone {
   readonly stateParts: readonly StatePart[];
+  readonly head: { readonly weight: Tensor }; // [vocabSize, hiddenSize]
   readonly #config: S4DModelConfig;
   readonly #activations: DType;
   readonly #embeddings: Tensor; // [vocabSize, hiddenSize]
   readonly #layers: readonly Layer[];
   readonly #norm: Norm;
-  readonly #head: Tensor; // [vocabSize, hiddenSize]
 
   constructor(config: S4DModelConfig, weights: Weights, { activations, states }: ModelDTypes) {
     if (states !== 'f32')
@@ -105,9 +105,9 @@ class S4DBackbone implements Backbone {
       };
     });
     this.#norm = norm(backbone.at('norm_f'));
-    this.#head = tieWordEmbeddings
-      ? this.#embeddings
-      : new Linear(weights.at('lm_head'), d, vocabSize, { bias: false }).weight;
+    this.head = tieWordEmbeddings
+      ? { weight: this.#embeddings }
+      : new Linear(weights.at('lm_head'), d, vocabSize, { bias: false });
     weights.checkAllUsed(tieWordEmbeddings ? ['lm_head.weight'] : []);
     const shape = [d, mixer.dState / 2, 2];
     this.stateParts = this.#layers.map((_, i) => ({ name: `layers.${i}.s4d`, shape, dtype: 'f32' }));
@@ -151,7 +151,7 @@ class S4DBackbone implements Backbone {
   }
 
   logits(hidden: Tensor): Tensor {
-    return matmul({ x: hidden, weight: this.#head, dtype: 'f32' });
+    return matmul({ x: hidden, weight: this.head.weight, dtype: 'f32' });
   }
 
   dispose(): void {
