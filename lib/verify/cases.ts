@@ -95,12 +95,21 @@ export const letters = (op: Op): string[] =>
   unique(specsOf(op).flatMap(({ text }) => text.match(/[A-Z](?=\[)/g) ?? []));
 
 const floats: readonly DType[] = ['f32', 'bf16', 'f16'];
-/** Every choice of a dtype for every letter. */
-export const dtypeChoices = (op: Op): Readonly<Record<string, DType>>[] =>
-  letters(op).reduce<Readonly<Record<string, DType>>[]>(
+/** The letter of states between calls, which no other dtype has to do with. */
+const kept = 'S';
+
+/** Every choice of a dtype for every letter; states in 16 bits beside others that are all the same. */
+export function dtypeChoices(op: Op): Readonly<Record<string, DType>>[] {
+  const others = letters(op).filter((letter) => letter !== kept);
+  const choices = others.reduce<Readonly<Record<string, DType>>[]>(
     (choices, letter) => choices.flatMap((choice) => floats.map((dtype) => ({ ...choice, [letter]: dtype }))),
     [{}],
   );
+  if (others.length === letters(op).length) return choices;
+  const alike = choices.filter((choice) => new Set(Object.values(choice)).size < 2);
+  const narrow = floats.filter((dtype) => dtype !== 'f32');
+  return [...choices, ...alike.flatMap((choice) => narrow.map((dtype) => ({ ...choice, [kept]: dtype })))];
+}
 
 /** All dtypes of a call: what is not chosen is f32, and the output's that of the input. */
 export function dtypesOf(
