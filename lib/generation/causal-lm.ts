@@ -6,8 +6,11 @@ import { openCheckpoint } from '../io/checkpoint';
 import type { FloatFormat } from '../io/convert';
 import { resolveModel, type ResolveOptions } from '../io/hub';
 import { readJson, type JsonObject } from '../io/json';
+import { ByteTokenizer } from '../io/bytes';
+import type { Codec } from '../io/codec';
 import { loadTokenizer, Tokenizer } from '../io/tokenizer';
 import { familyOf } from '../models';
+import { asMambaByte } from '../models/mambabyte';
 import type { CommonConfig } from '../models/family';
 import { Fields } from '../models/fields';
 import { Model } from '../models/model';
@@ -29,6 +32,8 @@ export interface PretrainedOptions
     ModelOptions,
     LoadOptions,
     Pick<ResolveOptions, 'revision' | 'cacheDir' | 'offline' | 'token' | 'endpoint'> {
+  /** The tokens of this Mamba are bytes: it becomes a `mambabyte`. For checkpoints whose config.json does not say so. */
+  readonly bytes?: boolean;
   /** Called while files are downloaded from the hub. */
   readonly onDownload?: ResolveOptions['onProgress'];
 }
@@ -36,6 +41,8 @@ export interface PretrainedOptions
 /** A generated text with all that is known of it. */
 export interface Completion {
   readonly text: string;
+  /** Of a model of bytes: those of the text, exactly. */
+  readonly bytes?: Uint8Array;
   readonly tokens: readonly number[];
   readonly logprobs: readonly number[];
   readonly finishReason: GeneratedToken['finishReason'];
@@ -60,17 +67,21 @@ export class Generation implements AsyncIterable<GeneratedToken> {
   async completions(): Promise<Completion[]> {
     const rows: {
       text: string;
+      bytes?: Uint8Array;
       tokens: number[];
       logprobs: number[];
       finishReason: Completion['finishReason'];
     }[] = [];
-    for await (const { index, text, token, logprob, finishReason } of this) {
+    const bytes: Uint8Array[][] = [];
+    for await (const { index, text, bytes: some, token, logprob, finishReason } of this) {
       const row = (rows[index] ??= { text: '', tokens: [], logprobs: [], finishReason: undefined });
       row.text += text;
+      if (some) (bytes[index] ??= []).push(some);
       row.tokens.push(token);
       row.logprobs.push(logprob);
       row.finishReason = finishReason;
     }
+    bytes.forEach((parts, i) => (rows[i]!.bytes = new Uint8Array(Buffer.concat(parts))));
     return rows;
   }
 
@@ -85,19 +96,19 @@ const asList = (ids: number | readonly number[] | undefined) =>
 
 /** A language model that generates: what `AutoModelForCausalLM` makes. */
 export class CausalLM extends Model {
-  /** Of the model's folder; undefined where there is none. */
-  readonly tokenizer: Tokenizer | undefined;
+  /** Of the model's folder, or a `ByteTokenizer` for a model of bytes; undefined where there is none. */
+  readonly tokenizer: Codec | undefined;
   readonly #extras: Extras;
 
   constructor(
     config: CommonConfig,
-    options: { device: Device; dtype: FloatFormat; weights: Weights; tokenizer?: Tokenizer; extras?: Extras },
+    options: { device: Device; dtype: FloatFormat; weights: Weights; tokenizer?: Codec; extras?: Extras },
   ) {
     const { family } = familyOf(config.json);
     // CPU kernels compute in f32; a GPU's are fastest in the matrices' own dtype.
     const activations = options.device.id === 'cpu' ? 'f32' : options.dtype;
     super(config, options.device, family.build(config, options.weights, activations), options.weights);
-    this.tokenizer = options.tokenizer;
+    this.tokenizer = family.codec === 'bytes' ? new ByteTokenizer() : options.tokenizer;
     this.#extras = options.extras ?? {};
   }
 
@@ -135,7 +146,7 @@ export class CausalLM extends Model {
 const modelOptions: readonly (keyof ModelOptions)[] = ['device', 'dtype'];
 const pretrainedOptions: readonly (keyof PretrainedOptions)[] = [
   ...modelOptions,
-  ...(['revision', 'cacheDir', 'offline', 'token', 'endpoint', 'onDownload'] as const),
+  ...(['bytes', 'revision', 'cacheDir', 'offline', 'token', 'endpoint', 'onDownload'] as const),
   ...(['onProgress', 'signal', 'checkFinite', 'onWarning'] as const),
 ];
 
@@ -147,11 +158,15 @@ export const AutoModelForCausalLM = {
    */
   async fromPretrained(pathOrId: string, options: PretrainedOptions = {}): Promise<CausalLM> {
     checkNames('fromPretrained', options, pretrainedOptions, 'options');
+    if (options.bytes !== undefined && typeof options.bytes !== 'boolean')
+      throw new TypeError(`fromPretrained: bytes is ${kindOf(options.bytes)}, expected true or false`);
     const device = openDevice(options.device);
     const folder = await resolveModel(pathOrId, { ...options, onProgress: options.onDownload });
     const json = await readJson(`${folder}/config.json`);
-    const { family, config } = familyOf(json);
-    const tokenizer = await loadTokenizer(folder);
+    const { family, config: stored } = familyOf(json);
+    const config = options.bytes ? familyOf(asMambaByte(stored.json)).config : stored;
+    const isBytes = familyOf(config.json).family.codec === 'bytes';
+    const tokenizer = isBytes ? undefined : await loadTokenizer(folder);
     const checkpoint = await openCheckpoint(folder, family.rename);
     try {
       const dtype = chosenDtype(options.dtype, () => storedDtype(checkpoint));
@@ -173,18 +188,20 @@ export const AutoModelForCausalLM = {
   /** A fresh model with the paper's initialisation. `json` is what config.json would hold. */
   async fromConfig(
     json: JsonObject,
-    options: ModelOptions & { readonly seed?: number; readonly tokenizer?: Tokenizer } = {},
+    options: ModelOptions & { readonly seed?: number; readonly tokenizer?: Codec } = {},
   ): Promise<CausalLM> {
     checkNames('fromConfig', options, [...modelOptions, 'seed', 'tokenizer'], 'options');
     const { seed = 0, tokenizer } = options;
     if (!Number.isSafeInteger(seed)) {
       throw new TypeError(`fromConfig: seed is ${String(seed)}, expected a whole number`);
     }
-    if (tokenizer !== undefined && !(tokenizer instanceof Tokenizer)) {
+    if (tokenizer !== undefined && !(tokenizer instanceof Tokenizer || tokenizer instanceof ByteTokenizer)) {
       throw new TypeError(`fromConfig: tokenizer is ${kindOf(tokenizer)}, expected a Tokenizer`);
     }
     const device = openDevice(options.device);
-    const { config } = familyOf(json);
+    const { family, config } = familyOf(json);
+    if (tokenizer instanceof Tokenizer && family.codec === 'bytes')
+      throw new TypeError(`fromConfig: tokenizer is a Tokenizer, but the tokens of ${family.type} are bytes`);
     const dtype = chosenDtype(options.dtype, () => 'f32');
     const weights = new Weights({ device, dtype, seed });
     return filled(weights, () => new CausalLM(config, { device, dtype, weights, tokenizer }));

@@ -1,13 +1,14 @@
 import { checkRecord } from '../arguments';
-import type { Tokenizer } from '../io/tokenizer';
+import { ByteTokenizer } from '../io/bytes';
+import type { Codec } from '../io/codec';
 import { integerRows, type Dense, type Ids } from '../models/inputs';
 import type { Model } from '../models/model';
 import type { State } from '../models/state';
 import { Decoder, type Drawn } from './decoder';
 import { rowOptions, stopIds, stopStrings, type GenerateOptions, type RowOptions } from './options';
-import { StopScanner } from './text';
+import { writerOf, type Writer } from './writer';
 
-/** Text (needs a tokenizer) or token ids. */
+/** Text (needs a tokenizer), token ids, or, for a model of bytes, bytes. */
 export type Prompt = string | Ids;
 
 /** Why a sequence ended: an end-of-sequence token, a stop string, or `maxNewTokens`. */
@@ -19,6 +20,8 @@ export interface GeneratedToken {
   readonly token: number;
   /** What it adds to the text: whole characters, '' while one is incomplete. Without a tokenizer always ''. */
   readonly text: string;
+  /** Of a model of bytes: what it adds, exactly; of the text's bytes none are missing or too many. */
+  readonly bytes?: Uint8Array;
   /** Natural logarithm of the model's own probability for it, before temperature and filters. */
   readonly logprob: number;
   /** Which prompt it continues: 0 for the first. */
@@ -28,24 +31,17 @@ export interface GeneratedToken {
 }
 
 /** One sequence while it grows. */
-class Row {
+export class Row {
   readonly #options: RowOptions;
   readonly #stop: ReadonlySet<number>;
-  readonly #decode: ReturnType<Tokenizer['decodeStream']> | undefined;
-  readonly #scanner: StopScanner;
+  readonly #writer: Writer;
   #count = 0;
   done = false;
 
-  constructor(
-    options: RowOptions,
-    stop: readonly number[],
-    stops: readonly string[],
-    tokenizer: Tokenizer | undefined,
-  ) {
+  constructor(options: RowOptions, stop: readonly number[], writer: Writer) {
     this.#options = options;
     this.#stop = new Set(stop);
-    this.#decode = tokenizer?.decodeStream({ skipSpecialTokens: true });
-    this.#scanner = new StopScanner(stops);
+    this.#writer = writer;
   }
 
   /** Whether the token after the next one is certain not to be wanted. */
@@ -56,25 +52,26 @@ class Row {
   take(index: number, token: number, logprob: number): GeneratedToken {
     this.#count++;
     const eos = this.#stop.has(token);
-    let text = eos ? '' : this.#scanner.push(this.#decode?.push(token) ?? '');
+    const written = eos ? [] : [this.#writer.push(token)];
     let finishReason: FinishReason | undefined;
     if (eos) finishReason = 'eos';
-    else if (this.#scanner.stopped) finishReason = 'stop';
+    else if (this.#writer.stopped) finishReason = 'stop';
     else if (this.#count >= this.#options.maxNewTokens) finishReason = 'length';
-    if (finishReason && !this.#scanner.stopped) {
-      text += this.#scanner.push(this.#decode?.flush() ?? '');
-      if (this.#scanner.stopped) finishReason = 'stop';
-      else text += this.#scanner.flush();
+    if (finishReason && !this.#writer.stopped) {
+      written.push(this.#writer.flush());
+      if (this.#writer.stopped) finishReason = 'stop';
     }
     this.done = finishReason !== undefined;
-    return { token, text, logprob, index, finishReason };
+    const text = written.map((each) => each.text).join('');
+    const bytes = this.#writer.bytes && Buffer.concat(written.map((each) => each.bytes!));
+    return { token, text, ...(bytes && { bytes: new Uint8Array(bytes) }), logprob, index, finishReason };
   }
 }
 
 /** Prompts as ids, and whether one prompt was given or several. */
-async function encode(
+export async function encode(
   prompts: Prompt | readonly Prompt[],
-  tokenizer: Tokenizer | undefined,
+  tokenizer: Codec | undefined,
   vocabSize: number,
 ): Promise<Int32Array[]> {
   const isOne =
@@ -85,6 +82,10 @@ async function encode(
   if (!Array.isArray(list))
     throw new TypeError(`generate: prompt is ${typeof prompts}, expected text or token ids`);
   const ids = (list as readonly Prompt[]).map((prompt): Ids => {
+    if (prompt instanceof Uint8Array && tokenizer && !(tokenizer instanceof ByteTokenizer))
+      throw new TypeError(
+        'generate: prompt is bytes, but the model has a tokenizer; expected text or token ids',
+      );
     if (typeof prompt !== 'string') return prompt;
     if (!tokenizer)
       throw new TypeError('generate: prompt is text, but the model has no tokenizer; expected token ids');
@@ -100,7 +101,7 @@ export interface Defaults {
 }
 
 /** The id that is padding in prompts. As in transformers the model's own is not, if it also ends sequences. */
-function padding(
+export function padding(
   id: number | null | undefined,
   { eos, pad }: Defaults,
   vocabSize: number,
@@ -113,7 +114,7 @@ function padding(
  * Takes padding off the front of prompts; further on it is muted, which is what transformers'
  * `generate` does with it. A prompt of nothing else is taken as it is.
  */
-function withoutPadding(
+export function withoutPadding(
   prompts: readonly Int32Array[],
   pad: number | undefined,
 ): Pick<Dense, 'sequences' | 'muted'> {
@@ -139,7 +140,7 @@ function withoutPadding(
  */
 export async function* generate(
   model: Model,
-  tokenizer: Tokenizer | undefined,
+  tokenizer: Codec | undefined,
   defaults: Defaults,
   prompts: Prompt | readonly Prompt[],
   options: GenerateOptions = {},
@@ -152,8 +153,7 @@ export async function* generate(
   const rowsOptions = rowOptions(options, sequences.length);
   const stop = stopIds(options.eosTokenId ?? defaults.eos, vocabSize);
   const stops = stopStrings(options.stop);
-  if (stops.length > 0 && !tokenizer)
-    throw new TypeError('generate: stop needs a tokenizer, the model has none');
+  const writers = rowsOptions.map(() => writerOf(tokenizer, stops));
   if (options.state) model.checkState('generate', options.state, sequences.length);
   sequences.forEach((ids, i) => {
     if (ids.length === 0 && !options.state?.lengths[i]) {
@@ -175,7 +175,7 @@ export async function* generate(
     // The step is recorded while the device runs the prompts.
     decoder = new Decoder(model, state, rowsOptions, stop, options.capture ?? true);
     await prompted;
-    const rows = rowsOptions.map((row) => new Row(row, stop, stops, tokenizer));
+    const rows = rowsOptions.map((row, i) => new Row(row, stop, writers[i]!));
     let drawn = decoder.draw();
     while (rows.some((row) => !row.done)) {
       options.signal?.throwIfAborted();

@@ -23,8 +23,8 @@ export interface GenerateOptions {
   readonly repetitionPenalty?: PerPrompt<number>;
   /** The same seed gives the same tokens, whatever the batch around it. Default: drawn at random. */
   readonly seed?: PerPrompt<number | bigint>;
-  /** Ends a text before any of these strings; needs a tokenizer. */
-  readonly stop?: string | readonly string[];
+  /** Ends a text before any of these strings, or bytes of a model of bytes; needs a tokenizer. */
+  readonly stop?: string | Uint8Array | readonly (string | Uint8Array)[];
   /** Tokens that end a sequence. Default: the model's own; `[]` for none. */
   readonly eosTokenId?: number | readonly number[];
   /** The id that is padding in prompts. Default: the model's own, unless it also ends sequences; null for none. */
@@ -139,17 +139,17 @@ export function rowOptions(options: GenerateOptions, rows: number): RowOptions[]
   });
 }
 
-/** The strings in `stop`. */
-export function stopStrings(stop: unknown): readonly string[] {
+/** The strings, or bytes, in `stop`. */
+export function stopStrings(stop: unknown): readonly (string | Uint8Array)[] {
   const list: readonly unknown[] = stop === undefined ? [] : Array.isArray(stop) ? stop : [stop];
   for (const text of list) {
-    if (typeof text !== 'string' || text === '') {
+    if (!(typeof text === 'string' || text instanceof Uint8Array) || text.length === 0) {
       throw new TypeError(
         `generate: stop holds ${JSON.stringify(text)}, expected strings that are not empty`,
       );
     }
   }
-  return list as readonly string[];
+  return list as readonly (string | Uint8Array)[];
 }
 
 /** The ids in `eosTokenId`, each below `vocabSize`. */
