@@ -12,6 +12,8 @@ export { State } from './models/state';
 export { ByteTokenizer } from './io/bytes';
 export type { Codec } from './io/codec';
 export { Tokenizer } from './io/tokenizer';
+export { evaluate } from './evaluation/evaluate';
+export type { EvaluateOptions, Evaluation } from './evaluation/evaluate';
 export { device, Device, setThreads, threads } from './device';
 export type { DeviceInfo } from './device';
 export { keep, scope, Tensor } from './tensor';

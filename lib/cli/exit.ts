@@ -22,6 +22,8 @@ const flags: readonly (readonly [RegExp, string])[] = [
   [/^generate: (prompt|state|stop needs)\b/, '$1'],
   [/^generate: eosTokenId\b/, '--eos'],
   [/^generate: (?=[a-z][a-zA-Z]* (?:is|holds)\b)/, '--'],
+  [/^evaluate: (?=(context|stride)\b)/, '--'],
+  [/^evaluate: /, ''],
   [/^device: name\b/, '--device'],
   [/^device: (?=')/, 'device '],
   [/^restore: /, '--load-state: '],

@@ -18,6 +18,7 @@ Examples:
   $ selective-scan generate ./mamba-130m "Once upon a time"
   $ selective-scan generate state-spaces/mamba-130m-hf -f prompt.txt -t 0.8
   $ echo "The capital of France is" | selective-scan generate ./mamba-130m -n 5
+  $ selective-scan generate ./mambabyte-353m --raw < in.bin > out.bin
   $ selective-scan generate ./mamba-130m "Dear diary," --save-state diary.state
   $ selective-scan generate ./mamba-130m " Then" --load-state diary.state
 
@@ -31,6 +32,13 @@ export function generateCommand(): Command {
     .optionsGroup('Input and output:')
     .option('-f, --file <path>', 'read the prompt from a file')
     .option('--ids', 'the prompt is token ids (1,2,3), and ids are written: for models without a tokenizer')
+    .option('--bytes', 'the tokens of this model are bytes, though its config.json does not say so')
+    .addOption(
+      new Option(
+        '--raw',
+        'read and write bytes exactly as they are, none added: for models of bytes',
+      ).conflicts(['ids', 'json']),
+    )
     .option('--echo', 'write the prompt too')
     .addOption(
       new Option('--json', 'write one JSON object a line: each token, then a summary').conflicts('echo'),
@@ -75,7 +83,7 @@ async function run(name: string, argument: string | undefined, flags: Flags): Pr
   stopStrings(options.stop);
   if (flags.threads !== undefined) setThreads(flags.threads);
   const prompt = await readPrompt(
-    { argument, file: flags.file, optional: flags.loadState !== undefined },
+    { argument, file: flags.file, optional: flags.loadState !== undefined, raw: flags.raw === true },
     signal,
   );
   const saved = flags.loadState === undefined ? undefined : await readNamed(flags.loadState);
@@ -131,11 +139,11 @@ async function checkFolderOf(path: string): Promise<void> {
 }
 
 async function load(name: string, flags: Flags, signal: AbortSignal): Promise<CausalLM> {
-  const { device, dtype, revision, cacheDir, offline } = flags;
+  const { device, dtype, bytes, revision, cacheDir, offline } = flags;
   const progress = new Progress();
   try {
     return await AutoModelForCausalLM.fromPretrained(name, {
-      ...{ device, dtype, revision, cacheDir, offline, signal },
+      ...{ device, dtype, bytes, revision, cacheDir, offline, signal },
       ...progress.callbacks,
     });
   } finally {
