@@ -219,7 +219,7 @@ function joined(parts: readonly Int32Array[]): Int32Array<ArrayBuffer> {
 /** The ids that come next, from pieces of any lengths. */
 class Buffered {
   readonly #pieces: AsyncIterator<Int32Array>;
-  #ids = new Int32Array();
+  #ids: Int32Array = new Int32Array();
 
   constructor(pieces: AsyncIterable<Int32Array>) {
     this.#pieces = pieces[Symbol.asyncIterator]();
@@ -227,12 +227,12 @@ class Buffered {
 
   /** Whether there are `count` more. */
   async holds(count: number): Promise<boolean> {
-    const parts = [this.#ids];
+    const parts: Int32Array[] = [this.#ids];
     for (let held = this.#ids.length; held < count;) {
-      const { value, done } = await this.#pieces.next();
-      if (done) break;
-      parts.push(value as Int32Array<ArrayBuffer>);
-      held += (value as Int32Array).length;
+      const next = await this.#pieces.next();
+      if (next.done) break;
+      parts.push(next.value);
+      held += next.value.length;
     }
     if (parts.length > 1) this.#ids = joined(parts);
     return this.#ids.length >= count;
