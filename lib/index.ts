@@ -2,7 +2,8 @@
 export { AutoModelForCausalLM, CausalLM, Generation } from './generation/causal-lm';
 export type { Completion, ModelOptions, PretrainedOptions } from './generation/causal-lm';
 export type { FinishReason, GeneratedToken, Prompt } from './generation/generate';
-export type { GenerateOptions, PerPrompt } from './generation/options';
+export type { Drafter, GenerateOptions, PerPrompt } from './generation/options';
+export type { Speculation } from './generation/speculation';
 export type { ForwardInput, ForwardOutput } from './models/model';
 export type { RouterOutput } from './models/router';
 export { moeMambaPresets } from './models/moe-mamba';

@@ -19,6 +19,8 @@ import { Weights, type LoadOptions } from '../nn/weights';
 import { scope } from '../tensor';
 import { generate, type GeneratedToken, type Prompt } from './generate';
 import type { GenerateOptions } from './options';
+import type { Speculation } from './speculation';
+import { speculate } from './speculative';
 
 export interface ModelOptions {
   /** `cpu`, `cuda`, `cuda:1` or an open device. Default: SELECTIVE_SCAN_DEVICE, or the CPU. */
@@ -46,6 +48,8 @@ export interface Completion {
   readonly tokens: readonly number[];
   readonly logprobs: readonly number[];
   readonly finishReason: GeneratedToken['finishReason'];
+  /** With a drafter: what became of its drafts. */
+  readonly speculation?: Speculation;
 }
 
 /** Tokens as they come, or, with `completions`, whole texts. Can be consumed once. */
@@ -71,15 +75,17 @@ export class Generation implements AsyncIterable<GeneratedToken> {
       tokens: number[];
       logprobs: number[];
       finishReason: Completion['finishReason'];
+      speculation?: Speculation;
     }[] = [];
     const bytes: Uint8Array[][] = [];
-    for await (const { index, text, bytes: some, token, logprob, finishReason } of this) {
+    for await (const { index, text, bytes: some, token, logprob, finishReason, speculation } of this) {
       const row = (rows[index] ??= { text: '', tokens: [], logprobs: [], finishReason: undefined });
       row.text += text;
       if (some) (bytes[index] ??= []).push(some);
       row.tokens.push(token);
       row.logprobs.push(logprob);
       row.finishReason = finishReason;
+      if (speculation) row.speculation = speculation;
     }
     bytes.forEach((parts, i) => (rows[i]!.bytes = new Uint8Array(Buffer.concat(parts))));
     return rows;
@@ -130,7 +136,8 @@ export class CausalLM extends Model {
       (id) => id < vocabSize,
     );
     const defaults = { eos, pad: own.id('pad_token_id') ?? padTokenId };
-    return new Generation(generate(this, this.tokenizer, defaults, prompts, options));
+    const run = options?.drafter === undefined ? generate : speculate;
+    return new Generation(run(this, this.tokenizer, defaults, prompts, options));
   }
 
   /**

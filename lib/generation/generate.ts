@@ -6,6 +6,7 @@ import type { Model } from '../models/model';
 import type { State } from '../models/state';
 import { Decoder, type Drawn } from './decoder';
 import { rowOptions, stopIds, stopStrings, type GenerateOptions, type RowOptions } from './options';
+import type { Speculation } from './speculation';
 import { writerOf, type Writer } from './writer';
 
 /** Text (needs a tokenizer), token ids, or, for a model of bytes, bytes. */
@@ -28,6 +29,8 @@ export interface GeneratedToken {
   readonly index: number;
   /** Set with the last token of a sequence. */
   readonly finishReason: FinishReason | undefined;
+  /** With a drafter, and the last token of a sequence: what became of its drafts. */
+  readonly speculation?: Speculation;
 }
 
 /** One sequence while it grows. */
@@ -69,7 +72,7 @@ export class Row {
 }
 
 /** Prompts as ids, and whether one prompt was given or several. */
-export async function encode(
+async function encode(
   prompts: Prompt | readonly Prompt[],
   tokenizer: Codec | undefined,
   vocabSize: number,
@@ -101,7 +104,7 @@ export interface Defaults {
 }
 
 /** The id that is padding in prompts. As in transformers the model's own is not, if it also ends sequences. */
-export function padding(
+function padding(
   id: number | null | undefined,
   { eos, pad }: Defaults,
   vocabSize: number,
@@ -114,7 +117,7 @@ export function padding(
  * Takes padding off the front of prompts; further on it is muted, which is what transformers'
  * `generate` does with it. A prompt of nothing else is taken as it is.
  */
-export function withoutPadding(
+function withoutPadding(
   prompts: readonly Int32Array[],
   pad: number | undefined,
 ): Pick<Dense, 'sequences' | 'muted'> {
@@ -134,17 +137,22 @@ export function withoutPadding(
   return { sequences, muted };
 }
 
-/**
- * Continues `prompts`, token by token. All sequences advance together; tokens come in the order of
- * steps, then of prompts. Nothing is computed further than one step ahead of what is asked for.
- */
-export async function* generate(
+/** Prompts and options of a call, checked. */
+export interface Prepared extends Pick<Dense, 'sequences' | 'muted'> {
+  readonly rowsOptions: readonly RowOptions[];
+  /** Ids that end a sequence. */
+  readonly stop: readonly number[];
+  readonly writers: readonly Writer[];
+}
+
+/** @throws TypeError, RangeError for what is wrong with the arguments of a call. */
+export async function prepare(
   model: Model,
   tokenizer: Codec | undefined,
   defaults: Defaults,
   prompts: Prompt | readonly Prompt[],
-  options: GenerateOptions = {},
-): AsyncGenerator<GeneratedToken, void, undefined> {
+  options: GenerateOptions,
+): Promise<Prepared> {
   model.check('generate');
   const { vocabSize } = model.config;
   const ids = await encode(prompts, tokenizer, vocabSize);
@@ -163,7 +171,22 @@ export async function* generate(
     }
   });
   options.signal?.throwIfAborted();
+  return { sequences, muted, rowsOptions, stop, writers };
+}
 
+/**
+ * Continues `prompts`, token by token. All sequences advance together; tokens come in the order of
+ * steps, then of prompts. Nothing is computed further than one step ahead of what is asked for.
+ */
+export async function* generate(
+  model: Model,
+  tokenizer: Codec | undefined,
+  defaults: Defaults,
+  prompts: Prompt | readonly Prompt[],
+  options: GenerateOptions = {},
+): AsyncGenerator<GeneratedToken, void, undefined> {
+  const prepared = await prepare(model, tokenizer, defaults, prompts, options);
+  const { sequences, muted, rowsOptions, stop, writers } = prepared;
   const state = options.state ?? model.createState(sequences.length);
   const release = state.acquire('generate');
   let decoder: Decoder | undefined;
