@@ -2,6 +2,7 @@ import { performance } from 'node:perf_hooks';
 import type { CausalLM, PretrainedOptions } from '../generation/causal-lm';
 import type { FinishReason, GeneratedToken } from '../generation/generate';
 import type { GenerateOptions } from '../generation/options';
+import type { Speculation } from '../generation/speculation';
 import { ByteTokenizer } from '../io/bytes';
 import { writeAtomically, writeFully } from '../io/atomic';
 import type { Ids } from '../models/inputs';
@@ -12,7 +13,10 @@ import { note, print, printBytes } from './terminal';
 
 /** The flags of `generate`, as commander names them. */
 export interface Flags
-  extends HubOptions, Omit<GenerateOptions, 'doSample' | 'eosTokenId' | 'signal' | 'state'> {
+  extends
+    HubOptions,
+    Omit<GenerateOptions, 'doSample' | 'eosTokenId' | 'signal' | 'state' | 'drafter' | 'drafterState'> {
+  readonly drafter?: string;
   readonly file?: string;
   readonly bytes?: boolean;
   readonly raw?: boolean;
@@ -122,6 +126,7 @@ interface Summary {
   readonly firstTokenSeconds: number;
   /** After the first token, whose time is the prompt's. */
   readonly tokensPerSecond: number;
+  readonly speculation?: Speculation;
 }
 
 /** Takes the times of a generation. */
@@ -131,14 +136,16 @@ class Course {
   #first = 0;
   #newTokens = 0;
   #finishReason: FinishReason | undefined;
+  #speculation: Speculation | undefined;
 
   constructor(promptTokens: number) {
     this.#promptTokens = promptTokens;
   }
 
-  note({ finishReason }: GeneratedToken): void {
+  note({ finishReason, speculation }: GeneratedToken): void {
     if (this.#newTokens++ === 0) this.#first = performance.now();
     this.#finishReason = finishReason;
+    this.#speculation = speculation;
   }
 
   end(): Summary {
@@ -152,6 +159,7 @@ class Course {
       seconds: Number(seconds.toFixed(6)),
       firstTokenSeconds: Number(((this.#first - this.#begin) / 1000).toFixed(6)),
       tokensPerSecond: Number(rate.toFixed(2)),
+      ...(this.#speculation && { speculation: this.#speculation }),
     };
   }
 }
@@ -163,9 +171,13 @@ function inWords({
   seconds,
   firstTokenSeconds,
   tokensPerSecond,
+  speculation,
 }: Summary): string {
   const tokens = (n: number, kind: string) => `${n} ${kind} token${n === 1 ? '' : 's'}`;
   const first = `${tokens(promptTokens, 'prompt')}, first new token after ${firstTokenSeconds.toFixed(3)} s`;
   const all = `${tokens(newTokens, 'new')} in ${seconds.toFixed(3)} s (${finishReason})`;
-  return `${first}; ${all}; ${tokensPerSecond.toFixed(1)} tokens/s`;
+  const drafts = speculation
+    ? `; ${speculation.accepted} of ${speculation.drafted} drafted tokens accepted, ${speculation.calls} calls`
+    : '';
+  return `${first}; ${all}; ${tokensPerSecond.toFixed(1)} tokens/s${drafts}`;
 }

@@ -3,7 +3,7 @@ import { dirname, resolve } from 'node:path';
 import { Command, Option } from 'commander';
 import { setThreads } from '../device';
 import { AutoModelForCausalLM, type CausalLM } from '../generation/causal-lm';
-import { rowOptions, stopStrings, type GenerateOptions } from '../generation/options';
+import { rowOptions, stopStrings, type Drafter, type GenerateOptions } from '../generation/options';
 import { addHubOptions, bigint, modelArgument, number, several } from './arguments';
 import { continueText, type Flags } from './continue-text';
 import { interruption, UsageError } from './exit';
@@ -19,6 +19,7 @@ Examples:
   $ selective-scan generate state-spaces/mamba-130m-hf -f prompt.txt -t 0.8
   $ echo "The capital of France is" | selective-scan generate ./mamba-130m -n 5
   $ selective-scan generate ./mambabyte-353m --raw < in.bin > out.bin
+  $ selective-scan generate ./mamba-2.8b "A long text:" --drafter ./mamba-130m
   $ selective-scan generate ./mamba-130m "Dear diary," --save-state diary.state
   $ selective-scan generate ./mamba-130m " Then" --load-state diary.state
 
@@ -64,6 +65,23 @@ export function generateCommand(): Command {
     .option('--seed <n>', 'the same seed gives the same text', bigint)
     .option('--sample', 'draw at random, with no other option')
     .addOption(new Option('--greedy', 'always take the likeliest token').conflicts('sample'))
+    .optionsGroup('Speculative decoding:')
+    .option(
+      '--drafter <model>',
+      'a smaller model that proposes tokens; of the same tokens, or of words for bytes',
+    )
+    .option('--draft-tokens <n>', 'tokens that it proposes at once (default: 4)', number)
+    .addOption(
+      new Option(
+        '--acceptance <rule>',
+        'match: the same tokens as without; rejection: as likely ones',
+      ).choices(['match', 'rejection']),
+    )
+    .option(
+      '--beta <n>',
+      'accept what is among the n likeliest tokens: faster, but not the same text',
+      number,
+    )
     .optionsGroup('Conversations:')
     .option('--load-state <file>', 'continue what --save-state saved; the prompt may then be empty')
     .option('--save-state <file>', 'save what the model remembers, to continue later')
@@ -79,7 +97,7 @@ async function run(name: string, argument: string | undefined, flags: Flags): Pr
   const signal = interruption();
   const options = generateOptions(flags);
   // The library checks again; here it is before a model is loaded, which may take minutes.
-  rowOptions(options, 1);
+  rowOptions({ ...options, ...(flags.drafter !== undefined && { drafter: {} as Drafter }) }, 1);
   stopStrings(options.stop);
   if (flags.threads !== undefined) setThreads(flags.threads);
   const prompt = await readPrompt(
@@ -90,9 +108,13 @@ async function run(name: string, argument: string | undefined, flags: Flags): Pr
   if (flags.saveState !== undefined) await checkFolderOf(flags.saveState);
 
   const model = await load(name, flags, signal);
+  let drafter: CausalLM | undefined;
   try {
-    await continueText(model, prompt, saved, { ...options, signal }, flags);
+    if (flags.drafter !== undefined)
+      drafter = await load(flags.drafter, { ...flags, bytes: undefined }, signal);
+    await continueText(model, prompt, saved, { ...options, drafter, signal }, flags);
   } finally {
+    drafter?.dispose();
     model.dispose();
   }
 }
@@ -108,6 +130,9 @@ function generateOptions(flags: Flags): GenerateOptions {
     repetitionPenalty,
     seed,
     stop,
+    draftTokens,
+    acceptance,
+    beta,
     capture,
   } = flags;
   const doSample = flags.greedy ? false : flags.sample;
@@ -122,7 +147,10 @@ function generateOptions(flags: Flags): GenerateOptions {
     repetitionPenalty,
     seed,
     stop,
-    capture,
+    draftTokens,
+    acceptance,
+    beta,
+    capture: capture === false ? false : undefined,
     doSample,
     eosTokenId,
   };

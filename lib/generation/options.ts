@@ -135,6 +135,8 @@ export function rowOptions(options: GenerateOptions, rows: number): RowOptions[]
   const needsDrafter = speculative.find((name) => options[name] !== undefined);
   if (options.drafter === undefined && needsDrafter)
     throw new TypeError(`generate: ${needsDrafter} needs a drafter, which is missing`);
+  for (const name of ['draftTokens', 'beta'] as const)
+    if (options[name] !== undefined) positive(name, options[name]);
   const of = (name: keyof GenerateOptions, row: number): unknown => {
     const value = options[name];
     if (!Array.isArray(value)) return value;
