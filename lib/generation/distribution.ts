@@ -18,36 +18,59 @@ export function distribution(
   marks: PlaceMarks = {},
 ): Float64Array {
   const { temperature, topK, topP, minP, repetitionPenalty: penalty } = options;
-  const x = Float64Array.from(logits);
+  const x = Float64Array.from(logits); // plain loops: vocabularies are large
   if (penalty !== 1 && marks.seen)
-    x.forEach((value, id) => marks.seen!(id) && (x[id] = value > 0 ? value / penalty : value * penalty));
+    for (let id = 0; id < x.length; id++)
+      if (marks.seen(id)) x[id] = x[id]! > 0 ? x[id]! / penalty : x[id]! * penalty;
   for (const id of marks.held ?? []) x[id] = -Infinity;
   let best = 0;
-  for (let i = 1; i < x.length; i++) if (x[i]! > x[best]!) best = i;
-  if (temperature === 0) return x.map((_, id) => (id === best ? 1 : 0));
-  const largest = x[best]!;
-  const weights = x.map((value) => Math.exp((value - largest) / temperature));
-  if (topK > 0 || topP < 1) keepLikeliest(weights, topK, topP);
-  let total = 0;
-  for (let i = 0; i < weights.length; i++) {
-    if (weights[i]! < minP) weights[i] = 0; // the likeliest has weight 1
-    total += weights[i]!;
+  for (let id = 1; id < x.length; id++) if (x[id]! > x[best]!) best = id;
+  if (temperature === 0) {
+    x.fill(0);
+    x[best] = 1;
+    return x;
   }
-  return weights.map((weight) => weight / total);
+  const largest = x[best]!;
+  let total = 0;
+  for (let id = 0; id < x.length; id++) total += x[id] = Math.exp((x[id]! - largest) / temperature);
+  if (topK > 0 || topP < 1) keepLikeliest(x, total, topK, topP);
+  total = 0;
+  for (let id = 0; id < x.length; id++) {
+    if (x[id]! < minP) x[id] = 0; // the likeliest has weight 1
+    total += x[id]!;
+  }
+  for (let id = 0; id < x.length; id++) x[id]! /= total;
+  return x;
 }
 
-/** Sets to 0 all weights but those that top-k, and of these top-p, leaves; of equal ones the first ids stay. */
-function keepLikeliest(weights: Float64Array, topK: number, topP: number): void {
-  const order = Int32Array.from(weights.keys())
-    .filter((id) => weights[id]! > 0)
-    .sort((a, b) => weights[b]! - weights[a]! || a - b);
-  const most = topK > 0 ? Math.min(topK, order.length) : order.length;
-  let total = 0;
-  for (let i = 0; i < most; i++) total += weights[order[i]!]!;
-  let kept = 0;
-  let count = 0;
-  while (count < most && (count === 0 || topP >= 1 || kept < topP * total)) kept += weights[order[count++]!]!;
-  for (let i = count; i < order.length; i++) weights[order[i]!] = 0;
+/**
+ * Sets to 0 all weights, `total` together, but those that top-k, and of these top-p, leaves; of equal ones the
+ * first ids stay. Only as many of the largest as are needed are put in order.
+ */
+function keepLikeliest(weights: Float64Array, total: number, topK: number, topP: number): void {
+  for (let least = 2 ** -6; ; least *= 2 ** -6) {
+    const large = weights.filter((weight) => weight > least).sort(); // rising
+    const n = large.length;
+    const all = least === 0 || n === weights.length;
+    if (topK > 0 && n < topK && !all) continue;
+    const most = topK > 0 ? Math.min(topK, n) : n;
+    if (topK > 0) total = large.subarray(n - most).reduceRight((sum, weight) => sum + weight, 0);
+    let mass = 0;
+    let count = 0;
+    while (count < most && (count === 0 || topP >= 1 || mass < topP * total)) mass += large[n - ++count]!;
+    if (!all && topK === 0 && mass < topP * total) continue;
+    return keepFrom(
+      weights,
+      large[n - count]!,
+      count - large.subarray(n - count).filter((w) => w > large[n - count]!).length,
+    );
+  }
+}
+
+/** Sets to 0 what is smaller than `least`, and all but the first `ties` of those that equal it. */
+function keepFrom(weights: Float64Array, least: number, ties: number): void {
+  for (let id = 0; id < weights.length; id++)
+    if (weights[id]! < least || (weights[id] === least && ties-- <= 0)) weights[id] = 0;
 }
 
 /** log of the softmax of `logits` at `id`. */
