@@ -1,6 +1,6 @@
 import { device, type CausalLM, type GenerateOptions, type State } from '../../lib';
 import { bits, inUse, logitsOf } from '../models/checkpoints';
-import { noisy } from './drafters';
+import { noisy, size } from './drafters';
 
 const onCpu = device().id === 'cpu';
 const prompt = [5, 17, 200, 3, 5];
@@ -47,6 +47,12 @@ describe('greedy tokens are those without a drafter', () => {
     expect(got.map(({ tokens }) => tokens)).toEqual(wanted.map(({ tokens }) => tokens));
     for (const [i, { speculation }] of got.entries())
       expect(speculation!.calls).toBeLessThanOrEqual(wanted[i]!.tokens.length);
+  });
+
+  it('from a drafter on another device', async () => {
+    const elsewhere = await noisy(0.35, size, { device: 'cpu' });
+    expect((await one({ drafter: elsewhere })).tokens).toEqual((await one({})).tokens);
+    elsewhere.dispose();
   });
 
   it('with every filter, penalty and minimum', async () => {

@@ -1,4 +1,5 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import {
   AutoModelForCausalLM,
   ByteTokenizer,
@@ -11,7 +12,7 @@ import {
 import { familyOf } from '../../lib/models';
 import { Weights, countParameters } from '../../lib/nn/weights';
 import { chain } from '../generation/chain';
-import { bits, logitsOf, open, temporaryFolder } from './checkpoints';
+import { bits, FIXTURES, logitsOf, open, temporaryFolder } from './checkpoints';
 
 const tiny = { model_type: 'mambabyte', hidden_size: 32, num_hidden_layers: 2 };
 const folder = temporaryFolder();
@@ -50,6 +51,18 @@ describe('mambabyte', () => {
     await told.savePretrained(folder.at('saved'));
     expect(JSON.parse(readFileSync(folder.at('saved/config.json'), 'utf8'))).toMatchObject(tiny);
     told.dispose();
+  });
+
+  it('is what an original checkpoint becomes, if it is said to be of bytes', async () => {
+    const path = join(FIXTURES, 'mamba-ssm-bin');
+    const told = await AutoModelForCausalLM.fromPretrained(path, { bytes: true });
+    const plain = await AutoModelForCausalLM.fromPretrained(path);
+    expect(told.config.modelType).toBe('mambabyte');
+    expect(plain.tokenizer).toBeUndefined();
+    const [a] = await told.generate('Zoë', { maxNewTokens: 9 }).completions();
+    const [b] = await plain.generate([...Buffer.from('Zoë')], { maxNewTokens: 9 }).completions();
+    expect(a!.tokens).toEqual(b!.tokens);
+    for (const each of [told, plain]) each.dispose();
   });
 
   it('continues bytes, text, or ids that are the same', async () => {
