@@ -6,7 +6,7 @@ import { copySlots, takeRows } from '../ops/elementwise';
 import { sample } from '../ops/sample';
 import { keep, scope, Tensor, type TypedArray } from '../tensor';
 import type { RowOptions } from './options';
-import { Plan, type BranchRow } from './plan';
+import { Plan, type BranchRow, type Slots } from './plan';
 
 /** How a block of tokens is drawn from: options of each row, and what only some generations need. */
 export interface DrawOptions {
@@ -35,9 +35,10 @@ const int32 = 2 ** 31 - 1;
  */
 export class Branches {
   readonly model: Model;
-  /** Rows 0 to n-1 are certain, n to 2n-1 are tried. */
+  /** Two rows for each sequence. */
   readonly state: State;
-  readonly #rows: number;
+  /** Which row is the first state of each sequence, and which the second. */
+  readonly #slots: Slots[];
   readonly #draw: DrawOptions;
   readonly #capture: boolean;
   readonly #blocks = new Map<number, Block>();
@@ -47,27 +48,39 @@ export class Branches {
   constructor(model: Model, state: State, draw: DrawOptions, capture: boolean) {
     this.model = model;
     this.state = state;
-    this.#rows = state.rows / 2;
+    const n = state.rows / 2;
+    this.#slots = Array.from({ length: n }, (_, i) => ({ certain: i, tried: n + i }));
     this.#draw = draw;
     this.#capture = capture;
+  }
+
+  /** Tokens that are certain in row `row`, their marks, and the state's row where a trial goes on from them. */
+  length(row: number): number {
+    return this.state.lengths[this.#slots[row]!.certain]!;
+  }
+  marks(row: number): Uint32Array {
+    return this.state.marks[this.#slots[row]!.certain]!;
+  }
+  triedSlot(row: number): number {
+    return this.#slots[row]!.tried;
   }
 
   /** Scans what `rows` say; a row without an entry rests. Draws one token after each place. */
   async scan(rows: readonly (BranchRow | undefined)[]): Promise<Scanned> {
     this.model.check('generate');
     if (this.state.disposed) throw new DisposedError('generate: state is disposed');
-    const plan = new Plan(rows, this.#capture);
+    const plan = new Plan(rows, this.#slots, this.#capture);
     this.#forget();
     const block = this.#block(plan);
     let drawn: Promise<TypedArray>;
     try {
       block.run(plan);
-      this.#keepLogits(plan, block.logits!);
+      this.#last = { plan, logits: block.logits! };
       drawn = block.drawn.data();
     } finally {
       if (!this.#capture) block.disposeInputs();
     }
-    rows.forEach((row, i) => row && this.state.consumed(i, row.certain));
+    rows.forEach((row, i) => row && this.state.consumed(this.#slots[i]!.certain, row.certain));
     const tokens = (await drawn) as Int32Array;
     const n = tokens.length / 2;
     return {
@@ -78,27 +91,32 @@ export class Branches {
     };
   }
 
-  /** Makes the trial of these rows certain. */
+  /** Makes the trial of these rows certain: the states change places. */
   promote(rows: readonly number[], tried: readonly (readonly number[])[]): void {
     if (rows.length === 0) return;
     const { plan, logits } = this.#last!;
-    scope(() => {
-      const ints = (values: readonly number[]) =>
-        Tensor.from(Int32Array.from(values), [values.length], { device: this.model.device });
-      const [from, to] = [ints(rows.map((row) => row + this.#rows)), ints(rows)];
-      for (const pool of flatPools(this.state))
-        copySlots({ from: pool, fromSlots: from, to: pool, toSlots: to });
-      const ends = ints(rows.map((row, i) => plan.first(row) + tried[i]!.length));
-      copySlots({ from: logits, fromSlots: ends, to: this.state.logits, toSlots: to });
-    });
-    rows.forEach((row, i) => this.state.consumed(row, tried[i]!));
+    for (const [i, row] of rows.entries()) {
+      const { certain, tried: slot } = this.#slots[row]!;
+      this.state.lengths[slot] = this.state.lengths[certain]!;
+      this.state.marks[slot]!.set(this.state.marks[certain]!);
+      this.#slots[row] = { certain: slot, tried: certain };
+      this.state.consumed(slot, tried[i]!);
+    }
+    const ends = rows.map((row, i) => plan.first(row) + tried[i]!.length);
+    const slots = rows.map((row) => this.#slots[row]!.certain);
+    copyRows(this.state.device, [[logits, this.state.logits]], ends, slots);
   }
 
-  /** Has the first states consume `left`, whatever was tried. */
+  /** Has the first states consume `left`, whatever was tried, and puts them into the first rows. */
   async catchUp(left: readonly (readonly number[])[]): Promise<void> {
+    const { state } = this;
+    const away = this.#slots.flatMap(({ certain }, row) => (certain === row ? [] : [row]));
+    const from = away.map((row) => this.#slots[row]!.certain);
+    copyStates(state, state, from, away);
+    for (const row of away) this.#slots[row] = { certain: row, tried: this.#slots[row]!.certain };
     await this.model.run(
       left.map((ids) => Int32Array.from(ids)),
-      this.state,
+      state,
     );
   }
 
@@ -117,19 +135,6 @@ export class Branches {
     this.#last = undefined;
   }
 
-  /** The logits after what is certain belong to the state. */
-  #keepLogits(plan: Plan, logits: Tensor): void {
-    this.#last = { plan, logits };
-    const moved = plan.rows.flatMap((row, i) => (row && row.certain.length > 0 ? [i] : []));
-    if (moved.length === 0) return;
-    scope(() => {
-      const ints = (values: readonly number[]) =>
-        Tensor.from(Int32Array.from(values), [values.length], { device: this.model.device });
-      const fromSlots = ints(moved.map((row) => plan.first(row)));
-      copySlots({ from: logits, fromSlots, to: this.state.logits, toSlots: ints(moved) });
-    });
-  }
-
   dispose(): void {
     this.#forget();
     for (const block of this.#blocks.values()) block.dispose();
@@ -139,18 +144,35 @@ export class Branches {
 
 /** Makes `state` what the first of its rows are in `from`. */
 export function assign(state: State, from: State): void {
+  const all = [...Array(state.rows).keys()];
+  copyStates(from, state, all, all);
+}
+
+/** Rows `rows` of one state become rows `to` of another, or of itself. */
+function copyStates(from: State, target: State, rows: readonly number[], to: readonly number[]): void {
+  if (rows.length === 0) return;
   scope(() => {
-    const all = Int32Array.from({ length: state.rows }, (_, i) => i);
-    const slots = Tensor.from(all, [state.rows], { device: state.device });
-    const pools = flatPools(from);
-    for (const [i, to] of flatPools(state).entries())
-      copySlots({ from: pools[i]!, fromSlots: slots, to, toSlots: slots });
-    copySlots({ from: from.logits, fromSlots: slots, to: state.logits, toSlots: slots });
+    const pools = flatPools(from).map((pool, i) => [pool, flatPools(target)[i]!] as const);
+    copyRows(target.device, [...pools, [from.logits, target.logits]], rows, to);
   });
-  for (let i = 0; i < state.rows; i++) {
-    state.lengths[i] = from.lengths[i]!;
-    state.marks[i]!.set(from.marks[i]!);
+  for (const [i, row] of rows.entries()) {
+    target.lengths[to[i]!] = from.lengths[row]!;
+    target.marks[to[i]!]!.set(from.marks[row]!);
   }
+}
+
+function copyRows(
+  device: State['device'],
+  pairs: readonly (readonly [Tensor, Tensor])[],
+  rows: readonly number[],
+  to: readonly number[],
+): void {
+  scope(() => {
+    const [fromSlots, toSlots] = [rows, to].map((slots) =>
+      Tensor.from(Int32Array.from(slots), [slots.length], { device }),
+    ) as [Tensor, Tensor];
+    for (const [from, target] of pairs) copySlots({ from, fromSlots, to: target, toSlots });
+  });
 }
 
 /** Pools [rows, ...] as matrices. */
@@ -248,6 +270,8 @@ class Block {
       // Where nothing certain is new the first logits are those that the state has.
       copySlots({ from: this.#state.logits, fromSlots: part('kept'), to: logits, toSlots: part('keptAt') });
       sample({ ...this.#options, logits });
+      // Those after what is certain belong to the state.
+      copySlots({ from: logits, fromSlots: part('firsts'), to: this.#state.logits, toSlots: part('moved') });
       return logits;
     });
   }

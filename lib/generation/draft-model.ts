@@ -23,7 +23,6 @@ export interface DraftRequest {
 /** A model that says what may come next, some tokens ahead, from a state in which only what is certain stays. */
 export class DraftModel {
   readonly branches: Branches;
-  readonly #rows: number;
   readonly #tensors: Tensor[] = [];
   readonly #input: Tensor; // i32[3 rows]: tokens, positions, slots
   readonly #drawn: Tensor; // i32[rows], a view of its front
@@ -34,7 +33,6 @@ export class DraftModel {
   constructor(model: Model, state: State, options: readonly RowOptions[], useGraph: boolean) {
     const rows = options.map((row) => ({ ...row, repetitionPenalty: 1, minNewTokens: 0 }));
     const n = rows.length;
-    this.#rows = n;
     this.branches = new Branches(model, state, { rows, stop: [], quiet: rows.map(() => 0) }, useGraph);
     const { device } = model;
     const own = (tensor: Tensor) => {
@@ -84,17 +82,17 @@ export class DraftModel {
       requests.map((request) => request && { certain: request.certain, tried: [], branch: true }),
     );
     const { vocabSize: v } = this.branches.model.config;
-    const { lengths } = this.branches.state;
+    const lengths = requests.map((_, i) => this.branches.length(i));
     const first = requests.map((_, i) => scanned.tokens[scanned.first(i)]!);
     const found = first.map((token) => [token]);
     const reads: Promise<ArrayLike<number>>[] = [];
     const logits: Promise<ArrayLike<number>>[] = wantLogits ? [scanned.logits.data()] : [];
     const most = Math.max(0, ...requests.map((request) => request?.count ?? 0));
     if (most > 1) {
-      const slots = requests.map((request, i) => (request && request.count > 1 ? this.#rows + i : -1));
-      this.#input.set(
-        Int32Array.from([...first, ...lengths.slice(0, this.#rows).map((n) => n + 1), ...slots]),
+      const slots = requests.map((request, i) =>
+        request && request.count > 1 ? this.branches.triedSlot(i) : -1,
       );
+      this.#input.set(Int32Array.from([...first, ...lengths.map((n) => n + 1), ...slots]));
     }
     for (let i = 1; i < most; i++) {
       const own = this.#graph ? undefined : keep(this.#step());

@@ -10,6 +10,12 @@ export interface BranchRow {
   readonly branch?: boolean;
 }
 
+/** The state's rows of one sequence. */
+export interface Slots {
+  readonly certain: number;
+  readonly tried: number;
+}
+
 interface Piece {
   readonly slot: number;
   readonly ids: readonly number[];
@@ -31,13 +37,15 @@ export class Plan {
   /** Places in all, and the row of each. */
   readonly places: number;
   readonly rowOfPlace: readonly number[];
+  readonly #slots: readonly Slots[];
   readonly #padded: boolean;
   readonly #pieces: Piece[] = [];
   readonly #places: number[] = []; // packed rows
   readonly #tokens: number;
 
-  constructor(rows: readonly (BranchRow | undefined)[], padded: boolean) {
+  constructor(rows: readonly (BranchRow | undefined)[], slots: readonly Slots[], padded: boolean) {
     this.rows = rows;
+    this.#slots = [...slots];
     this.#padded = padded;
     const n = rows.length;
     const longest = Math.max(
@@ -53,9 +61,9 @@ export class Plan {
       const { certain = [], tried = [], branch = false } = row ?? {};
       const branches = tried.length > 0 || branch;
       const begin = at;
-      at += this.#add(i, certain);
+      at += this.#add(slots[i]!.certain, certain);
       const second = at;
-      at += this.#add(n + i, branches ? [...certain, ...tried] : []);
+      at += this.#add(slots[i]!.tried, branches ? [...certain, ...tried] : []);
       // Of the token before the first place: the last certain one, wherever it was scanned.
       const first = (branches ? second : begin) + certain.length - 1;
       for (let j = 0; j <= this.size; j++)
@@ -92,28 +100,33 @@ export class Plan {
       ['places', this.places],
       ['kept', n],
       ['keptAt', n],
+      ['firsts', n],
+      ['moved', n],
       ['position', this.places],
     ]);
   }
 
   /** All that changes from scan to scan, in the order of `layout`; `state` as it is before. */
   input(state: State): Int32Array {
-    const n = this.rows.length;
     const ends: number[] = [];
     for (const { ids } of this.#pieces) ends.push((ends.at(-1) ?? 0) + ids.length);
     const branches = this.rows.map((row) => row && (row.tried.length > 0 || row.branch));
+    const certain = this.#slots.map((slots) => slots.certain);
     const kept = this.rows.map((row) => row && row.certain.length === 0);
     return Int32Array.from([
       ...this.#pieces.flatMap(({ ids }) => ids),
       ...[0, ...ends],
       ...this.#pieces.map(({ slot }) => slot),
-      ...this.rows.map((_, i) => i),
-      ...branches.map((branch, i) => (branch ? n + i : -1)),
+      ...certain,
+      ...branches.map((branch, i) => (branch ? this.#slots[i]!.tried : -1)),
       ...this.#places,
-      ...this.rows.map((_, i) => i),
+      ...certain,
       ...kept.map((is, i) => (is ? this.first(i) : -1)),
+      ...this.rows.map((_, i) => this.first(i)),
+      ...kept.map((is, i) => (is === false ? certain[i]! : -1)),
       ...this.rowOfPlace.map(
-        (row, i) => state.lengths[row]! + (this.rows[row]?.certain.length ?? 0) + i - this.first(row),
+        (row, i) =>
+          state.lengths[certain[row]!]! + (this.rows[row]?.certain.length ?? 0) + i - this.first(row),
       ),
     ]);
   }
@@ -123,7 +136,7 @@ export class Plan {
     const words = state.marks[0]!.length;
     const seen = new Int32Array(this.places * words);
     this.rows.forEach((row, i) => {
-      const marks = Int32Array.from(state.marks[i]!);
+      const marks = Int32Array.from(state.marks[this.#slots[i]!.certain]!);
       const mark = (id: number) => (marks[id >> 5]! |= 1 << (id & 31));
       row?.certain.forEach(mark);
       for (let j = 0; j <= this.size; j++) {

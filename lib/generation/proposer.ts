@@ -32,12 +32,12 @@ export class TokenProposer implements Proposer {
   }
 
   async propose(room: readonly number[], wantLogits: boolean): Promise<readonly Draft[]> {
-    const { lengths } = this.#drafter.branches.state;
+    const { branches } = this.#drafter;
     const requests = room.map((most, i) => {
       // The verifier's own token comes last, so there is none to propose for it.
       const count = Math.min(this.#count, most - 1);
       const certain = this.#said[i]!;
-      return count < 1 || lengths[i]! + certain.length === 0 ? undefined : { certain, count };
+      return count < 1 || branches.length(i) + certain.length === 0 ? undefined : { certain, count };
     });
     if (requests.every((request) => !request)) return room.map(() => noDraft);
     const drafts = await this.#drafter.draft(requests, wantLogits);

@@ -190,7 +190,7 @@ async function* advance(
     const room = rows.map((row, i) => (row.done ? 0 : rowsOptions[i]!.maxNewTokens - taken[i]!));
     const drafts = await proposer.propose(room, rule.needsDraftLogits);
     options.signal?.throwIfAborted();
-    const positions = rows.map((_, i) => target.state.lengths[i]! + said[i]!.length);
+    const positions = rows.map((_, i) => target.length(i) + said[i]!.length);
     const certain = said.map((tokens) => [...tokens]);
     const scanned = await target.scan(
       rows.map((row, i) => (row.done ? undefined : { certain: certain[i]!, tried: drafts[i]!.tokens })),
@@ -265,7 +265,7 @@ function trialOf(
   quiet: number,
   target: Branches,
 ): Trial {
-  const marks = target.state.marks[row]!;
+  const marks = target.marks(row);
   return {
     ...{ row, draft, options, position, bonus },
     held: (at) => (at < quiet ? stop : []),

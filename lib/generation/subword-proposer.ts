@@ -57,13 +57,13 @@ export class SubwordProposer implements Proposer {
       room[i]! > 0 && row.alone === undefined ? textOf(row.bytes) : undefined,
     );
     const held = texts.map((text) => text?.endsWith(' ') ?? false);
-    const { lengths } = this.#drafter.branches.state;
+    const { branches } = this.#drafter;
     const requests = this.#rows.map((row, i) => {
       const text = held[i] ? texts[i]!.slice(0, -1) : texts[i];
       if (text === undefined) return undefined;
       const fresh = text === '' ? [] : this.#codec.encode(text, { addSpecialTokens: false });
       const certain = [...row.tokens, ...fresh];
-      return lengths[i]! + certain.length === 0 ? undefined : { certain, count: this.#count };
+      return branches.length(i) + certain.length === 0 ? undefined : { certain, count: this.#count };
     });
     for (const row of this.#rows) row.draft = [];
     if (requests.every((request) => !request)) return room.map(() => noDraft);
