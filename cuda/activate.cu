@@ -1,19 +1,11 @@
 // y = f(x) * factor: each element once, memory bound. f as the CPU's.
-#include "device/activation.cuh"
+#include "device/gate.cuh"
 #include "device/pack.cuh"
 #include "dispatch.cuh"
 #include "stream.h"
 
 namespace ss::cuda {
 namespace {
-
-template <int Kind>
-__device__ inline float apply(float x) {
-  if constexpr (Kind == 0) return x != x ? x : fmaxf(x, 0.0f);
-  // Where erfc is 0 in f32; -infinity would make it NaN.
-  if constexpr (Kind == 1) return x < -20.0f ? -0.0f : 0.5f * x * erfcf(x * -0.70710678f);
-  if constexpr (Kind == 2) return x / (1.0f + expf(-x));
-}
 
 // N neighbours a thread.
 template <int Kind, int N, class T>
@@ -24,7 +16,7 @@ __global__ void map(const T* x, int64_t x_stride, const T* factor, int64_t facto
     const int64_t row = i / packs, column = i % packs * N;
     Pack<N> v = Pack<N>::load(x + row * x_stride + column);
 #pragma unroll
-    for (int j = 0; j < N; j++) v.item[j] = apply<Kind>(v.item[j]);
+    for (int j = 0; j < N; j++) v.item[j] = activated<Kind>(v.item[j]);
     if (factor) {
       const Pack<N> f = Pack<N>::load(factor + row * factor_stride + column);
 #pragma unroll

@@ -3,10 +3,9 @@
 // before; each turn reads the matrix once.
 #include <math.h>
 
-#include "device/order.cuh"
 #include "device/pack.cuh"
 #include "device/philox.cuh"
-#include "device/reduce.cuh"
+#include "device/route.cuh"
 #include "dispatch.cuh"
 #include "stream.h"
 
@@ -15,15 +14,6 @@ namespace {
 
 constexpr int kWarps = 4;
 
-__device__ inline unsigned long long warp_most(unsigned long long x) {
-#pragma unroll
-  for (int lane = 16; lane > 0; lane /= 2) {
-    const unsigned long long other = __shfl_xor_sync(0xffffffffu, x, lane);
-    x = other > x ? other : x;
-  }
-  return x;
-}
-
 __global__ void __launch_bounds__(32 * kWarps)
     choose(const float* logits, int64_t x_stride, const float* scores, int64_t s_stride, int64_t t,
            int64_t e, int64_t k, bool sigmoid, bool normalize, int32_t* experts, float* weights,
@@ -31,39 +21,11 @@ __global__ void __launch_bounds__(32 * kWarps)
   const int lane = threadIdx.x % 32;
   const int64_t i = blockIdx.x * int64_t{kWarps} + threadIdx.x / 32;
   if (i >= t) return;
-  const float *x = logits + i * x_stride, *score = scores ? scores + i * s_stride : x;
-  float most = -INFINITY, total = 0;
-  if (!sigmoid) {
-    bool nan = false;
-    for (int64_t j = lane; j < e; j += 32) most = fmaxf(most, x[j]), nan |= x[j] != x[j];
-    most = __any_sync(0xffffffffu, nan) ? NAN : warp_max(most);
-    for (int64_t j = lane; j < e; j += 32) total += expf(x[j] - most);
-    total = warp_sum(total);
-  }
-  const auto prob = [&](int64_t j) {
-    return sigmoid ? 1.0f / (1.0f + expf(-x[j])) : expf(x[j] - most) / total;
-  };
+  const float* x = logits + i * x_stride;
+  const Weigh prob(x, e, sigmoid);
   for (int64_t j = lane; j < e; j += 32) probs[i * e + j] = prob(j);
-
-  // The key of an expert is larger than those of all that come after it: none equals another.
-  unsigned long long last = ~0ull;
-  float sum = 0;
-  for (int64_t c = 0; c < k; c++) {
-    unsigned long long best = 0;
-    for (int64_t j = lane; j < e; j += 32) {
-      const unsigned long long key =
-          static_cast<unsigned long long>(key_of(score[j])) << 32 | (0xfffffffeu - static_cast<uint32_t>(j));
-      if (key < last && key > best) best = key;
-    }
-    last = warp_most(best);
-    const int32_t expert = static_cast<int32_t>(0xfffffffeu - static_cast<uint32_t>(last));
-    const float w = prob(expert);
-    sum += w;
-    if (lane == 0) experts[i * k + c] = expert, weights[i * k + c] = w;
-  }
-  if (!normalize) return;
-  __syncwarp();
-  for (int64_t c = lane; c < k; c += 32) weights[i * k + c] /= sum;
+  choose_experts(scores ? scores + i * s_stride : x, e, k, prob, normalize, experts + i * k,
+                 weights + i * k);
 }
 
 // A warp has a row at a time; its lanes add to the columns' sums of the warp, and these are added

@@ -1,5 +1,5 @@
 import { kindOf } from './arguments';
-import { deviceError, native, type DeviceHandle, type MemoryUse } from './native';
+import { deviceError, native, type DeviceHandle, type MemoryUse, type TensorHandle } from './native';
 
 export interface DeviceInfo {
   /** The name that opens it: `cpu`, `cuda:0`, ... */
@@ -19,6 +19,13 @@ export interface DeviceInfo {
   readonly blas?: string;
 }
 
+/** Tensors that are kept in case they are wanted again, and what they hold. */
+export interface Reserve {
+  readonly tensors: number;
+  readonly used: number;
+  free(): void;
+}
+
 /** A queue with memory: work is queued in order and runs by itself; only reading waits. */
 export class Device {
   readonly id: string;
@@ -26,6 +33,7 @@ export class Device {
   /** Set while `capture` records on this device. */
   capturing = false;
   readonly handle: DeviceHandle;
+  readonly #reserves = new Set<WeakRef<Reserve>>();
 
   constructor(id: string, handle: DeviceHandle) {
     this.id = id;
@@ -41,7 +49,43 @@ export class Device {
 
   /** Live handles and bytes. */
   memoryUsage(): MemoryUse {
+    const { tensors, used, cached, peak } = this.held();
+    const kept = { tensors: 0, used: 0 };
+    for (const reserve of this.#living()) {
+      kept.tensors += reserve.tensors;
+      kept.used += reserve.used;
+    }
+    return { tensors: tensors - kept.tensors, used: used - kept.used, cached: cached + kept.used, peak };
+  }
+
+  /** As `memoryUsage`, but what a reserve holds is in use. */
+  held(): MemoryUse {
     return native().usage(this.handle);
+  }
+
+  /** Counts what `reserve` holds as kept for reuse, and has it freed when memory runs out. */
+  addReserve(reserve: Reserve): void {
+    this.#reserves.add(new WeakRef(reserve));
+  }
+
+  *#living(): Iterable<Reserve> {
+    for (const weak of this.#reserves) {
+      const reserve = weak.deref();
+      if (reserve) yield reserve;
+      else this.#reserves.delete(weak);
+    }
+  }
+
+  /** Memory for a tensor; `dtype` by its number. */
+  alloc(dtype: number, shape: readonly number[]): TensorHandle {
+    try {
+      return native().alloc(this.handle, dtype, shape);
+    } catch (error) {
+      const before = this.held().used;
+      for (const reserve of this.#living()) reserve.free();
+      if (this.held().used === before) throw error;
+      return native().alloc(this.handle, dtype, shape);
+    }
   }
 
   /** Refuses to allocate beyond `bytes` (0: no limit but the system's). */
@@ -54,6 +98,7 @@ export class Device {
 
   /** Gives memory that is kept for reuse back to the system. */
   trim(): void {
+    for (const reserve of this.#living()) reserve.free();
     native().trim(this.handle);
   }
 

@@ -28,8 +28,24 @@ export type { SelectiveScanInput, SelectiveScanOutput } from './ops/selective-sc
 export { selectiveScanPacked, causalConv1dPacked, mambaStep } from './ops/scan';
 export { add, cast, copySlots, crossEntropy, negExp, takeRows, zeroSlots } from './ops/elementwise';
 export { sample } from './ops/sample';
-export { jitter, limitExperts, routeExperts, routerStatistics, sinkhorn, sortExperts } from './ops/routing';
-export { activate, expertCombine, expertMatmul } from './ops/experts';
+export {
+  jitter,
+  limitExperts,
+  normRoute,
+  routeExperts,
+  routerStatistics,
+  sinkhorn,
+  sortExperts,
+} from './ops/routing';
+export {
+  activate,
+  expertCombine,
+  expertDown,
+  expertMatmul,
+  expertSum,
+  expertUp,
+  normRouteUp,
+} from './ops/experts';
 export { ops } from './op';
 export { verify } from './verify/verify';
 export type { VerifyCheck, VerifyRow } from './verify/verify';

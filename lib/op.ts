@@ -121,7 +121,11 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
   const outputs = specs(schema.out, symbols);
   const attrs = Object.entries(schema.attrs ?? {});
   for (const [name] of attrs) symbols.index(name); // a number may be a size of the outputs, too
-  const given = new Set([...inputs.values()].flatMap(({ forms }) => forms.map(({ letter }) => letter)));
+  const given = new Set(
+    [...inputs.values()].flatMap(({ forms, optional }) =>
+      optional ? [] : forms.map(({ letter }) => letter),
+    ),
+  );
   const freeDtype = [...outputs.values()].some(
     ({ forms: [form] }) => form!.letter >= 0 && !given.has(form!.letter),
   );

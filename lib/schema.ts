@@ -138,7 +138,7 @@ export function bind(
   throw new TypeError(`${call}: ${name} is ${arg}, expected ${spec.text}${why && `; ${why}`}`);
 }
 
-/** Dtype and shape of an output. A letter that no input bound is `free`, or the dtype of T. */
+/** Dtype and shape of an output. A letter that no input bound is `free`, or the dtype of T or W. */
 export function resolve(
   call: string,
   spec: Spec,
@@ -148,7 +148,7 @@ export function resolve(
   const form = spec.forms[0]!;
   const bound =
     form.letter >= 0
-      ? (symbols.values[form.letter] ?? free ?? symbols.value('T') ?? symbols.value('W'))
+      ? (symbols.values[form.letter] ?? free ?? symbols.value('T') ?? symbols.value('W') ?? 'f32')
       : form.dtype;
   const shape = form.dims.map(({ symbol, plus }) => {
     const size = symbol < 0 ? 0 : (symbols.values[symbol] as number | undefined);

@@ -60,7 +60,7 @@ export class Tensor {
     if (code < 0)
       throw new TypeError(`Tensor: dtype is ${String(dtype)}, expected one of ${dtypes.join(', ')}`);
     try {
-      const handle = native().alloc(device.handle, code, shape);
+      const handle = device.alloc(code, shape);
       return new Tensor(device, dtype, [...shape], sizeOf(shape.slice(1)), handle);
     } catch (error) {
       throw deviceError(`Tensor of ${dtype}[${shape.join(',')}]`, error);

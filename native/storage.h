@@ -13,6 +13,8 @@ struct Device {
   std::unique_ptr<Backend> backend;  // gone once the environment is torn down
   std::vector<const Kernel*> kernels;
   int64_t tensors = 0;  // handles that JavaScript holds
+  // Bytes of memory that weigh as one of V8's own heap.
+  int64_t lightness = 1;
   // While a graph is captured: what it uses but did not make, which must live as long as it does.
   bool capturing = false;
   std::vector<std::shared_ptr<struct Storage>> captured;

@@ -1,13 +1,13 @@
 import { capture } from '../capture';
 import type { Device } from '../device';
 import type { CausalLM } from '../generation/causal-lm';
-import { Decoder } from '../generation/decoder';
+import { Decoder, decoderKind } from '../generation/decoder';
 import { rowOptions } from '../generation/options';
 import { add } from '../ops/elementwise';
 import { scope, Tensor, tensorsIn } from '../tensor';
 import type { Bandwidth } from './bandwidth';
 import { quantile, spread, timeRuns, type Spread } from './measure';
-import { randomPrompts, stepWeightBytes, weightDtype } from './model';
+import { expertsRead, randomPrompts, stepWeightBytes, weightDtype } from './model';
 import { profileOps, type OpTime } from './profile';
 import type { Result } from './result';
 
@@ -36,11 +36,11 @@ export async function benchDecode(
   bandwidth: Bandwidth,
   runs: number,
 ): Promise<Result> {
-  const ms = await timeGraph(model, { batch, steps }, runs);
+  const { ms, read } = await timeGraph(model, { batch, steps }, runs);
   await timeSteps(model, batch, 4);
   const inGenerate: number[] = [];
   for (let run = 0; run < runs; run++) inGenerate.push(await timeSteps(model, batch, steps));
-  const bytes = stepWeightBytes(model);
+  const bytes = stepWeightBytes(model, read);
   const gbPerSecond = bytes / ms.median / 1e6;
   return {
     bench: 'decode_step',
@@ -56,12 +56,21 @@ export async function benchDecode(
       gbPerSecond,
       readGbPerSecond: bandwidth.read,
       shareOfRead: gbPerSecond / bandwidth.read,
+      toCopy: bandwidth.copy / gbPerSecond,
+      ...(read.length > 0 && { expertsRead: read.reduce((sum, n) => sum + n, 0) / read.length }),
     },
   };
 }
 
-/** Milliseconds by the device's clock of one step, without drawing tokens. */
-async function timeGraph(model: CausalLM, { batch, steps }: Steps, runs: number): Promise<Spread> {
+/**
+ * Milliseconds by the device's clock of one step, without drawing tokens, and how many experts of
+ * each layer that has some it reads.
+ */
+async function timeGraph(
+  model: CausalLM,
+  { batch, steps }: Steps,
+  runs: number,
+): Promise<{ ms: Spread; read: readonly number[] }> {
   const { device } = model;
   const prompts = randomPrompts(model, batch, promptLength);
   const state = model.createState(batch);
@@ -80,7 +89,8 @@ async function timeGraph(model: CausalLM, { batch, steps }: Steps, runs: number)
         for (let step = 0; step < steps; step++) graph.replay();
       };
       const { median, p10, p90 } = await timeRuns(device, queueSteps, runs);
-      return { median: median / steps, p10: p10 / steps, p90: p90 / steps, runs };
+      const ms = { median: median / steps, p10: p10 / steps, p90: p90 / steps, runs };
+      return { ms, read: await expertsRead(model, ids, state) };
     } finally {
       graph.dispose();
     }
@@ -90,9 +100,13 @@ async function timeGraph(model: CausalLM, { batch, steps }: Steps, runs: number)
   }
 }
 
+/** Short calls before those that count, so that JavaScript is compiled as in a process that serves. */
+const warmUps = 30;
+
 /**
  * Times whole calls of `generate` with sampling, from the prompts to the last token, for each token
- * of a sequence: by the caller's clock, beside the same model's recorded step.
+ * of a sequence: by the caller's clock, beside the same model's recorded step. Apart from that what
+ * comes after the first token, for each step, and what comes before it, once a call.
  */
 export async function benchGenerate(
   model: CausalLM,
@@ -102,17 +116,26 @@ export async function benchGenerate(
 ): Promise<Result> {
   const { temperature, topP } = generation;
   const prompts = randomPrompts(model, batch, promptLength);
-  const generateAll = async () => {
-    const options = { maxNewTokens: newTokens, temperature, topP, seed: 0, eosTokenId: [] };
+  const generateAll = async (maxNewTokens = newTokens) => {
+    const options = { maxNewTokens, temperature, topP, seed: 0, eosTokenId: [] };
     const begin = performance.now();
-    for await (const _ of model.generate(prompts, options));
-    return (performance.now() - begin) / newTokens;
+    let first = NaN;
+    for await (const _ of model.generate(prompts, options)) if (!(first > 0)) first = performance.now();
+    const end = performance.now();
+    const steps = Math.max(1, newTokens - 1);
+    return { whole: (end - begin) / newTokens, prompt: first - begin, afterPrompt: (end - first) / steps };
   };
+  for (let run = 0; run < warmUps; run++) await generateAll(2);
   await generateAll();
-  const times: number[] = [];
+  const times: Awaited<ReturnType<typeof generateAll>>[] = [];
   for (let run = 0; run < runs; run++) times.push(await generateAll());
-  const ms = spread(times);
-  const step = await timeGraph(model, { batch, steps: newTokens }, runs);
+  const median = (part: keyof (typeof times)[number]) =>
+    quantile(
+      times.map((time) => time[part]),
+      0.5,
+    );
+  const ms = spread(times.map(({ whole }) => whole));
+  const { ms: step } = await timeGraph(model, { batch, steps: newTokens }, runs);
   return {
     bench: 'generate',
     name: `${name}, batch ${batch}`,
@@ -124,6 +147,9 @@ export async function benchGenerate(
       tokensPerSecond: (1000 * batch) / ms.median,
       stepMs: step.median,
       toStep: ms.median / step.median,
+      promptMs: median('prompt'),
+      afterPromptMs: median('afterPrompt'),
+      afterPromptToStep: median('afterPrompt') / step.median,
     },
   };
 }
@@ -157,10 +183,13 @@ export async function breakDown(
 ): Promise<Breakdown> {
   const cost = await opCost(model.device);
   const state = model.createState(batch);
-  const make = (useGraph: boolean) => new Decoder(model, state, rowOptions({}, batch), [], useGraph);
+  const options = rowOptions({}, batch);
+  const make = (capture: boolean) =>
+    new Decoder(model, state, decoderKind(options, [], { capture, outlived: false }));
   const [direct, recorded] = [make(false), make(true)];
   try {
     await model.run(randomPrompts(model, batch, promptLength), state);
+    await Promise.all([direct, recorded].map((decoder) => decoder.draw(options, [])));
     const ops = await profileOps(model.device, () => direct.next());
     const count = ops.reduce((sum, { calls }) => sum + calls, 0);
     // In turn, and the fastest of each: what else the machine does only adds.

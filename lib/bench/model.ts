@@ -2,7 +2,9 @@ import type { Device } from '../device';
 import { AutoModelForCausalLM, type CausalLM, type ModelOptions } from '../generation/causal-lm';
 import type { JsonObject } from '../io/json';
 import { seeded } from '../nn/init';
-import { dtypeBytes, type DType, type Tensor } from '../tensor';
+import type { State } from '../models/state';
+import type { Routing } from '../nn/moe';
+import { dtypeBytes, scope, type DType, type Tensor } from '../tensor';
 import { modelOfRandomWeights } from './random-weights';
 
 /** The published Mamba sizes: width and layers. Speed does not depend on what the weights hold. */
@@ -14,6 +16,27 @@ export const presets: Readonly<Record<string, readonly [hiddenSize: number, numL
   '2.8b': [2560, 64],
 };
 
+/** BlackMamba's released sizes: `r` and eight experts in turn. */
+const blackmamba = (hiddenSize: number, ffnHiddenSize: number, numLayers: number): JsonObject => ({
+  hidden_size: hiddenSize,
+  ffn_hidden_size: ffnHiddenSize,
+  num_layers: numLayers,
+  mamba_moe_layers: Array.from({ length: numLayers }, (_, i) => (i % 2 === 0 ? 'r' : '8')),
+  state_size: 16,
+  conv_dimension: 4,
+  vocab_size: 50304,
+  swiglu: true,
+  add_bias_linear: false,
+});
+
+/** Mixtures of experts, and dense Mambas of as many parameters as one of their tokens sees. */
+export const mixturePresets: Readonly<Record<string, JsonObject>> = {
+  'blackmamba-1.5b': blackmamba(1152, 3072, 30),
+  'blackmamba-2.8b': blackmamba(1472, 3872, 36),
+  'dense-340m': presetConfig(1152, 34, 50304),
+  'dense-630m': presetConfig(1472, 41, 50304),
+};
+
 /** A model to measure: random weights in the shape that a preset names, or a folder's or the hub's. */
 export async function openModel(
   name: string,
@@ -21,18 +44,19 @@ export async function openModel(
   dtype: ModelOptions['dtype'],
 ): Promise<CausalLM> {
   const preset = presets[name];
-  if (preset) {
-    return modelOfRandomWeights(presetConfig(...preset), device, dtype === 'auto' ? 'f32' : (dtype ?? 'f32'));
-  }
+  const config = preset ? presetConfig(...preset) : mixturePresets[name];
+  if (config) return modelOfRandomWeights(config, device, dtype === 'auto' ? 'f32' : (dtype ?? 'f32'));
   return AutoModelForCausalLM.fromPretrained(name, { device, dtype });
 }
 
-export const presetConfig = (hiddenSize: number, numLayers: number, vocabSize = 50280): JsonObject => ({
-  model_type: 'mamba',
-  hidden_size: hiddenSize,
-  num_hidden_layers: numLayers,
-  vocab_size: vocabSize,
-});
+export function presetConfig(hiddenSize: number, numLayers: number, vocabSize = 50280): JsonObject {
+  return {
+    model_type: 'mamba',
+    hidden_size: hiddenSize,
+    num_hidden_layers: numLayers,
+    vocab_size: vocabSize,
+  };
+}
 
 /** `count` prompts of random tokens; the same ones each time. */
 export function randomPrompts(model: CausalLM, count: number, length: number): Int32Array[] {
@@ -41,20 +65,70 @@ export function randomPrompts(model: CausalLM, count: number, length: number): I
   return Array.from({ length: count }, () => Int32Array.from({ length }, token));
 }
 
+/** The matrices of layers that every token sees. */
 const layerMatrices = (model: CausalLM): Tensor[] =>
-  [...model.parameters].filter(([name]) => /_proj\.weight$/.test(name)).map(([, tensor]) => tensor);
+  [...model.parameters]
+    .filter(([name]) => /(_proj|linear_fc\d)\.weight$/.test(name) && !expertName.test(name))
+    .map(([, tensor]) => tensor);
 
 /** The dtype of the matrices. */
 export const weightDtype = (model: CausalLM): DType => layerMatrices(model)[0]!.dtype;
 
+/** A parameter of one expert of several: the layer's name, and the expert's number. */
+const expertName = /^(.*\b(?:local_)?experts)\.(\d+)\./;
+
+/** Layers with experts, in their order: how many they have, and the size of one. */
+export function expertLayers(
+  model: CausalLM,
+): { readonly experts: number; readonly bytes: number; readonly size: number }[] {
+  const layers = new Map<string, { experts: number; bytes: number; size: number }>();
+  for (const [name, { size, dtype, shape }] of model.parameters) {
+    const [, layer, number] = expertName.exec(name) ?? [];
+    if (layer === undefined) continue;
+    const found = layers.get(layer) ?? { experts: 0, bytes: 0, size: 0 };
+    layers.set(layer, found);
+    found.experts = Math.max(found.experts, Number(number) + 1);
+    if (number !== '0') continue;
+    found.bytes += size * dtypeBytes[dtype];
+    if (shape.length === 2) found.size += size;
+  }
+  return [...layers.values()];
+}
+
+/** Of each layer with experts, how many a step of `ids` reads, one token for each sequence of `state`. */
+export async function expertsRead(model: CausalLM, ids: Tensor, state: State): Promise<number[]> {
+  const chosen: Promise<number>[] = [];
+  const count = async (experts: Tensor) =>
+    new Set((await experts.data()).filter((expert) => expert >= 0)).size;
+  const seen: Tensor[] = [];
+  const rows = [...Array(ids.shape[0]).keys()];
+  scope(() => {
+    const batch = model.batch(
+      rows.map(() => 1),
+      rows,
+    );
+    const router = (routing: Routing) => {
+      seen.push(...(Object.values(routing) as Tensor[]));
+      chosen.push(count(routing.experts));
+    };
+    model.step(ids, { ...batch, router }, state);
+  });
+  try {
+    return await Promise.all(chosen);
+  } finally {
+    for (const tensor of seen) tensor.dispose();
+  }
+}
+
 /**
  * Floating point operations of a prompt: two for each weight of a layer's matrices and token, and
- * for the head once a sequence, since only the last token needs logits. What is left, convolution
- * and scan, is under 2 % of these sizes.
+ * for the head once a sequence, since only the last token needs logits; of experts one a token. What
+ * is left, convolution and scan, is under 2 % of these sizes.
  */
 export function prefillFlops(model: CausalLM, batch: number, length: number): number {
   const { hiddenSize, vocabSize } = model.config;
-  const perToken = layerMatrices(model).reduce((sum, { size }) => sum + size, 0);
+  const dense = layerMatrices(model).reduce((sum, { size }) => sum + size, 0);
+  const perToken = expertLayers(model).reduce((sum, { size }) => sum + size, dense);
   return 2 * batch * (length * perToken + hiddenSize * vocabSize);
 }
 
@@ -62,10 +136,17 @@ export function prefillFlops(model: CausalLM, batch: number, length: number): nu
 export const weightBytes = (model: CausalLM): number =>
   [...model.parameters.values()].reduce((sum, { size, dtype }) => sum + size * dtypeBytes[dtype], 0);
 
-/** Bytes of parameters that a decode step reads: all, but of untied embeddings only the tokens' rows. */
-export function stepWeightBytes(model: CausalLM): number {
+/**
+ * Bytes of parameters that a decode step reads: all, but of untied embeddings only the tokens' rows,
+ * and of each layer with experts only so many of these as `expertsRead` says.
+ */
+export function stepWeightBytes(model: CausalLM, expertsRead: readonly number[] = []): number {
   const untied = [...model.parameters.keys()].some((name) => name.startsWith('lm_head.'));
-  return [...model.parameters]
-    .filter(([name]) => !(untied && /\bembeddings?\.weight$/.test(name)))
+  const dense = [...model.parameters]
+    .filter(([name]) => !(untied && /\bembeddings?\.weight$/.test(name)) && !expertName.test(name))
     .reduce((sum, [, { size, dtype }]) => sum + size * dtypeBytes[dtype], 0);
+  return expertLayers(model).reduce(
+    (sum, { bytes, experts }, i) => sum + bytes * (expertsRead[i] ?? experts),
+    dense,
+  );
 }

@@ -1,5 +1,5 @@
 import { InvalidArgumentError, Option, type Command } from 'commander';
-import { presets } from '../bench/model';
+import { mixturePresets, presets } from '../bench/model';
 import type { FloatFormat } from '../io/convert';
 
 export interface CommonFlags {
@@ -75,9 +75,12 @@ export const common = (command: Command, runs: number) =>
     .option('--compare <file>', "print ratios to an earlier run's file, or to peers' figures");
 
 /** The options of benches of models. */
-export const addModel = (command: Command) =>
+export const addModel = (command: Command, preset = '130m') =>
   command.addOption(
-    new Option('--model <list>', `${Object.keys(presets).join(', ')} (random weights), folders or hub ids`)
+    new Option(
+      '--model <list>',
+      `${Object.keys({ ...presets, ...mixturePresets }).join(', ')} (random weights), folders or hub ids`,
+    )
       .argParser(names)
-      .default(['130m'], '130m'),
+      .default([preset], preset),
   );

@@ -3,6 +3,7 @@ import { measureBandwidth } from '../bench/bandwidth';
 import { askCard, expBound } from '../bench/card';
 import { benchConv, convShapes, peerConvShapes, type ConvShape } from '../bench/conv';
 import { benchDecode, benchGenerate, breakDown, generation, peerBatches } from '../bench/decode';
+import { benchExperts } from '../bench/experts';
 import { barsOf, plot } from '../bench/plot';
 import { benchPrefill, peerPrompts, prefillOps, withLinearity } from '../bench/prefill';
 import type { Line } from '../bench/result';
@@ -28,6 +29,7 @@ interface ScanFlags extends CommonFlags, Lists<ScanShape> {
 type ConvFlags = CommonFlags & Lists<ConvShape>;
 type PrefillFlags = ModelFlags & { readonly lengths?: readonly number[]; readonly breakdown?: boolean };
 type DecodeFlags = ModelFlags & { readonly steps: number; readonly breakdown?: boolean };
+type ExpertsFlags = Omit<ModelFlags, 'batch'> & { readonly tokens: readonly number[] };
 type GenerateFlags = ModelFlags & { readonly newTokens: number };
 
 const help = `
@@ -81,6 +83,16 @@ export function benchCommand(): Command {
     .option('--batch <list>', 'sequences together (default: 1,8 on a CPU)', wholes)
     .option('--new-tokens <n>', 'tokens of each sequence', whole, generation.newTokens)
     .action(generates);
+  const experts = common(
+    addModel(
+      new Command('experts').description("Time a mixture's layers of experts alone."),
+      'blackmamba-1.5b',
+    ),
+    5,
+  )
+    .option('--tokens <list>', 'tokens together', wholes, [1, 64])
+    .addHelpText('after', '\nBeside each time: that of routing alone, and of a plain loop over the experts.')
+    .action(expertLayers);
   return new Command('bench')
     .description('Measure speed on this machine: single ops, prompts, generation.')
     .addCommand(scan)
@@ -88,6 +100,7 @@ export function benchCommand(): Command {
     .addCommand(prefill)
     .addCommand(decode)
     .addCommand(generate)
+    .addCommand(experts)
     .addHelpText('after', help);
 }
 
@@ -206,4 +219,15 @@ async function generates(flags: GenerateFlags): Promise<void> {
   await session.finish(
     bars('Generating, with sampling', 'tokens per second, all sequences together', 'tokensPerSecond'),
   );
+}
+
+async function expertLayers(flags: ExpertsFlags): Promise<void> {
+  const session = await Session.open(flags, 'experts', ['bf16']);
+  await session.eachModel(flags, async (model, name) => {
+    const bandwidth = await measureBandwidth(session.device);
+    for (const tokens of flags.tokens) {
+      await session.add(await benchExperts(model, name, tokens, bandwidth, flags.runs));
+    }
+  });
+  await session.finish(bars('A layer of experts', 'GFLOP per second', 'gflopPerSecond'));
 }

@@ -19,6 +19,7 @@ import { Weights, type LoadOptions } from '../nn/weights';
 import { scope } from '../tensor';
 import { generate, type GeneratedToken, type Prompt } from './generate';
 import type { GenerateOptions } from './options';
+import { Spares } from './spares';
 import type { Speculation } from './speculation';
 import { speculate } from './speculative';
 
@@ -105,6 +106,7 @@ export class CausalLM extends Model {
   /** Of the model's folder, or a `ByteTokenizer` for a model of bytes; undefined where there is none. */
   readonly tokenizer: Codec | undefined;
   readonly #extras: Extras;
+  readonly #spares: Spares;
 
   constructor(
     config: CommonConfig,
@@ -116,6 +118,7 @@ export class CausalLM extends Model {
     super(config, options.device, family.build(config, options.weights, activations), options.weights);
     this.tokenizer = family.codec === 'bytes' ? new ByteTokenizer() : options.tokenizer;
     this.#extras = options.extras ?? {};
+    this.#spares = new Spares(options.device);
   }
 
   /** Fills the parameters; called once. */
@@ -136,8 +139,9 @@ export class CausalLM extends Model {
       (id) => id < vocabSize,
     );
     const defaults = { eos, pad: own.id('pad_token_id') ?? padTokenId };
-    const run = options?.drafter === undefined ? generate : speculate;
-    return new Generation(run(this, this.tokenizer, defaults, prompts, options));
+    if (options?.drafter !== undefined)
+      return new Generation(speculate(this, this.tokenizer, defaults, prompts, options));
+    return new Generation(generate(this, this.#spares, this.tokenizer, defaults, prompts, options));
   }
 
   /**
@@ -147,6 +151,11 @@ export class CausalLM extends Model {
   async savePretrained(folder: string): Promise<void> {
     this.check('savePretrained');
     await savePretrained(folder, this.config, this.parameters, this.#extras);
+  }
+
+  override dispose(): void {
+    super.dispose();
+    this.#spares.dispose();
   }
 }
 

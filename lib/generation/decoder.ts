@@ -5,7 +5,7 @@ import type { Model } from '../models/model';
 import type { State } from '../models/state';
 import { copySlots } from '../ops/elementwise';
 import { sample } from '../ops/sample';
-import { keep, scope, Tensor, type TypedArray } from '../tensor';
+import { keep, scope, Tensor } from '../tensor';
 import type { RowOptions } from './options';
 
 /** What was drawn for each row. */
@@ -14,100 +14,150 @@ export interface Drawn {
   readonly logprobs: Float32Array;
 }
 
+/** What a recorded step depends on, besides the model and the state. All other options are values in tensors. */
+export interface DecoderKind {
+  readonly rows: number;
+  /** Whether tokens are noted on the device, which a repetition penalty needs. */
+  readonly seen: boolean;
+  /** How many ids are held back before `minNewTokens`; 0 where no row asks for it. */
+  readonly stops: number;
+  /** Whether a step is one recorded graph. */
+  readonly capture: boolean;
+  /** Whether the state is used after the generation: then it needs the logits of each row's end. */
+  readonly outlived: boolean;
+}
+
+export const decoderKind = (
+  options: readonly RowOptions[],
+  stop: readonly number[],
+  { capture, outlived }: Pick<DecoderKind, 'capture' | 'outlived'>,
+): DecoderKind => ({
+  rows: options.length,
+  seen: options.some(({ repetitionPenalty }) => repetitionPenalty !== 1),
+  stops: options.some(({ minNewTokens }) => minNewTokens > 0) ? stop.length : 0,
+  capture,
+  outlived,
+});
+
+const bitsOf = new DataView(new ArrayBuffer(8));
+const floatBits = (x: number) => {
+  bitsOf.setFloat32(0, x);
+  return bitsOf.getInt32(0);
+};
+const int32 = 2 ** 31 - 1;
+
 /**
  * Draws tokens on the device and feeds them back, one step a call. What varies from step to step
  * lives in tensors, so that a step is one recorded graph; the host may read one step behind. Can be
- * made while the prompts still run: what they leave in the state is looked at by the first `draw`.
+ * made while the prompts still run: what they leave in the state is looked at by `draw`, which begins
+ * a generation; a decoder can be used for one after another.
  */
 export class Decoder {
   readonly #model: Model;
   readonly #state: State;
+  readonly #kind: DecoderKind;
   readonly #tensors: Tensor[] = [];
+  readonly #values: Tensor; // i32[..]: all that `draw` sets, one after the other
   readonly #batch: Batch;
-  readonly #rows: Tensor; // i32[b]: 0, 1, ...
   readonly #drawn: Tensor; // i32[2, b]: tokens and the bits of logprobs, so that one read takes both
   readonly #token: Tensor; // i32[b], its first row
-  readonly #seen: Tensor; // i32[b, words]
-  readonly #position: Tensor; // i32[b]
-  readonly #quiet: Tensor | undefined; // i32[b]
-  readonly #minNewTokens: readonly number[];
-  readonly #sample: () => void;
-  readonly #active: Int32Array;
-  #graph: Graph | undefined;
+  readonly #moved: Tensor; // i32[b]: rows whose logits go to the state, or -1
+  readonly #seen: Tensor | undefined; // i32[b, words]
+  readonly #sample: (logits: Tensor) => void;
+  /** i32[b]: the row of the state that each sequence moves on in, or -1. */
+  readonly #slots: Int32Array;
+  #ended: number[] = [];
+  #graph: Graph<Tensor> | undefined;
+  /** f32[b, vocabSize]: of the last step. The state has those that `draw` began with. */
+  #logits: Tensor | undefined;
+  #stepped = false;
 
-  constructor(
-    model: Model,
-    state: State,
-    options: readonly RowOptions[],
-    stop: readonly number[],
-    useGraph: boolean,
-  ) {
+  constructor(model: Model, state: State, kind: DecoderKind) {
     this.#model = model;
     this.#state = state;
-    const b = state.rows;
+    this.#kind = kind;
+    const { rows: b, stops } = kind;
     const { device } = model;
     const own = (tensor: Tensor) => {
       this.#tensors.push(keep(tensor));
       return tensor;
     };
-    const make = (values: TypedArray | readonly number[], shape: readonly number[]) =>
-      own(Tensor.from(values, shape, { device }));
+    this.#slots = Int32Array.from({ length: b }, (_, i) => i);
     try {
-      const ints = (values: Iterable<number>) => make(Int32Array.from(values), [b]);
-      const floats = (values: readonly number[]) => make(Float32Array.from(values), [b]);
-      this.#active = Int32Array.from({ length: b }, (_, i) => i);
-      this.#rows = ints(this.#active);
-      this.#batch = {
-        offsets: make(
-          Int32Array.from({ length: b + 1 }, (_, i) => i),
-          [b + 1],
-        ),
-        slots: ints(this.#active),
-      };
-      const row = (i: number) => own(own(this.#drawn.rows(i, i + 1)).reshape([b]));
-      this.#drawn = make(new Int32Array(2 * b), [2, b]);
+      this.#values = own(Tensor.empty([11 * b + stops], 'i32', device));
+      let at = 0;
+      const ints = (count = b) => own(this.#values.rows(at, (at += count)));
+      const floats = () => own(ints().as('f32'));
+      const drawn = own(Tensor.empty([2, b], 'i32', device));
+      const row = (i: number) => own(own(drawn.rows(i, i + 1)).reshape([b]));
+      this.#drawn = drawn;
       this.#token = row(0);
-      const words = state.marks[0]!.length;
-      this.#seen = make(new Int32Array(b * words), [b, words]);
-      this.#position = ints(new Int32Array(b));
-      this.#quiet = stop.length > 0 ? ints(new Int32Array(b)) : undefined;
-      this.#minNewTokens = options.map((o) => o.minNewTokens);
-      const seeds = Int32Array.from(
-        options.flatMap(({ seed }) => [
-          Number(BigInt.asIntN(32, seed)),
-          Number(BigInt.asIntN(32, seed >> 32n)),
-        ]),
+      if (kind.seen) this.#seen = own(Tensor.empty([b, state.marks[0]!.length], 'i32', device));
+      const offsets = Tensor.from(
+        Int32Array.from({ length: b + 1 }, (_, i) => i),
+        [b + 1],
+        { device },
       );
-      const drawn = {
-        logits: state.logits,
-        temperature: floats(options.map((o) => o.temperature)),
-        topK: ints(options.map((o) => o.topK)),
-        topP: floats(options.map((o) => o.topP)),
-        minP: floats(options.map((o) => o.minP)),
-        penalty: floats(options.map((o) => o.repetitionPenalty)),
-        seed: make(seeds, [b, 2]),
-        ...(this.#quiet && { stop: make(Int32Array.from(stop), [stop.length]), quiet: this.#quiet }),
-        seen: this.#seen,
-        position: this.#position,
+      this.#batch = { offsets: own(offsets), slots: ints() };
+      // In the order of `draw`.
+      const args = {
+        temperature: floats(),
+        topK: ints(),
+        topP: floats(),
+        minP: floats(),
+        penalty: floats(),
+        position: ints(),
+        quiet: ints(),
+        seed: own(ints(2 * b).reshape([b, 2])),
+        ...(this.#seen && { seen: this.#seen }),
         token: this.#token,
         logprob: own(row(1).as('f32')),
       };
-      this.#sample = () => sample(drawn);
-      if (useGraph) this.#graph = capture(device, () => this.#step());
+      this.#moved = ints();
+      const held = stops > 0 ? { ...args, stop: ints(stops) } : args;
+      this.#sample = (logits) => sample({ ...held, logits });
+      if (kind.capture) {
+        this.#graph = capture(device, () => this.#step());
+        this.#logits = keep(this.#graph.result);
+      }
     } catch (error) {
       this.dispose();
       throw error;
     }
   }
 
-  /** Draws from the logits that the state holds, without moving on: what a generation begins with. */
-  draw(): Promise<Drawn> {
+  /** Begins a generation: draws from the logits that the state holds, without moving on. */
+  draw(options: readonly RowOptions[], stop: readonly number[]): Promise<Drawn> {
     const { lengths, marks } = this.#state;
-    this.#seen.set(Int32Array.from(marks.flatMap((row) => [...row])));
-    this.#position.set(Int32Array.from(lengths));
-    const quiet = this.#minNewTokens.map((count, i) => Math.min(2 ** 31 - 1, lengths[i]! + count));
-    this.#quiet?.set(Int32Array.from(quiet));
-    this.#sample();
+    const { rows: b, stops } = this.#kind;
+    for (let i = 0; i < b; i++) this.#slots[i] = i;
+    this.#ended = [];
+    this.#stepped = false;
+    const values = new Int32Array(11 * b + stops);
+    values.set(this.#slots);
+    options.forEach((row, i) => {
+      const words = [
+        floatBits(row.temperature),
+        row.topK,
+        floatBits(row.topP),
+        floatBits(row.minP),
+        floatBits(row.repetitionPenalty),
+        lengths[i]!,
+        Math.min(int32, lengths[i]! + row.minNewTokens),
+      ];
+      words.forEach((word, j) => (values[(1 + j) * b + i] = word));
+      values[8 * b + 2 * i] = Number(BigInt.asIntN(32, row.seed));
+      values[8 * b + 2 * i + 1] = Number(BigInt.asIntN(32, row.seed >> 32n));
+    });
+    if (stops > 0) values.set(stop, 11 * b);
+    this.#values.set(values);
+    if (this.#seen) {
+      const words = marks[0]!.length;
+      const seen = new Int32Array(b * words);
+      marks.forEach((row, i) => seen.set(row, i * words));
+      this.#seen.set(seen);
+    }
+    this.#sample(this.#state.logits);
     return this.#read();
   }
 
@@ -115,18 +165,22 @@ export class Decoder {
   next(): Promise<Drawn> {
     this.#model.check('generate');
     if (this.#state.disposed) throw new DisposedError('generate: state is disposed');
+    this.#settle(this.#ended);
     if (this.#graph) this.#graph.replay();
-    else this.#step();
+    else {
+      this.#logits?.dispose();
+      this.#logits = keep(this.#step());
+    }
+    this.#stepped = true;
     return this.#read();
   }
 
-  #step(): void {
-    scope(() => {
+  #step(): Tensor {
+    return scope(() => {
       const hidden = this.#model.step(this.#token, this.#batch, this.#state);
       const logits = this.#model.head(hidden);
-      // Rows that have ended keep the logits that they ended with.
-      copySlots({ from: logits, fromSlots: this.#rows, to: this.#state.logits, toSlots: this.#batch.slots });
-      this.#sample();
+      this.#sample(logits);
+      return logits;
     });
   }
 
@@ -138,11 +192,32 @@ export class Decoder {
 
   /** From the next step on, row `row` no longer moves. */
   end(row: number): void {
-    this.#active[row] = -1;
-    this.#batch.slots.set(this.#active);
+    this.#slots[row] = -1;
+    this.#ended.push(row);
+  }
+
+  /** Ends a generation. Where its state goes on, that gets the logits of all rows. */
+  finish(): void {
+    this.#settle([...this.#ended, ...this.#slots.filter((slot) => slot >= 0)]);
+    if (!this.#graph) this.#logits?.dispose();
+  }
+
+  /** Leaves in the state the logits of `rows`; those that have ended move no further. */
+  #settle(rows: readonly number[]): void {
+    if (rows.length === 0 || this.#state.disposed) return;
+    if (this.#kind.outlived && this.#stepped) {
+      const moved = new Int32Array(this.#slots.length).fill(-1);
+      for (const row of rows) moved[row] = row;
+      this.#moved.set(moved); // not a new tensor: at the end of a generation nothing may fail
+      const { logits } = this.#state;
+      copySlots({ from: this.#logits!, fromSlots: this.#moved, to: logits, toSlots: this.#moved });
+    }
+    this.#batch.slots.set(this.#slots);
+    this.#ended = [];
   }
 
   dispose(): void {
+    this.#logits?.dispose();
     this.#graph?.dispose();
     for (const tensor of this.#tensors) tensor.dispose();
   }

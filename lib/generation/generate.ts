@@ -4,8 +4,9 @@ import type { Codec } from '../io/codec';
 import { integerRows, type Dense, type Ids } from '../models/inputs';
 import type { Model } from '../models/model';
 import type { State } from '../models/state';
-import { Decoder, type Drawn } from './decoder';
+import { Decoder, decoderKind, type Drawn } from './decoder';
 import { rowOptions, stopIds, stopStrings, type GenerateOptions, type RowOptions } from './options';
+import type { Pair, Spares } from './spares';
 import type { Speculation } from './speculation';
 import { writerOf, type Writer } from './writer';
 
@@ -41,9 +42,9 @@ export class Row {
   #count = 0;
   done = false;
 
-  constructor(options: RowOptions, stop: readonly number[], writer: Writer) {
+  constructor(options: RowOptions, stop: ReadonlySet<number>, writer: Writer) {
     this.#options = options;
-    this.#stop = new Set(stop);
+    this.#stop = stop;
     this.#writer = writer;
   }
 
@@ -180,6 +181,7 @@ export async function prepare(
  */
 export async function* generate(
   model: Model,
+  spares: Spares,
   tokenizer: Codec | undefined,
   defaults: Defaults,
   prompts: Prompt | readonly Prompt[],
@@ -187,26 +189,39 @@ export async function* generate(
 ): AsyncGenerator<GeneratedToken, void, undefined> {
   const prepared = await prepare(model, tokenizer, defaults, prompts, options);
   const { sequences, muted, rowsOptions, stop, writers } = prepared;
-  const state = options.state ?? model.createState(sequences.length);
-  const release = state.acquire('generate');
-  let decoder: Decoder | undefined;
+  const kind = decoderKind(rowsOptions, stop, {
+    capture: options.capture ?? true,
+    outlived: options.state !== undefined,
+  });
+  const release = options.state?.acquire('generate');
+  let pair: Pair | undefined;
   let prompted: Promise<void> | undefined;
+  let drawn: Promise<Drawn> | undefined;
   let ahead: Promise<Drawn> | undefined;
+  /** Reported where it is awaited; until then nobody listens. */
+  const quietly = <T extends Promise<unknown>>(promise: T): T => {
+    promise.catch(() => {});
+    return promise;
+  };
   try {
-    prompted = model.run(sequences, state, { muted, signal: options.signal });
-    prompted.catch(() => {}); // awaited below, unless the decoder fails first
-    // The step is recorded while the device runs the prompts.
-    decoder = new Decoder(model, state, rowsOptions, stop, options.capture ?? true);
+    const prompt = (state: State) => {
+      prompted = quietly(model.run(sequences, state, { muted, signal: options.signal, wait: false }));
+    };
+    // A step is recorded, where that is needed, while the device runs the prompts.
+    if (options.state) {
+      prompt(options.state);
+      pair = { state: options.state, decoder: new Decoder(model, options.state, kind) };
+    } else pair = spares.begin(model, kind, prompt);
+    const { state, decoder } = pair;
     await prompted;
-    const rows = rowsOptions.map((row, i) => new Row(row, stop, writers[i]!));
-    let drawn = decoder.draw();
+    const ends = new Set(stop);
+    const rows = rowsOptions.map((row, i) => new Row(row, ends, writers[i]!));
+    drawn = quietly(decoder.draw(rowsOptions, stop));
     while (rows.some((row) => !row.done)) {
       options.signal?.throwIfAborted();
       // A state that outlives this call must have consumed all that was emitted; ours need not.
       const last = !options.state && rows.every((row) => row.done || row.endsWithNext);
-      ahead = last ? undefined : decoder.next();
-      // Reported by the loop's next turn; until then nobody listens.
-      ahead?.catch(() => {});
+      ahead = last ? undefined : quietly(decoder.next());
       const { tokens, logprobs } = await drawn;
       // Not yield*, which takes three more turns of the promise queue for each token.
       for (const event of take(rows, tokens, logprobs, state, decoder)) yield event;
@@ -215,11 +230,17 @@ export async function* generate(
     await ahead;
   } finally {
     // What is queued may still write to the state: it is nobody's until then.
-    await prompted?.catch(() => {});
-    await ahead?.catch(() => {});
-    decoder?.dispose();
-    release();
-    if (!options.state) state.dispose();
+    const ended = await Promise.allSettled([prompted, drawn, ahead]);
+    if (pair && !options.state) {
+      spares.end(
+        pair,
+        ended.every(({ status }) => status === 'fulfilled'),
+      );
+    } else if (pair) {
+      pair.decoder.finish();
+      pair.decoder.dispose();
+    }
+    release?.();
   }
 }
 

@@ -182,7 +182,8 @@ async function* advance(
   options: GenerateOptions,
 ): AsyncGenerator<GeneratedToken, void, undefined> {
   const { rowsOptions, stop, writers } = prepared;
-  const rows = rowsOptions.map((row, i) => new Row(row, stop, writers[i]!));
+  const ends = new Set(stop);
+  const rows = rowsOptions.map((row, i) => new Row(row, ends, writers[i]!));
   const counts = rows.map(() => ({ drafted: 0, accepted: 0, calls: 0, blocks: 0 }));
   const taken = rows.map(() => 0);
   while (rows.some((row) => !row.done)) {

@@ -1,9 +1,11 @@
+import { isRecording } from '../autograd/tape';
 import type { FeedForward } from '../nn/experts';
+import type { Linear } from '../nn/linear';
 import type { Batch, MambaMixer } from '../nn/mamba';
-import type { MoE } from '../nn/moe';
+import { MoE, type Entering } from '../nn/moe';
 import { add, cast } from '../ops/elementwise';
 import { embedding, matmul } from '../ops/matmul';
-import { addRmsNorm, layerNorm, rmsNorm } from '../ops/norm';
+import { addRmsNorm, layerNorm, normMatmul, rmsNorm } from '../ops/norm';
 import { scope, type DType, type Tensor } from '../tensor';
 import type { Backbone, StatePart } from './family';
 
@@ -29,7 +31,7 @@ export interface MixtureParts {
 /** Layers of Mamba mixers and feed-forward networks, of which some are mixtures of experts. */
 export class MixtureBackbone implements Backbone {
   readonly stateParts: readonly StatePart[];
-  readonly #parts: MixtureParts;
+  readonly parts: MixtureParts;
   readonly #activations: DType;
 
   constructor(
@@ -37,7 +39,7 @@ export class MixtureBackbone implements Backbone {
     { dInner, dState, dConv }: { dInner: number; dState: number; dConv: number },
     activations: DType,
   ) {
-    this.#parts = parts;
+    this.parts = parts;
     this.#activations = activations;
     this.stateParts = parts.layers.flatMap(({ mixer }, i) =>
       mixer
@@ -50,41 +52,58 @@ export class MixtureBackbone implements Backbone {
   }
 
   ready(): void {
-    for (const { mixer } of this.#parts.layers) mixer?.ready();
+    for (const { mixer } of this.parts.layers) mixer?.ready();
   }
 
   forward(ids: Tensor, batch: Batch, pools: readonly Tensor[], visit?: (hidden: Tensor) => void): Tensor {
-    const { embeddings, layers, eps } = this.#parts;
-    const dtype = this.#activations;
+    const { embeddings, layers } = this.parts;
     return scope(() => {
       let residual = embedding({ ids, weight: embeddings, dtype: 'f32' });
       let mixed: Tensor | undefined;
       let pool = 0;
-      for (const [i, { norm: weight, mixer, network, networkNorm }] of layers.entries()) {
-        const { y, sum } = mixed
-          ? addRmsNorm({ x: mixed, residual, weight, eps })
-          : { y: rmsNorm({ x: residual, weight, eps, dtype }), sum: residual };
+      for (const [i, layer] of layers.entries()) {
+        const { y, sum } = this.#layer(layer, mixed, residual, batch, () => pools[pool++]!);
         if (i > 0) visit?.(sum);
         // What this layer no longer needs goes at once: a long prompt's memory is one layer's.
         mixed?.dispose();
         if (sum !== residual) residual.dispose();
         residual = sum;
-        mixed = scope(() => {
-          const own = mixer?.forward(mixer.inProj.forward(y), batch, pools[pool++]!, pools[pool++]!);
-          if (!network) return own!;
-          const x = networkNorm ? rmsNorm({ x: sum, weight: networkNorm, eps, dtype }) : y;
-          const other = network.forward(x, { visit: batch.router });
-          return own ? add(own, other) : other;
-        });
-        y.dispose();
+        mixed = y;
       }
       return this.#last(mixed!, residual, visit);
     });
   }
 
+  /** `sum = residual + mixed`, and `y`, what the layer makes of it. `pool` gives the next state. */
+  #layer(
+    { norm, mixer, network, networkNorm }: MixtureLayer,
+    x: Tensor | undefined,
+    residual: Tensor,
+    batch: Batch,
+    pool: () => Tensor,
+  ): { readonly y: Tensor; readonly sum: Tensor } {
+    const { eps } = this.parts;
+    const dtype = this.#activations;
+    const entering = { x, residual, normWeight: norm, eps, dtype };
+    if (!mixer && network instanceof MoE) return network.layer(entering, batch.router);
+    return scope(() => {
+      if (!mixer) {
+        const { y, sum } = enter(entering);
+        return { y: (network as FeedForward).forward(y), sum };
+      }
+      const { y: xz, sum } = enter(entering, mixer.inProj);
+      const own = mixer.forward(xz, batch, pool(), pool());
+      if (!network) return { y: own, sum };
+      const beside = { residual: sum, normWeight: networkNorm!, eps, dtype };
+      const other =
+        network instanceof MoE ? network.layer(beside, batch.router).y : network.forward(enter(beside).y);
+      return { y: add(own, other), sum };
+    });
+  }
+
   /** The residual after the last layer, normalised. */
   #last(mixed: Tensor, residual: Tensor, visit?: (hidden: Tensor) => void): Tensor {
-    const { finalNorm, eps } = this.#parts;
+    const { finalNorm, eps } = this.parts;
     if (!finalNorm.bias) {
       const { y, sum } = addRmsNorm({ x: mixed, residual, weight: finalNorm.weight, eps });
       visit?.(sum);
@@ -96,10 +115,30 @@ export class MixtureBackbone implements Backbone {
   }
 
   logits(hidden: Tensor): Tensor {
-    return matmul({ x: hidden, ...this.#parts.head, dtype: 'f32' });
+    return matmul({ x: hidden, ...this.parts.head, dtype: 'f32' });
   }
 
   dispose(): void {
-    for (const { mixer } of this.#parts.layers) mixer?.dispose();
+    for (const { mixer } of this.parts.layers) mixer?.dispose();
   }
+}
+
+/** The norm of `residual + x`, times a layer's first matrix where there is one. */
+function enter(
+  { x, residual, normWeight, eps, dtype }: Entering,
+  first?: Linear,
+): { readonly y: Tensor; readonly sum: Tensor } {
+  if (first && residual.shape[0] === 1 && !isRecording()) {
+    // One row is where a step's kernels are short enough for their number to count.
+    const { weight, bias } = first;
+    const { y, sum } = normMatmul({ x, residual, normWeight, weight, bias, eps, dtype });
+    return { y, sum };
+  }
+  const { y, sum } = x
+    ? addRmsNorm({ x, residual, weight: normWeight, eps })
+    : { y: rmsNorm({ x: residual, weight: normWeight, eps, dtype }), sum: residual };
+  if (!first) return { y, sum };
+  const projected = first.forward(y);
+  y.dispose();
+  return { y: projected, sum };
 }

@@ -51,7 +51,7 @@ export class Model<C extends CommonConfig = CommonConfig> {
   readonly config: C;
   readonly device: Device;
   readonly stateLayout: StateLayout;
-  protected readonly backbone: Backbone;
+  readonly backbone: Backbone;
   protected readonly weights: Weights;
   #disposed = false;
 
@@ -127,11 +127,14 @@ export class Model<C extends CommonConfig = CommonConfig> {
       readonly visit?: (layer: number, hidden: Tensor, pieces: readonly Piece[]) => void;
       readonly router?: (routing: Routing, pieces: readonly Piece[]) => void;
       readonly each?: (hidden: Tensor, pieces: readonly Piece[]) => void;
+      /** False: until the last chunk is queued, not until it has run. The first is queued at once. */
+      readonly wait?: boolean;
     } = {},
   ): Promise<void> {
     let before: Promise<number> | undefined;
     const lengths = sequences.map(({ length }) => length);
-    for (const pieces of chunked(lengths, chunkTokens(this.device.id))) {
+    const chunks = chunked(lengths, chunkTokens(this.device.id));
+    for (const [i, pieces] of chunks.entries()) {
       options.signal?.throwIfAborted();
       this.check('forward');
       scope(() => {
@@ -153,6 +156,7 @@ export class Model<C extends CommonConfig = CommonConfig> {
         this.#keepLastLogits(hidden, pieces, sequences, state);
       });
       for (const { row, begin, end } of pieces) state.consumed(row, sequences[row]!.subarray(begin, end));
+      if (options.wait === false && i === chunks.length - 1) return;
       // One chunk is under way while the next one is queued. A fast device's promises settle within one
       // turn of the event loop: others get theirs here.
       await before;

@@ -3,9 +3,10 @@ import { kindOf } from '../arguments';
 import type { Device } from '../device';
 import { DisposedError, FormatError } from '../errors';
 import { isObject, parseJsonObject } from '../io/json';
-import { copySlots, zeroSlots } from '../ops/elementwise';
-import { dtypeBytes, keep, scope, sizeOf, Tensor, type DType } from '../tensor';
+import { copySlots } from '../ops/elementwise';
+import { dtypeBytes, scope, sizeOf, Tensor, type DType } from '../tensor';
 import type { StatePart } from './family';
+import { Pools } from './pools';
 
 const magic = 'SELSCAN\0';
 const version = 1;
@@ -49,6 +50,7 @@ export class State {
   readonly logits: Tensor;
   /** For each sequence one bit for each token id that it has consumed. */
   readonly marks: readonly Uint32Array[];
+  readonly #all: Pools;
   #user: string | undefined;
   #disposed = false;
 
@@ -57,31 +59,22 @@ export class State {
     this.layout = layout;
     this.rows = rows;
     // The tensors first: the device knows whether there is room for so many.
-    const tensors: Tensor[] = [];
-    try {
-      for (const { shape, dtype } of partsOf(layout)) {
-        tensors.push(keep(Tensor.empty([rows, ...shape], dtype, device)));
-      }
-      scope(() => {
-        const slots = Tensor.from(
-          Int32Array.from({ length: rows }, (_, i) => i),
-          [rows],
-          { device },
-        );
-        for (const pool of tensors) if (pool.size > 0) zeroSlots({ pool: flat(pool), slots });
-      });
-    } catch (error) {
-      for (const tensor of tensors) tensor.dispose();
-      throw error;
-    }
-    this.logits = tensors.at(-1)!;
-    this.pools = tensors.slice(0, -1);
+    this.#all = new Pools(partsOf(layout), rows, device);
+    this.logits = this.#all.tensors.at(-1)!;
+    this.pools = this.#all.tensors.slice(0, -1);
     this.lengths = Array<number>(rows).fill(0);
     this.marks = Array.from({ length: rows }, () => new Uint32Array(marksOf(layout)));
   }
 
   get disposed(): boolean {
     return this.#disposed;
+  }
+
+  /** Forgets everything: sequences that have seen nothing yet. */
+  clear(): void {
+    this.#all.zero();
+    this.lengths.fill(0);
+    for (const marks of this.marks) marks.fill(0);
   }
 
   /** Bytes of one sequence's state on the device. */
@@ -194,7 +187,7 @@ export class State {
 
   dispose(): void {
     this.#disposed = true;
-    for (const pool of [...this.pools, this.logits]) pool.dispose();
+    this.#all.dispose();
   }
 }
 

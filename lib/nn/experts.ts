@@ -1,4 +1,4 @@
-import { activate, expertMatmul } from '../ops/experts';
+import { activate, expertDown, expertMatmul, expertSum, expertUp, normRouteUp } from '../ops/experts';
 import { matmul } from '../ops/matmul';
 import type { Tensor } from '../tensor';
 import * as init from './init';
@@ -20,7 +20,8 @@ const gated = (activation: Activation) => activation === 'geglu' || activation =
 /** Columns of the first matrix: gated ones have two halves. */
 const widthOf = ({ dExpert, activation }: ExpertSizes) => dExpert * (gated(activation) ? 2 : 1);
 
-function activated(x: Tensor, { dExpert, activation }: ExpertSizes): Tensor {
+/** What an expert's first product becomes: f of it, or f of its first half times the second. */
+export function activated(x: Tensor, { dExpert, activation }: ExpertSizes): Tensor {
   if (!gated(activation)) return activate({ x, kind: kinds[activation] });
   const factor = x.columns(dExpert, 2 * dExpert);
   return activate({ x: x.columns(0, dExpert), factor, kind: kinds[activation] });
@@ -34,13 +35,16 @@ export interface Places {
   readonly k: number;
 }
 
+/** What a token comes from, and how its experts are chosen: see `normRouteUp`. */
+type OneToken = Omit<Parameters<typeof normRouteUp>[0], 'up' | 'upBias' | 'kind' | 'h'>;
+
 /** Feed-forward networks of one shape, of which a token sees only those that it is sent to. */
 export class Experts {
-  readonly #sizes: ExpertSizes;
-  readonly #up: Tensor; // [e, width, dModel]
-  readonly #upBias: Tensor | undefined; // [e, width]
-  readonly #down: Tensor; // [e, dModel, dExpert]
-  readonly #downBias: Tensor | undefined; // [e, dModel]
+  readonly sizes: ExpertSizes;
+  readonly up: Tensor; // [e, width, dModel]
+  readonly upBias: Tensor | undefined; // [e, width]
+  readonly down: Tensor; // [e, dModel, dExpert]
+  readonly downBias: Tensor | undefined; // [e, dModel]
 
   /** The parameters of expert i are `<i>.<names.up>.weight` and so on. */
   constructor(
@@ -50,26 +54,51 @@ export class Experts {
     names: { readonly up: string; readonly down: string },
   ) {
     const { dModel, dExpert, bias } = sizes;
-    this.#sizes = sizes;
+    this.sizes = sizes;
     const all = (name: string) => Array.from({ length: count }, (_, i) => `${i}.${name}`);
     const width = widthOf(sizes);
-    this.#up = w.stack(all(`${names.up}.weight`), [width, dModel], init.linear(dModel));
-    this.#down = w.stack(all(`${names.down}.weight`), [dModel, dExpert], init.linear(dExpert));
+    this.up = w.stack(all(`${names.up}.weight`), [width, dModel], init.linear(dModel));
+    this.down = w.stack(all(`${names.down}.weight`), [dModel, dExpert], init.linear(dExpert));
     if (!bias) return;
-    this.#upBias = w.stack(all(`${names.up}.bias`), [width], init.zeros, 'f32');
-    this.#downBias = w.stack(all(`${names.down}.bias`), [dModel], init.zeros, 'f32');
+    this.upBias = w.stack(all(`${names.up}.bias`), [width], init.zeros, 'f32');
+    this.downBias = w.stack(all(`${names.down}.bias`), [dModel], init.zeros, 'f32');
   }
 
   /** x [t, dModel] to [a, dModel], in the experts' order. */
   forward(x: Tensor, { order, offsets, k }: Places): Tensor {
-    const up = expertMatmul({ x, weight: this.#up, bias: this.#upBias, order, offsets, k });
+    const up = expertMatmul({ x, weight: this.up, bias: this.upBias, order, offsets, k });
     return expertMatmul({
-      x: activated(up, this.#sizes),
-      weight: this.#down,
-      bias: this.#downBias,
+      x: activated(up, this.sizes),
+      weight: this.down,
+      bias: this.downBias,
       order,
       offsets,
     });
+  }
+
+  /** The same in fewer steps, and on to the tokens: x [t, dModel] to [t, dModel]. No gradients. */
+  through(
+    x: Tensor,
+    { order, place, offsets, k }: Places & { readonly place: Tensor },
+    weights: Tensor,
+  ): Tensor {
+    const { activation, dExpert: h } = this.sizes;
+    const up = { weight: this.up, bias: this.upBias, kind: kinds[activation], h };
+    const hidden = expertUp({ x, ...up, order, offsets, k });
+    const down = { weight: this.down, bias: this.downBias };
+    const y = expertDown({ x: hidden, ...down, order, place, offsets, weights });
+    hidden.dispose();
+    return y;
+  }
+
+  /** One token into those of its choice, and out of them. */
+  enter(token: OneToken): ReturnType<typeof normRouteUp> {
+    const { activation, dExpert: h } = this.sizes;
+    const weights = { up: this.up, upBias: this.upBias };
+    return normRouteUp({ ...token, ...weights, kind: kinds[activation], h });
+  }
+  leave(hidden: Tensor, experts: Tensor, weights: Tensor): Tensor {
+    return expertSum({ hidden, weight: this.down, bias: this.downBias, experts, weights });
   }
 }
 
@@ -90,8 +119,8 @@ export class FeedForward {
     this.#down = linear(names.down, dExpert, dModel);
   }
 
-  /** x [t, dModel] to [t, dModel]; `visit` is a router's, and there is none here. */
-  forward(x: Tensor, _options?: { readonly visit?: unknown }): Tensor {
+  /** x [t, dModel] to [t, dModel]. */
+  forward(x: Tensor): Tensor {
     return matmul({ x: activated(matmul({ x, ...this.#up }), this.#sizes), ...this.#down });
   }
 }

@@ -1,7 +1,17 @@
+import { isRecording } from '../autograd/tape';
 import { expertCombine } from '../ops/experts';
 import { matmul } from '../ops/matmul';
-import { jitter, limitExperts, routeExperts, routerStatistics, sinkhorn, sortExperts } from '../ops/routing';
-import { keep, scope, type Tensor } from '../tensor';
+import { addRmsNorm, rmsNorm } from '../ops/norm';
+import {
+  jitter,
+  limitExperts,
+  normRoute,
+  routeExperts,
+  routerStatistics,
+  sinkhorn,
+  sortExperts,
+} from '../ops/routing';
+import { keep, scope, type DType, type Tensor } from '../tensor';
 import { Experts, type ExpertSizes } from './experts';
 import * as init from './init';
 import type { Weights } from './weights';
@@ -62,19 +72,29 @@ export function capacityOf(config: MoEConfig, tokens: number): number {
   return Math.min(tokens * config.topK, Math.ceil(share * (config.capacityFactor ?? 1)));
 }
 
+/** What a layer starts with: the residual, and what the layer before adds to it. */
+export interface Entering {
+  readonly x?: Tensor | undefined; // [t, dModel]
+  readonly residual: Tensor; // f32[t, dModel]
+  readonly normWeight: Tensor; // [dModel]
+  readonly eps: number;
+  /** Of what leaves. */
+  readonly dtype: DType;
+}
+
 /** A mixture of experts: ops only, of shapes that tokens alone decide, so that it can be captured. */
 export class MoE {
   readonly config: MoEConfig;
-  readonly #router: Tensor; // f32[experts, dModel]
-  readonly #routerBias: Tensor | undefined; // f32[experts]
-  readonly #experts: Experts;
+  readonly router: Tensor; // f32[experts, dModel]
+  readonly routerBias: Tensor | undefined; // f32[experts]
+  readonly experts: Experts;
 
   constructor(w: Weights, config: MoEConfig) {
     this.config = config;
     const router = w.at('router');
-    this.#router = router.get('weight', [config.experts, config.dModel], init.linear(config.dModel));
-    this.#routerBias = config.routerBias ? router.get('bias', [config.experts], init.zeros) : undefined;
-    this.#experts = new Experts(w.at(config.names.experts), config.experts, config, config.names);
+    this.router = router.get('weight', [config.experts, config.dModel], init.linear(config.dModel));
+    this.routerBias = config.routerBias ? router.get('bias', [config.experts], init.zeros) : undefined;
+    this.experts = new Experts(w.at(config.names.experts), config.experts, config, config.names);
   }
 
   /** x [t, dModel] to [t, dModel]. */
@@ -82,18 +102,64 @@ export class MoE {
     const { experts: e, jitter: epsilon } = this.config;
     return scope(() => {
       const heard = seed && epsilon > 0 ? jitter({ x, seed, epsilon }) : x;
-      const logits = matmul({ x: heard, weight: this.#router, bias: this.#routerBias, dtype: 'f32' });
+      const logits = matmul({ x: heard, weight: this.router, bias: this.routerBias, dtype: 'f32' });
       const { chosen, kept, weights } = this.#route(logits, seed !== undefined);
       const [tokens, k] = kept.shape as [number, number];
       const { order, place, offsets } = sortExperts({ experts: kept.reshape([tokens * k]), e });
-      if (visit) {
-        const statistics = routerStatistics({ logits, experts: chosen, kept });
-        const routing = { experts: kept, weights, ...statistics };
-        for (const tensor of Object.values(routing)) keep(tensor);
-        visit(routing);
+      const y = this.experts.forward(x, { order, offsets, k });
+      const combined = expertCombine({ x: y, place, weights });
+      if (visit) see(visit, { logits, chosen, kept, weights });
+      return combined;
+    });
+  }
+
+  /**
+   * The layer with its RMS norm and residual, without a gradient: `sum = residual + x`, and `y`, what
+   * the experts make of its norm, [t, dModel] both. One token goes through two kernels on a GPU.
+   */
+  layer(entering: Entering, visit?: MoEOptions['visit']): { readonly y: Tensor; readonly sum: Tensor } {
+    const { topK: k, router, normalize, experts: e } = this.config;
+    if (router === 'expert-choice' || isRecording()) return this.#layerByOps(entering, visit);
+    const { x, residual, normWeight, eps, dtype } = entering;
+    const routing = { eps, k, sigmoid: router !== 'softmax', normalize, dtype };
+    return scope(() => {
+      if (residual.shape[0] === 1) {
+        const { sum, logits, experts, weights, hidden } = this.experts.enter({
+          x,
+          residual,
+          normWeight,
+          router: this.router,
+          routerBias: this.routerBias,
+          ...routing,
+        });
+        const y = this.experts.leave(hidden, experts, weights);
+        if (visit) see(visit, { logits, chosen: experts, kept: experts, weights });
+        return { y, sum };
       }
-      const y = this.#experts.forward(x, { order, offsets, k });
-      return expertCombine({ x: y, place, weights });
+      const { sum, normed, logits, experts, weights } = normRoute({
+        x,
+        residual,
+        normWeight,
+        weight: this.router,
+        bias: this.routerBias,
+        ...routing,
+      });
+      const sorted = sortExperts({ experts: experts.reshape([experts.shape[0]! * k]), e });
+      const y = this.experts.through(normed, { ...sorted, k }, weights);
+      if (visit) see(visit, { logits, chosen: experts, kept: experts, weights });
+      return { y, sum };
+    });
+  }
+
+  #layerByOps(
+    { x, residual, normWeight: weight, eps, dtype }: Entering,
+    visit?: MoEOptions['visit'],
+  ): { readonly y: Tensor; readonly sum: Tensor } {
+    return scope(() => {
+      const { y, sum } = x
+        ? addRmsNorm({ x, residual, weight, eps })
+        : { y: rmsNorm({ x: residual, weight, eps, dtype }), sum: residual };
+      return { y: this.forward(y, { visit }), sum };
     });
   }
 
@@ -120,4 +186,15 @@ export class MoE {
     if (!training || capacityFactor === undefined) return { chosen, kept: chosen, weights };
     return { chosen, kept: limitExperts({ scores: weights, experts: chosen, e, capacity }), weights };
   }
+}
+
+/** Lets `visit` have what a router did. */
+function see(
+  visit: (routing: Routing) => void,
+  routed: Readonly<Record<'logits' | 'chosen' | 'kept' | 'weights', Tensor>>,
+): void {
+  const { logits, chosen, kept, weights } = routed;
+  const routing = { experts: kept, weights, ...routerStatistics({ logits, experts: chosen, kept }) };
+  for (const tensor of Object.values(routing)) keep(tensor);
+  visit(routing);
 }

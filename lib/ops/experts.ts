@@ -1,4 +1,5 @@
 import { op } from '../op';
+import { fewerThan } from './routing';
 
 /**
  * Rows of `x`, each times the weight of its expert: `y[p] = x[row] · weight[i]ᵀ + bias[i]` for the
@@ -28,11 +29,88 @@ export const expertCombine = op('expert_combine', {
       : `x has ${size('a')} rows, expected ${size('t')! * size('k')!}: one for each weight`,
 });
 
+const upTo = (n: number, h: number) =>
+  n === h || n === 2 * h ? undefined : `weight has ${n} rows, expected ${h} or twice as many: h is ${h}`;
+const kindOf = (kind: number) =>
+  [0, 1, 2].includes(kind) ? undefined : `kind is ${kind}, expected 0, 1 or 2`;
+
+/**
+ * Into the experts: `y = f(expertMatmul(x))` with `activate`'s f, or `f(gate) · up` where the
+ * weight has two halves of `h` rows, the gate first. Rows and places as in `expertMatmul`.
+ */
+export const expertUp = op('expert_up', {
+  in: { x: 'T[t,d]', weight: 'W[e,n,d]', bias: 'f32[e,n]?', order: 'i32[a]', offsets: 'i32[e+1]' },
+  attrs: { k: 1, kind: 0, h: 1 },
+  out: { y: 'T[a,h]' },
+  check: (size) =>
+    upTo(size('n')!, size('h')!) ??
+    kindOf(size('kind')!) ??
+    (size('k')! > 0 && size('t')! * size('k')! === size('a')
+      ? undefined
+      : `order has ${size('a')} places, expected ${size('t')! * size('k')!}: k, which is ${size('k')}, for each row of x`),
+});
+
+/**
+ * Out of the experts, and back to the tokens: `expertCombine` of `expertMatmul`, in the places that
+ * `sortExperts` gave.
+ */
+export const expertDown = op('expert_down', {
+  in: {
+    x: 'T[a,d]',
+    weight: 'W[e,n,d]',
+    bias: 'f32[e,n]?',
+    order: 'i32[a]',
+    place: 'i32[a]',
+    offsets: 'i32[e+1]',
+    weights: 'f32[t,k]',
+  },
+  out: { y: 'T[t,n]' },
+  check: (size) =>
+    size('a') === size('t')! * size('k')!
+      ? undefined
+      : `x has ${size('a')} rows, expected ${size('t')! * size('k')!}: one for each weight`,
+});
+
+/**
+ * One token into its experts: `normRoute`, then `expertUp` of the chosen ones, best first. Only their
+ * weights are read.
+ */
+export const normRouteUp = op('norm_route_up', {
+  in: {
+    x: 'T[1,d]?',
+    residual: 'f32[1,d]',
+    normWeight: 'f32[d]',
+    router: 'f32[e,d]',
+    routerBias: 'f32[e]?',
+    up: 'W[e,n,d]',
+    upBias: 'f32[e,n]?',
+  },
+  attrs: { eps: 1e-5, k: 1, sigmoid: false, normalize: false, kind: 0, h: 1 },
+  out: {
+    sum: 'f32[1,d]',
+    normed: 'T[1,d]',
+    logits: 'f32[1,e]',
+    experts: 'i32[1,k]',
+    weights: 'f32[1,k]',
+    hidden: 'T[k,h]',
+  },
+  check: (size) => fewerThan(size('k')!, size('e')!) ?? upTo(size('n')!, size('h')!) ?? kindOf(size('kind')!),
+});
+
+/** `y[i] = Σ_j weights[i,j] · (hidden[i · k + j] · weight[experts[i,j]]ᵀ + bias[experts[i,j]])`. */
+export const expertSum = op('expert_sum', {
+  in: { hidden: 'T[a,h]', weight: 'W[e,n,h]', bias: 'f32[e,n]?', experts: 'i32[t,k]', weights: 'f32[t,k]' },
+  out: { y: 'T[t,n]' },
+  check: (size) =>
+    size('a') === size('t')! * size('k')!
+      ? undefined
+      : `hidden has ${size('a')} rows, expected ${size('t')! * size('k')!}: one for each weight`,
+});
+
 /** `f(x) · factor`; `kind` says which f: 0 is ReLU, 1 GELU (the exact one, by erf), 2 SiLU. */
 export const activate = op('activate', {
   in: { x: 'T[t,d]', factor: 'T[t,d]?' },
   attrs: { kind: 0 },
   out: { y: 'T[t,d]' },
-  check: (size) =>
-    [0, 1, 2].includes(size('kind')!) ? undefined : `kind is ${size('kind')}, expected 0, 1 or 2`,
+  check: (size) => kindOf(size('kind')!),
 });

@@ -5,7 +5,7 @@ const mostExperts = 1536;
 const notTooMany = (e: number) =>
   e > mostExperts ? `logits has ${e} columns, expected at most ${mostExperts} experts` : undefined;
 
-const fewerThan = (k: number, e: number) =>
+export const fewerThan = (k: number, e: number) =>
   k >= 1 && k <= e ? undefined : `k is ${k}, expected 1 to e, the number of experts, which is ${e}`;
 
 /**
@@ -18,6 +18,24 @@ export const routeExperts = op('route_experts', {
   in: { logits: 'f32[t,e]', scores: 'f32[t,e]?' },
   attrs: { k: 1, sigmoid: false, normalize: false },
   out: { experts: 'i32[t,k]', weights: 'f32[t,k]', probs: 'f32[t,e]' },
+  check: (size) => fewerThan(size('k')!, size('e')!),
+});
+
+/**
+ * The start of a layer of experts in one call: `sum = residual + x` in f32, or `residual` itself
+ * without `x`; `normed`, the RMS norm of `sum`; `logits = normed · weightᵀ + bias` in f32; and
+ * what `routeExperts` chooses by them. `dtype` sets that of `normed` without `x`.
+ */
+export const normRoute = op('norm_route', {
+  in: { x: 'T[t,d]?', residual: 'f32[t,d]', normWeight: 'f32[d]', weight: 'f32[e,d]', bias: 'f32[e]?' },
+  attrs: { eps: 1e-5, k: 1, sigmoid: false, normalize: false },
+  out: {
+    sum: 'f32[t,d]',
+    normed: 'T[t,d]',
+    logits: 'f32[t,e]',
+    experts: 'i32[t,k]',
+    weights: 'f32[t,k]',
+  },
   check: (size) => fewerThan(size('k')!, size('e')!),
 });
 

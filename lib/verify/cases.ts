@@ -4,25 +4,12 @@ import { bf16FromFloat, f16FromFloat, floatFromBf16, floatFromF16 } from '../io/
 import type { Op } from '../op';
 import type { Spec } from '../schema';
 import { Tensor, type DType } from '../tensor';
+import { below, fixed, narrow, normal, randomFrom, type Fill, type Sizes } from './fills';
+import { moeFills, moeSizes } from './moe-cases';
 import { values, type Attrs, type Values } from './reference';
 
-export type Sizes = Readonly<Record<string, number>>;
-export type Random = () => number;
-
-// Taken out once: jest's globals are slow, and these are called for every value of every tensor.
-const { cos, imul, log, PI, sqrt } = Math;
-
-/** A small generator of numbers in [0, 1) (Mulberry32): the same in every run. */
-export function randomFrom(seed: number): Random {
-  let a = seed >>> 0;
-  return () => {
-    a = (a + 0x6d2b79f5) | 0;
-    let x = imul(a ^ (a >>> 15), 1 | a);
-    x = (x + imul(x ^ (x >>> 7), 61 | x)) ^ x;
-    return ((x ^ (x >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
-export const normal = (random: Random) => sqrt(-2 * log(1 - random())) * cos(2 * PI * random());
+export { normal, randomFrom };
+export type { Sizes };
 
 /** Values as the device holds them, and back. */
 export function encode(data: ArrayLike<number>, dtype: DType): Float32Array | Int32Array | Uint16Array {
@@ -50,13 +37,6 @@ export const bits = async (tensor: Tensor): Promise<Buffer> => {
   return Buffer.from(data.buffer, data.byteOffset, data.byteLength);
 };
 
-const below = (most: string) => (random: Random, sizes: Sizes) => Math.floor(random() * sizes[most]!);
-type Fill = (random: Random, sizes: Sizes, index: number) => number;
-const fixed =
-  (value: number): Fill =>
-  () =>
-    value;
-
 /** Sequences of unequal lengths, empty ones among them. */
 const offsets: Fill = (_, { t, s }, i) => (i === s ? t! : Math.floor((t! * i * i) / (s! * s!)));
 /** Each row once, not in order, and none for the second one. */
@@ -65,19 +45,9 @@ const slots =
   (_, sizes, i) =>
     i === 1 ? -1 : sizes[pool]! - 1 - i;
 
-/** Experts of assignments, some of them dropped. */
-const experts =
-  (count: string): Fill =>
-  (random, sizes) =>
-    Math.floor(random() * (sizes[count]! + 1)) - 1;
-/** Weights whose sums of so many products are as large as one. */
-const narrow =
-  (products: string): Fill =>
-  (random, sizes) =>
-    normal(random) / Math.sqrt(Math.max(sizes[products]!, 1));
-
 /** What cannot be any number. */
 const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
+  ...moeFills,
   embedding: { ids: below('v') },
   cross_entropy: { labels: (random, sizes, i) => (i % 3 === 2 ? -100 : below('v')(random, sizes)) },
   take_rows: { rows: below('t') },
@@ -92,18 +62,6 @@ const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
     delta: (random) => 0.5 * random(),
     deltaBias: (random) => 0.3 * random(),
   },
-  limit_experts: { experts: experts('e') },
-  sort_experts: { experts: experts('e') },
-  router_statistics: {
-    experts: below('e'),
-    kept: (random, sizes, i) => (i % 4 === 3 ? -1 : below('e')(random, sizes)),
-  },
-  expert_matmul: {
-    order: (_, { a }, i) => a! - 1 - i,
-    // One expert without rows, and places that none has.
-    offsets: (_, { a, e }, i) => Math.floor((0.9 * a! * i * Math.abs(i - 1)) / (e! * e!)),
-  },
-  expert_combine: { place: (_, { a }, i) => (i % 3 === 2 ? -1 : a! - 1 - i) },
   mamba_step: {
     offsets: (_, _sizes, i) => i,
     slots: slots('p'),
@@ -126,6 +84,7 @@ const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
 
 /** Sizes that are not free, or not 5. */
 const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
+  ...moeSizes,
   copy_slots: (sizes) => ({ ...sizes, s: Math.min(sizes['s']!, sizes['p']!, sizes['q']!) }),
   zero_slots: (sizes) => ({ ...sizes, s: Math.min(sizes['s']!, sizes['p']!) }),
   take_rows: (sizes) => ({ ...sizes, m: sizes['t'] === 0 ? 0 : sizes['m']! }),
@@ -137,17 +96,6 @@ const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
     g: sizes['d']! % Math.max(sizes['g']!, 1) ? 1 : Math.max(sizes['g']!, 1),
     ...pool(sizes),
   }),
-  route_experts: (sizes) => {
-    const e = Math.max(sizes['e']!, 1);
-    return { ...sizes, e, k: Math.max(1, Math.min(sizes['k']!, e)) };
-  },
-  router_statistics: (sizes) => ({ ...sizes, e: Math.max(sizes['e']!, 1) }),
-  limit_experts: (sizes) => ({ ...sizes, e: 7, capacity: 2 }),
-  expert_matmul: (sizes) => {
-    const e = Math.max(sizes['e']!, 1);
-    return { ...sizes, e, k: 2, a: 2 * sizes['t']! };
-  },
-  expert_combine: (sizes) => ({ ...sizes, a: sizes['t']! * sizes['k']! }),
   mamba_step: (sizes) => ({
     ...sizes,
     w: Math.max(sizes['w']!, 1),

@@ -1,5 +1,5 @@
 /** Routing and experts, plainly and in f64. */
-import { logSumExp, row, sum, values, type Attrs, type Inputs, type Values } from './values';
+import { logSumExp, rmsNorm, row, sum, values, type Attrs, type Inputs, type Values } from './values';
 
 const sigmoid = (x: number) => 1 / (1 + Math.exp(-x));
 const softmax = (x: Float64Array) => {
@@ -115,6 +115,12 @@ export function philox(seed: readonly [number, number], position: number): numbe
   return Number(((c[0] << 32n) | c[1]) >> 11n) * 2 ** -53;
 }
 
+function dot(a: Float64Array, b: Float64Array): number {
+  let total = 0;
+  for (let i = 0; i < a.length; i++) total += a[i]! * b[i]!;
+  return total;
+}
+
 function expertMatmul({ x, weight, bias, order, offsets }: Inputs, { k }: Attrs): Inputs {
   const [, n, d] = weight!.shape as [number, number, number];
   const y = values(order!.data.length, n);
@@ -123,7 +129,7 @@ function expertMatmul({ x, weight, bias, order, offsets }: Inputs, { k }: Attrs)
       const from = row(x!, k ? Math.floor(order!.data[p]! / (k as number)) : p);
       for (let j = 0; j < n; j++) {
         const w = row(weight!, expert).subarray(j * d, (j + 1) * d);
-        row(y, p)[j] = sum(from.map((v, c) => v * w[c]!)) + (bias ? row(bias, expert)[j]! : 0);
+        row(y, p)[j] = dot(from, w) + (bias ? row(bias, expert)[j]! : 0);
       }
     }
   return { y };
@@ -172,7 +178,88 @@ function jitter({ x, seed }: Inputs, { epsilon }: Attrs): Inputs {
   return { y };
 }
 
-export const moeReferences: Readonly<Record<string, (inputs: Inputs, attrs: Attrs) => Inputs>> = {
+const rounded = ({ shape, data }: Values, round: Round): Values => ({ shape, data: round(data) });
+
+/** Columns of both halves, or of the only one. */
+function gated({ data, shape }: Values, { kind, h }: Attrs): Values {
+  const [a, n] = shape as [number, number];
+  const [f, size] = [activations[kind as number]!, h as number];
+  const y = values(a, size);
+  for (let p = 0; p < a; p++)
+    for (let j = 0; j < size; j++)
+      y.data[p * size + j] = f(data[p * n + j]!) * (n > size ? data[p * n + size + j]! : 1);
+  return y;
+}
+
+const expertUp = (inputs: Inputs, attrs: Attrs, round: Round): Inputs => ({
+  y: gated(rounded(expertMatmul(inputs, attrs)['y']!, round), attrs),
+});
+
+const expertDown = ({ place, weights, ...inputs }: Inputs, _: Attrs, round: Round): Inputs =>
+  expertCombine({
+    x: rounded(expertMatmul(inputs, { k: 0 })['y']!, round),
+    place: place!,
+    weights: weights!,
+  });
+
+function normRoute(inputs: Inputs, attrs: Attrs, round: Round): Inputs {
+  const { x, residual, normWeight, weight, bias } = inputs;
+  const total = { shape: residual!.shape, data: residual!.data.map((v, i) => v + (x?.data[i] ?? 0)) };
+  const exact = rmsNorm(total, normWeight!, attrs['eps'] as number);
+  const normed = rounded(exact, round);
+  const [t, e] = [normed.shape[0]!, weight!.shape[0]!];
+  const logits = values(t, e);
+  const router = Array.from({ length: e }, (_, j) => row(weight!, j));
+  for (let i = 0; i < t; i++)
+    row(logits, i).set(router.map((own, j) => dot(row(normed, i), own) + (bias?.data[j] ?? 0)));
+  const { experts, weights } = route({ logits }, attrs);
+  return { sum: total, normed: exact, logits, experts: experts!, weights: weights! };
+}
+
+/** As if the chosen experts had been sorted already: place j is that of choice j. */
+const chosen = (weight: Values, bias: Values | undefined, experts: Values): Inputs => {
+  const [, n, d] = weight.shape as [number, number, number];
+  const a = experts.data.length;
+  const own = values(a, n, d);
+  const ownBias = values(a, n);
+  experts.data.forEach((expert, p) => {
+    row(own, p).set(row(weight, expert));
+    if (bias) row(ownBias, p).set(row(bias, expert));
+  });
+  const count = (length: number) => ({ shape: [length], data: Float64Array.from({ length }, (_, i) => i) });
+  return { weight: own, bias: ownBias, order: count(a), offsets: count(a + 1) };
+};
+
+function normRouteUp(inputs: Inputs, attrs: Attrs, round: Round): Inputs {
+  const { router, routerBias, up, upBias, ...rest } = inputs;
+  const routed = normRoute(
+    { ...rest, weight: router!, ...(routerBias && { bias: routerBias }) },
+    attrs,
+    round,
+  );
+  const entering = { x: rounded(routed['normed']!, round), ...chosen(up!, upBias, routed['experts']!) };
+  return { ...routed, hidden: expertUp(entering, attrs, round)['y']! };
+}
+
+function expertSum({ hidden, weight, bias, experts, weights }: Inputs, _: Attrs, round: Round): Inputs {
+  const places = chosen(weight!, bias, experts!);
+  const { shape } = places['order']!;
+  const place = { shape, data: places['order']!.data };
+  return expertDown({ x: hidden!, ...places, place, weights: weights! }, {}, round);
+}
+
+/** What an op does to a value on its way. */
+type Round = (data: Float64Array) => Float64Array;
+type Reference = (inputs: Inputs, attrs: Attrs, round: Round) => Inputs;
+const exactly: Round = (data) => data;
+const rounding =
+  (reference: Reference) =>
+  (inputs: Inputs, attrs: Attrs, round = exactly): Inputs =>
+    reference(inputs, attrs, round);
+
+export const moeReferences: Readonly<
+  Record<string, (inputs: Inputs, attrs: Attrs, round?: Round) => Inputs>
+> = {
   route_experts: route,
   sinkhorn: balance,
   limit_experts: limit,
@@ -182,4 +269,9 @@ export const moeReferences: Readonly<Record<string, (inputs: Inputs, attrs: Attr
   expert_matmul: expertMatmul,
   expert_combine: expertCombine,
   activate,
+  norm_route: rounding(normRoute),
+  norm_route_up: rounding(normRouteUp),
+  expert_up: rounding(expertUp),
+  expert_down: rounding(expertDown),
+  expert_sum: rounding(expertSum),
 };

@@ -1,6 +1,6 @@
 /** Every op once more, plainly and in f64: what the kernels are held to. */
 import { moeReferences } from './moe-reference';
-import { logSumExp, row, sum, values, type Attrs, type Inputs, type Values } from './values';
+import { logSumExp, rmsNorm, row, sum, values, type Attrs, type Inputs, type Values } from './values';
 
 export { logSumExp, row, sum, values };
 export type { Attrs, Inputs, Values };
@@ -11,15 +11,6 @@ const map = (f: (...x: readonly number[]) => number, ...all: readonly Values[]):
 });
 const silu = (x: number) => x / (1 + Math.exp(-x));
 const softplus = (x: number) => (x > 20 ? x : Math.log1p(Math.exp(x)));
-function rmsNorm(x: Values, weight: Values, eps: number): Values {
-  const y = values(...x.shape);
-  for (let t = 0; t < x.shape[0]!; t++) {
-    const from = row(x, t);
-    const scale = 1 / Math.sqrt(sum(from.map((v) => v * v)) / from.length + eps);
-    row(y, t).set(from.map((v, j) => v * scale * weight.data[j]!));
-  }
-  return y;
-}
 
 function layerNorm({ x, weight, bias }: Inputs, eps: number): Values {
   const y = values(...x!.shape);

@@ -23,3 +23,14 @@ export const logSumExp = (x: Float64Array) => {
   const most = x.reduce((a, b) => Math.max(a, b), -Infinity);
   return most + Math.log(sum(x.map((each) => Math.exp(each - most))));
 };
+
+/** `x · rsqrt(mean(x²) + eps) · weight` of each row. */
+export function rmsNorm(x: Values, weight: Values, eps: number): Values {
+  const y = values(...x.shape);
+  for (let t = 0; t < x.shape[0]!; t++) {
+    const from = row(x, t);
+    const scale = 1 / Math.sqrt(sum(from.map((v) => v * v)) / from.length + eps);
+    row(y, t).set(from.map((v, j) => v * scale * weight.data[j]!));
+  }
+  return y;
+}

@@ -49,6 +49,10 @@ const most: Readonly<Record<string, Readonly<Record<string, number>>>> = {
   mamba_step: { n: 256 },
   expert_matmul: { e: 33 },
   expert_combine: { k: 33 },
+  expert_up: { e: 33 },
+  expert_down: { e: 33, k: 33 },
+  expert_sum: { e: 33, k: 33 },
+  norm_route_up: { e: 33 },
 };
 
 /** Some of everything: more than one tile, vector and warp, and none of them full. */

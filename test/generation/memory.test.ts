@@ -135,8 +135,8 @@ describe('out of memory', () => {
     const room = inUse().used - size;
     fork.dispose();
     const step = (room: number) => room + 64;
-    expect(await refusals(async () => state.fork().dispose(), room - 64, step)).toBeGreaterThan(2);
-    expect(await refusals(async () => model.restoreState(bytes).dispose(), room - 64, step)).toBeGreaterThan(
+    expect(await refusals(async () => state.fork().dispose(), room - 256, step)).toBeGreaterThan(2);
+    expect(await refusals(async () => model.restoreState(bytes).dispose(), room - 256, step)).toBeGreaterThan(
       2,
     );
     state.dispose();

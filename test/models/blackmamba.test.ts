@@ -1,9 +1,19 @@
+import { execFileSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { type CausalLM } from '../../lib';
+import { AutoModelForCausalLM, type CausalLM } from '../../lib';
 import { familyOf } from '../../lib/models';
 import { parseJsonObject } from '../../lib/io/json';
-import { answers, FIXTURES, logitsOf, open, relativeError, rowsOf, take } from './checkpoints';
+import {
+  answers,
+  FIXTURES,
+  logitsOf,
+  open,
+  relativeError,
+  rowsOf,
+  take,
+  temporaryFolder,
+} from './checkpoints';
 
 // Answers of Zyphra's own code for its own files, see test/fixtures/README.md
 describe.each([
@@ -57,4 +67,66 @@ it('activation and layers of config.json that are not known are refused', async 
   expect(config({ expert_activation: 'relu' })).toThrow('expected "gelu" or "silu"');
   expect(config({ surprise: 1 })).toThrow('no field surprise');
   await expect(logitsOf(await open('blackmamba-tiny'), [1, 2])).resolves.toHaveLength(512);
+});
+
+it('gates with SiLU where config.json says so, otherwise with GELU', () => {
+  const text = readFileSync(join(FIXTURES, 'blackmamba-tiny', 'config.json'));
+  const of = (change: object) => familyOf({ ...parseJsonObject(text, 'config.json'), ...change }).config;
+  expect(of({})).toMatchObject({ network: { activation: 'geglu' } });
+  expect(of({ expert_activation: 'silu' })).toMatchObject({ network: { activation: 'swiglu' } });
+  expect(of({ expert_activation: 'silu', swiglu: false })).toMatchObject({ network: { activation: 'silu' } });
+});
+
+describe.each(['1', '3'])('a layer r%s', (network) => {
+  const small = {
+    hidden_size: 16,
+    num_layers: 1,
+    state_size: 4,
+    conv_dimension: 4,
+    vocab_size: 40,
+    ffn_hidden_size: 24,
+    swiglu: true,
+    add_bias_linear: false,
+  };
+  /** A model of one layer whose parameters are those of `from`, some by other names, some zero. */
+  const like = async (layer: string, from: CausalLM, rename: (name: string) => string, zero?: RegExp) => {
+    const made = await AutoModelForCausalLM.fromConfig({ ...small, mamba_moe_layers: [layer] });
+    for (const [name, tensor] of made.parameters) {
+      const values = (await from.parameters.get(rename(name))!.data()) as Float32Array;
+      await tensor.write(new Uint8Array((zero?.test(name) ? values.map(() => 0) : values).slice().buffer));
+    }
+    return made;
+  };
+
+  it('is a mixer and a network beside each other, each with its norm', async () => {
+    const both = await AutoModelForCausalLM.fromConfig({ ...small, mamba_moe_layers: [`r${network}`] });
+    const same = (name: string) => name;
+    const asNetwork = (name: string) =>
+      name.replace('.mixer.', '.moe.').replace(/\.norm\.weight/, '.norm_moe.weight');
+    const pairs = [
+      [await like(`r${network}`, both, same, /linear_fc2/), await like('r', both, same)],
+      [await like(`r${network}`, both, same, /out_proj/), await like(network, both, asNetwork)],
+    ] as const;
+    for (const [one, other] of pairs) {
+      const [a, b] = [await logitsOf(one, [1, 2, 3, 4]), await logitsOf(other, [1, 2, 3, 4])];
+      expect(relativeError(a, b)).toBeLessThan(1e-6);
+      expect(relativeError(a, await logitsOf(both, [1, 2, 3, 4]))).toBeGreaterThan(1e-4);
+    }
+    for (const model of [both, ...pairs.flat()]) model.dispose();
+  });
+});
+
+describe('examples/blackmamba.ts', () => {
+  const folder = temporaryFolder();
+  it('reads a released folder, runs it and saves it', async () => {
+    const script = [join(__dirname, '..', 'typescript.cjs'), join(__dirname, '../../examples/blackmamba.ts')];
+    const args = [join(FIXTURES, 'blackmamba-tiny'), folder.at('made'), '5,6,7'];
+    const out = execFileSync(process.execPath, ['--require', ...script, ...args], { encoding: 'utf8' });
+    expect(out).toMatch(
+      /^blackmamba, \d+ parameters\ntokens: (\d+ ){15}\d+\nrouter 0: experts \d \d \d; load /,
+    );
+    const model = await AutoModelForCausalLM.fromPretrained(folder.at('made'));
+    expect(model.config.modelType).toBe('blackmamba');
+    model.dispose();
+  });
 });

@@ -1,3 +1,5 @@
+import { execFileSync } from 'node:child_process';
+import { join } from 'node:path';
 import { AutoModelForCausalLM, device, moeMambaPresets, type CausalLM } from '../../lib';
 import { familyOf } from '../../lib/models';
 import { bits, inUse, logitsOf, randomIds, relativeError, take, temporaryFolder } from './checkpoints';
@@ -108,4 +110,10 @@ it('refuses what makes no sense', () => {
   expect(config({ router: 'expert-choice' })).toThrow('router is "expert-choice", expected "softmax" or');
   expect(config({ expert_activation: 'tanh' })).toThrow('expert_activation is "tanh"');
   expect(config({ capacity_factor: -1 })).toThrow('capacity_factor is -1');
+});
+
+it('is what examples/moe-mamba.ts makes and runs', () => {
+  const script = [join(__dirname, '..', 'typescript.cjs'), join(__dirname, '../../examples/moe-mamba.ts')];
+  const out = execFileSync(process.execPath, ['--require', ...script], { encoding: 'utf8' });
+  expect(out).toMatch(/^\d+ parameters\ntokens: (\d+ ){7}\d+\nrouter 0: (\d+ ){7}\d+, entropy /);
 });

@@ -1,11 +1,20 @@
 /** The routers against plain references in f64: ties, empty experts, one token, all tokens to one expert. */
 import { Tensor, scope, type TensorLike } from '../../lib';
-import { limitExperts, routeExperts, routerStatistics, sinkhorn, sortExperts } from '../../lib/ops/routing';
-import { expertMatmul } from '../../lib/ops/experts';
+import {
+  limitExperts,
+  normRoute,
+  routeExperts,
+  routerStatistics,
+  sinkhorn,
+  sortExperts,
+} from '../../lib/ops/routing';
+import { expertDown, expertMatmul, expertSum, expertUp, normRouteUp } from '../../lib/ops/experts';
 import { matmul } from '../../lib/ops/matmul';
-import { bits, normal, randomFrom, read } from '../../lib/verify/cases';
+import { bits, normal, randomFrom, read, type Case } from '../../lib/verify/cases';
+import { measure } from '../../lib/verify/measure';
+import type { Op } from '../../lib/op';
 import { onEach } from '../devices';
-import type { Inputs, Values } from '../../lib/verify/reference';
+import type { Attrs, Inputs, Values } from '../../lib/verify/reference';
 import { balance, moeReferences } from '../../lib/verify/moe-reference';
 
 type Kind = 'random' | 'all tied' | 'tied in pairs' | 'empty experts' | 'all to one expert';
@@ -27,6 +36,11 @@ function logitsOf(kind: Kind, t: number, e: number): Values {
 describe.each(onEach)('on %s', (_, device) => {
   const floats = ({ shape, data }: Values) => Tensor.from(Float32Array.from(data), shape, { device });
   const ints = ({ shape, data }: Values) => Tensor.from(Int32Array.from(data), shape, { device });
+  const holds = async (op: unknown, each: Case) => {
+    for (const { result, error, bound } of await measure(op as Op, device, each))
+      if (!(error <= bound))
+        throw new Error(`${result}: ${error}, at most ${bound}; ${JSON.stringify(each)}`);
+  };
   const expectSame = async (got: Readonly<Record<string, TensorLike>>, want: Inputs) => {
     for (const [name, tensor] of Object.entries(got)) {
       const values = await read(tensor as Tensor);
@@ -134,6 +148,56 @@ describe.each(onEach)('on %s', (_, device) => {
       if (device.id === 'cpu') expect((await bits(one)).equals(await bits(plain))).toBe(true);
       const [a, b] = [await read(one), await read(plain)];
       a.forEach((v, i) => expect(Math.abs(v - b[i]!)).toBeLessThan(1e-4));
+    }
+  });
+
+  // Sizes that a GPU takes with its tensor cores, for some, many and very many rows an expert.
+  const halves = ['bf16', 'f16'] as const;
+  const entries = [
+    { d: 8, h: 8, e: 1, k: 1 },
+    { d: 1152, h: 40, e: 8, k: 1 },
+    { d: 1472, h: 24, e: 4, k: 2 },
+    { d: 512, h: 72, e: 20, k: 1 },
+    { d: 2048, h: 72, e: 3, k: 3 },
+  ];
+  it.each(halves)('one token in %s goes through its experts', async (T) => {
+    const dtypes = { T, W: T };
+    const kinds: readonly Attrs[] = [{}, { sigmoid: true, kind: 1 }, { normalize: true, kind: 2 }];
+    for (const [i, sizes] of entries.entries()) {
+      const attrs = kinds[i % 3]!;
+      const without = ['x', 'routerBias', 'upBias'];
+      await holds(normRouteUp, { sizes: { ...sizes, n: 17 }, dtypes, attrs });
+      await holds(normRouteUp, { sizes: { ...sizes, n: 1 }, dtypes, attrs, without });
+    }
+    for (const [h, n] of [
+      [8, 24],
+      [2048, 16],
+      [3872, 9],
+      [5000, 8],
+    ] as const)
+      for (const t of [1, 3]) await holds(expertSum, { sizes: { h, n, e: 3, t, k: t }, dtypes });
+    await holds(expertSum, { sizes: { h: 136, n: 40, e: 8, t: 1, k: 1 }, dtypes, without: ['bias'] });
+  });
+  it.each(halves)('tokens in %s are routed', async (T) => {
+    for (const t of [1, 5])
+      for (const { d, e, k } of entries)
+        await holds(normRoute, { sizes: { t, d, e, k }, dtypes: { T }, attrs: { sigmoid: k > 1 } });
+    await holds(normRoute, { sizes: { t: 530, d: 1100, e: 2, k: 2 }, dtypes: { T }, without: ['x', 'bias'] });
+    await holds(normRoute, { sizes: { t: 530, d: 40, e: 33, k: 4 }, dtypes: { T } });
+  });
+  it.each(halves)('tokens in %s go through experts together', async (T) => {
+    const dtypes = { T, W: T };
+    for (const t of [5, 20, 60, 170]) {
+      for (const [n, kind] of [
+        [1, 0],
+        [17, 1],
+        [17, 2],
+      ] as const) {
+        const without = kind === 2 ? ['bias'] : [];
+        await holds(expertUp, { sizes: { t, e: 2, d: 200, h: 72, n }, dtypes, attrs: { kind }, without });
+      }
+      await holds(expertDown, { sizes: { t: 2 * t, e: 2, d: 456, n: 72, k: 1 }, dtypes });
+      await holds(expertDown, { sizes: { t, e: 2, d: 72, n: 40, k: 2 }, dtypes, without: ['bias'] });
     }
   });
 
