@@ -2,12 +2,14 @@
 //   u   = silu(causal_conv1d(x)),  dbc = u x_proj^T             // [b, d], [b, k]; xz = x | z
 //   y   = selective_scan(u, dbc[:r] dt_weight^T, B and C = the rest of dbc) * silu(z)
 // with the roundings of those ops. It moves the weights once, 2 d k + 2 d r bytes, and for each
-// sequence its states, 8 d n. Few sequences: device/mamba_step_one.cuh, one kernel; many:
-// device/mamba_step_many.cuh, two. Both want clusters of blocks, one half type for all, 16 states
-// and 4 taps; the rest goes through the ops themselves.
+// sequence its states, 2 d n as many as they have bytes. Few sequences: device/mamba_step_one.cuh, one
+// kernel; many: device/mamba_step_project.cuh and mamba_step_update.cuh, two. Both want clusters of
+// blocks, one half type for activations and weights, 16 states and 4 taps; the rest goes through the
+// ops themselves.
 #include "card.h"
-#include "device/mamba_step_many.cuh"
 #include "device/mamba_step_one.cuh"
+#include "device/mamba_step_project.cuh"
+#include "device/mamba_step_update.cuh"
 #include "dispatch.cuh"
 #include "launch.cuh"
 #include "stream.h"
@@ -53,20 +55,21 @@ bool step_one(Stream& stream, Step<T> s) {
   return true;
 }
 
-template <int Rows, class T>
-void update(Stream& stream, const Step<T>& s, bool shift) {
-  const int blocks = s.d / kUpdateChannels * ((s.count + Rows - 1) / Rows);
-  launch(stream.handle, mamba_step_update<T, Rows>,
-         Grid{static_cast<unsigned>(blocks), kUpdateThreads}, s, shift);
+template <int Rows, class S, class T>
+void update(Stream& stream, const Step<T>& s) {
+  const int blocks = (s.d + kUpdateChannels - 1) / kUpdateChannels;
+  launch(stream.handle, mamba_step_update<T, S, Rows>,
+         Grid{static_cast<unsigned>(blocks * ((s.count + Rows - 1) / Rows)), kUpdateThreads}, s);
 }
 
 template <int Blocks, class T>
-bool project(Stream& stream, Step<T> s, int rows, int parts) {
+bool project(Stream& stream, Step<T> s) {
   s.slice = slice_of(s.d, Blocks);
-  const int bytes = ProjectMemory<T>::bytes(s, Blocks, parts);
+  const int bytes = ProjectMemory<T>::bytes(s, Blocks);
   if (bytes > kMostShared) return false;
-  launch_clusters(stream, mamba_step_project<T, Blocks>, (s.count + rows - 1) / rows * parts,
-                  Blocks, kProjectThreads, bytes, s, rows, parts);
+  const int rows = s.count <= 16 ? 4 : s.count <= 32 ? 8 : 16;
+  launch_clusters(stream, mamba_step_project<T, Blocks>, (s.count + rows - 1) / rows, Blocks,
+                  kProjectThreads, bytes, s, rows);
   return true;
 }
 
@@ -79,23 +82,21 @@ bool step_few(Stream& stream, const Step<T>& s) {
   return blocks == 16 ? step_one<16>(stream, s) : step_one<8>(stream, s);
 }
 
-// Few sequences: several clusters share x_proj's rows. Many: blocks of 16 rows take as long as 4/3
-// of those of 8, but 4 of them run at once on a multiprocessor instead of 6.
-template <class T>
+template <class S, class T>
 bool step_many(Stream& stream, const Step<T>& s) {
-  const int rows = s.count <= 16 ? 4 : s.count <= 32 ? 8 : 16;
-  const int parts = s.count <= 16 ? 4 : s.count <= 32 ? 2 : 1;
-  if (!project<16>(stream, s, rows, parts)) return false;
-  const int units = multiprocessors(), blocks = s.d / kUpdateChannels;
-  const auto waves = [&](int rows, int at_once) {
-    const int all = blocks * ((s.count + rows - 1) / rows);
-    return (all + at_once * units - 1) / (at_once * units);
-  };
-  if (4 * waves(16, 4) < 3 * waves(8, 6))
-    update<16>(stream, s, parts > 1);
+  if (!project<16>(stream, s)) return false;
+  // As many states on their way to a thread as its registers hold, where there are blocks enough.
+  constexpr int kMost = sizeof(S) == 4 ? 4 : 8;
+  if (s.count > 128)
+    update<kMost, S>(stream, s);
   else
-    update<8>(stream, s, parts > 1);
+    update<kMost / 2, S>(stream, s);
   return true;
+}
+
+// Whether states can be accessed 16 bytes at a time.
+bool wide_states(InOut state) {
+  return state.dtype() == DType::f32 ? packs<float>(state, 4) : packs<uint16_t>(state, 8);
 }
 
 // Part of the columns of a matrix.
@@ -130,10 +131,10 @@ void mamba_step(Stream& stream, In xz, In conv_weight, Opt conv_bias, InOut conv
         const bool wide = packs<T>(xz, 8) && packs<float>(conv_weight, 4) &&
                           packs<T>(conv_state, 8) && packs<T>(x_proj, 8) &&
                           packs<T>(dt_weight, 8) && packs<float>(A, 4) &&
-                          packs<float>(scan_state, 4) && packs<T>(y, 8) && packs<T>(u, 8) &&
+                          wide_states(scan_state) && packs<T>(y, 8) && packs<T>(u, 8) &&
                           packs<T>(dbc, 8);
         const bool fits = starts_early() && n == kStates && conv_weight.size(1) == kTaps &&
-                          d > 0 && d % kUpdateChannels == 0 && d <= INT32_MAX / 256 && r > 0 &&
+                          d > 0 && d % 32 == 0 && d <= INT32_MAX / 256 && r > 0 &&
                           r % 8 == 0 && b <= INT32_MAX / 16;
         if (!fits || !dense || !wide) return;
         Step<T> s{};
@@ -144,17 +145,22 @@ void mamba_step(Stream& stream, In xz, In conv_weight, Opt conv_bias, InOut conv
         s.x_proj = x_proj.data<T>(), s.x_proj_stride = x_proj.stride();
         s.dt_weight = dt_weight.data<T>(), s.dt_bias = dt_bias.data<float>();
         s.A = A.data<float>(), s.D = D.data<float>();
-        s.scan_state = scan_state.data<float>(), s.scan_state_stride = scan_state.stride();
+        s.scan_state = scan_state.view->data, s.scan_state_stride = scan_state.stride();
         s.offsets = offsets.data<int32_t>(), s.slots = slots.data<int32_t>();
         s.y = y.data<T>(), s.y_stride = y.stride();
         s.u = u.data<T>(), s.u_stride = u.stride();
         s.dbc = dbc.data<T>(), s.dbc_stride = dbc.stride();
+        s.state_bytes = static_cast<int>(size_of(scan_state.dtype()));
         s.pool = scan_state.size(0);
         s.count = static_cast<int>(b), s.d = static_cast<int>(d);
         s.r = static_cast<int>(r), s.k = static_cast<int>(x_proj.size(0));
         s.bad_offset = bad_offset;
         s.bad_slot = stream.fault("slots[%lld] is %d, expected less than %lld, the rows of state");
-        done = step_few(stream, s) || step_many(stream, s);
+        with_float(scan_state.dtype(), [&](auto state) {
+          using S = decltype(state);
+          if constexpr (sizeof(S) == 4) done = step_few(stream, s);
+          done = done || step_many<S>(stream, s);
+        });
       }
     });
   if (done) return;

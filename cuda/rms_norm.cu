@@ -1,6 +1,6 @@
 // y = x * rsqrt(mean(x^2) + eps) * weight over the last dimension, of x or of x + residual.
 // One block a row, neighbouring threads on neighbouring packs of up to 16 bytes. A row is read from
-// memory once and, for the second pass, from the cache: t*d*(sizeof(X) + sizeof(Y)) bytes move, and
+// memory once and stays in registers, if they hold it: t*d*(sizeof(X) + sizeof(Y)) bytes move, and
 // with the residual 8*t*d more.
 #include "device/pack.cuh"
 #include "device/reduce.cuh"
@@ -48,6 +48,42 @@ struct Added {  // the row is x + residual, written to total on the way
   }
 };
 
+constexpr int kMostThreads = 256, kHeld = 4;  // packs of a thread that stay in registers
+
+// Rows of up to kHeld packs a thread.
+template <int N, class Row, class Y>
+__global__ void __launch_bounds__(kMostThreads)
+    norm_short_rows(Row row, const float* weight, float eps, int64_t t, int64_t d, Y* y,
+                    int64_t y_stride) {
+  let_next_start();
+  const int step = static_cast<int>(blockDim.x) * N, first = static_cast<int>(threadIdx.x) * N;
+  wait_for_previous();
+  for (int64_t i = blockIdx.x; i < t; i += gridDim.x) {
+    Pack<N> v[kHeld], w[kHeld];
+#pragma unroll
+    for (int k = 0; k < kHeld; k++) {
+      if (first + k * step >= d) break;
+      v[k] = row.template first<N>(i, first + k * step);
+      w[k] = Pack<N>::load(weight + first + k * step);
+    }
+    float squares = 0;
+#pragma unroll
+    for (int k = 0; k < kHeld; k++) {
+      if (first + k * step >= d) break;
+#pragma unroll
+      for (int j = 0; j < N; j++) squares += v[k].item[j] * v[k].item[j];
+    }
+    const float scale = rsqrtf(block_sum(squares) / static_cast<float>(d) + eps);
+#pragma unroll
+    for (int k = 0; k < kHeld; k++) {
+      if (first + k * step >= d) break;
+#pragma unroll
+      for (int j = 0; j < N; j++) v[k].item[j] *= scale * w[k].item[j];
+      v[k].store(y + i * y_stride + first + k * step);
+    }
+  }
+}
+
 template <int N, class Row, class Y>
 __global__ void norm_rows(Row row, const float* weight, float eps, int64_t t, int64_t d, Y* y,
                           int64_t y_stride) {
@@ -74,12 +110,15 @@ __global__ void norm_rows(Row row, const float* weight, float eps, int64_t t, in
 
 template <int N, class Row, class Y>
 void launch_rows(Stream& s, Row row, const float* weight, float eps, int64_t t, int64_t d, Y* y,
-            int64_t y_stride) {
+                 int64_t y_stride) {
   if (t == 0 || d == 0) return;
   const int64_t packs = (d + N - 1) / N;
-  const unsigned threads = packs >= 256 ? 256 : static_cast<unsigned>((packs + 31) / 32 * 32);
+  const unsigned threads =
+      packs >= kMostThreads ? kMostThreads : static_cast<unsigned>((packs + 31) / 32 * 32);
   const unsigned blocks = static_cast<unsigned>(t < INT32_MAX ? t : INT32_MAX);
-  launch(s.handle, norm_rows<N, Row, Y>, {blocks, threads}, row, weight, eps, t, d, y, y_stride);
+  const auto kernel =
+      packs <= kHeld * kMostThreads ? norm_short_rows<N, Row, Y> : norm_rows<N, Row, Y>;
+  launch(s.handle, kernel, {blocks, threads}, row, weight, eps, t, d, y, y_stride);
 }
 
 constexpr int smaller(int a, int b) { return a < b ? a : b; }

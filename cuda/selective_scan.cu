@@ -14,6 +14,7 @@
 #include "device/scan.cuh"
 #include "device/scan_step.cuh"
 #include "dispatch.cuh"
+#include "narrow_states.cuh"
 #include "scratch.h"
 #include "sequences.h"
 
@@ -182,6 +183,15 @@ void selective_scan(Stream& stream, In u, In delta, In A, In B, In C, Opt D, Opt
                     In offsets, Opt slots, OptInOut state, bool delta_softplus, Out y) {
   const int64_t t = u.size(0), count = offsets.size(0) - 1;
   if (t == 0 || u.size(1) == 0 || count == 0) return;
+  if (state && state.dtype() != DType::f32)
+    return with_float(state.dtype(), [&](auto type) {
+      using S = decltype(type);
+      if constexpr (sizeof(S) == 2)
+        scan_narrow<S>(stream, count, slots.view, *state.view, [&](const View& own, const View& wide) {
+          selective_scan(stream, u, delta, A, B, C, D, z, delta_bias, offsets, Opt{&own},
+                         OptInOut{&wide}, delta_softplus, y);
+        });
+    });
   with_float(u.dtype(), [&](auto type) {
     using T = decltype(type);
     const Scan<T> s = describe<T>(stream, u, delta, A, B, C, D, z, delta_bias, offsets, slots,

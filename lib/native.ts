@@ -21,7 +21,7 @@ export interface MemoryUse {
   readonly tensors: number;
   /** Bytes in live tensors and graphs. */
   readonly used: number;
-  /** Bytes kept for reuse. */
+  /** Bytes kept for reuse: what was freed, and idle states of `generate`. */
   readonly cached: number;
   /** The largest `used` so far. */
   readonly peak: number;

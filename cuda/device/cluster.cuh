@@ -34,6 +34,11 @@ __device__ __forceinline__ uint32_t in_block(const void* p, unsigned rank) {
 #endif
   return address;
 }
+__device__ __forceinline__ void store_in_block(uint32_t address, uint32_t v) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
+#endif
+}
 __device__ __forceinline__ void store_in_block(uint32_t address, float2 v) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(v.x), "f"(v.y)

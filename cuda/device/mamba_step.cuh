@@ -22,15 +22,20 @@ struct Step {
   T* conv_state;      // [p, d, 3]
   const T *x_proj, *dt_weight;  // [k, d], [d, r]
   const float *dt_bias, *A, *D;  // [d], [d, 16], [d]
-  float* scan_state;             // [p, d, 16]
+  void* scan_state;              // [p, d, 16], of the type that a kernel is told
   const int32_t *offsets, *slots;
   T *y, *u, *dbc;  // [b, d], [b, d], [b, k]
   int64_t xz_stride, conv_state_stride, x_proj_stride, scan_state_stride;
   int64_t y_stride, u_stride, dbc_stride, pool;
   int count, d, r, k;
   int slice;  // channels of a block of a cluster; a multiple of kUnit
+  int state_bytes;  // of one of scan_state
   Fault *bad_offset, *bad_slot;
 
+  template <class S>
+  __device__ S* states(int64_t slot) const {
+    return static_cast<S*>(scan_state) + slot * scan_state_stride;
+  }
   // Negative: starts from zero and leaves nothing.
   __device__ int64_t slot(int i) const {
     const int32_t row = slots[i];

@@ -95,7 +95,7 @@ __device__ void prefetch_one(const Step<T>& s, int first, int channels, int sequ
   if (const int64_t slot = s.likely_slot(sequence); slot >= 0) {
     prefetch_span(s.conv_state + slot * s.conv_state_stride + first * (kTaps - 1),
                   channels * (kTaps - 1) * sizeof(T));
-    prefetch_span(s.scan_state + slot * s.scan_state_stride + first * kStates,
+    prefetch_span(s.template states<float>(slot) + first * kStates,
                   channels * kStates * sizeof(float));
   }
   if (sequence > 0) return;
@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(kOneThreads, 1)
   OneRow<T> dt_proj(s.dt_weight + static_cast<int64_t>(first) * s.r, s.r, columns, s.r);
   float4 h[kOnePieces], A[kOnePieces];
   float D[kOnePieces], gate[kOnePieces], u[kOnePieces];
-  float* state = slot < 0 ? nullptr : s.scan_state + slot * s.scan_state_stride + first * kStates;
+  float* state = slot < 0 ? nullptr : s.template states<float>(slot) + first * kStates;
 #pragma unroll
   for (int i = 0; i < kOnePieces; i++) {
     const int piece = i * kOneThreads + thread;

@@ -7,7 +7,7 @@ import { add } from '../ops/elementwise';
 import { scope, Tensor, tensorsIn } from '../tensor';
 import type { Bandwidth } from './bandwidth';
 import { quantile, spread, timeRuns, type Spread } from './measure';
-import { expertsRead, randomPrompts, stepWeightBytes, weightDtype } from './model';
+import { expertsRead, named, randomPrompts, stepWeightBytes, weightDtype } from './model';
 import { profileOps, type OpTime } from './profile';
 import type { Result } from './result';
 
@@ -36,6 +36,7 @@ export async function benchDecode(
   bandwidth: Bandwidth,
   runs: number,
 ): Promise<Result> {
+  const names = named(model, name);
   const { ms, read } = await timeGraph(model, { batch, steps }, runs);
   await timeSteps(model, batch, 4);
   const inGenerate: number[] = [];
@@ -44,8 +45,8 @@ export async function benchDecode(
   const gbPerSecond = bytes / ms.median / 1e6;
   return {
     bench: 'decode_step',
-    name: `${name}, batch ${batch}`,
-    model: name,
+    ...names,
+    name: `${names.name}, batch ${batch}`,
     dtype: weightDtype(model),
     shape: { batch, steps },
     ms,
@@ -115,6 +116,7 @@ export async function benchGenerate(
   runs: number,
 ): Promise<Result> {
   const { temperature, topP } = generation;
+  const names = named(model, name);
   const prompts = randomPrompts(model, batch, promptLength);
   const generateAll = async (maxNewTokens = newTokens) => {
     const options = { maxNewTokens, temperature, topP, seed: 0, eosTokenId: [] };
@@ -138,8 +140,8 @@ export async function benchGenerate(
   const { ms: step } = await timeGraph(model, { batch, steps: newTokens }, runs);
   return {
     bench: 'generate',
-    name: `${name}, batch ${batch}`,
-    model: name,
+    ...names,
+    name: `${names.name}, batch ${batch}`,
     dtype: weightDtype(model),
     shape: { batch, newTokens },
     ms,

@@ -41,12 +41,15 @@ export const mixturePresets: Readonly<Record<string, JsonObject>> = {
 export async function openModel(
   name: string,
   device: Device,
-  dtype: ModelOptions['dtype'],
+  { dtype, stateDtype }: Pick<ModelOptions, 'dtype' | 'stateDtype'>,
 ): Promise<CausalLM> {
   const preset = presets[name];
   const config = preset ? presetConfig(...preset) : mixturePresets[name];
-  if (config) return modelOfRandomWeights(config, device, dtype === 'auto' ? 'f32' : (dtype ?? 'f32'));
-  return AutoModelForCausalLM.fromPretrained(name, { device, dtype });
+  if (config) {
+    const format = dtype === undefined || dtype === 'auto' ? 'f32' : dtype;
+    return modelOfRandomWeights(config, device, format, stateDtype);
+  }
+  return AutoModelForCausalLM.fromPretrained(name, { device, dtype, stateDtype });
 }
 
 export function presetConfig(hiddenSize: number, numLayers: number, vocabSize = 50280): JsonObject {
@@ -70,6 +73,14 @@ const layerMatrices = (model: CausalLM): Tensor[] =>
   [...model.parameters]
     .filter(([name]) => /(_proj|linear_fc\d)\.weight$/.test(name) && !expertName.test(name))
     .map(([, tensor]) => tensor);
+
+/** How a result names the model and the dtype of its states, where that is not f32. */
+export function named(model: CausalLM, name: string): { name: string; model: string; stateDtype?: DType } {
+  const dtype = model.stateLayout.parts.find(({ name }) => name.endsWith('.scan'))?.dtype ?? 'f32';
+  return dtype === 'f32'
+    ? { name, model: name }
+    : { name: `${name}, ${dtype} states`, model: name, stateDtype: dtype };
+}
 
 /** The dtype of the matrices. */
 export const weightDtype = (model: CausalLM): DType => layerMatrices(model)[0]!.dtype;

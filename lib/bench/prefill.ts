@@ -1,7 +1,7 @@
 import type { CausalLM } from '../generation/causal-lm';
 import { askCard } from './card';
 import { timeRuns } from './measure';
-import { prefillFlops, randomPrompts, weightBytes, weightDtype } from './model';
+import { named, prefillFlops, randomPrompts, weightBytes, weightDtype } from './model';
 import { profileOps, type OpTime } from './profile';
 import type { Result } from './result';
 
@@ -32,12 +32,13 @@ export async function benchPrefill(
   try {
     const ms = await timeRuns(model.device, () => model.run(prompts, state), runs);
     const { peak } = model.device.memoryUsage();
+    const names = named(model, name);
     const card = askCard(model.device);
     const flops = prefillFlops(model, batch, length);
     return {
       bench: 'prefill',
-      name: `${name}, ${batch}×${length}`,
-      model: name,
+      ...names,
+      name: `${names.name}, ${batch}×${length}`,
       dtype: weightDtype(model),
       shape: { batch, length },
       ms,

@@ -67,12 +67,13 @@ export async function modelOfRandomWeights(
   json: JsonObject,
   device: Device,
   dtype: FloatFormat,
+  stateDtype?: FloatFormat,
 ): Promise<CausalLM> {
   const { config } = familyOf(json);
   const weights = new RepeatedWeights({ device, dtype });
   let model: CausalLM | undefined;
   try {
-    model = new CausalLM(config, { device, dtype, weights });
+    model = new CausalLM(config, { device, dtype, stateDtype, weights });
     await model.load();
     return model;
   } catch (error) {

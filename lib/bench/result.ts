@@ -29,6 +29,8 @@ export interface Result {
   /** The sizes, in numbers. */
   readonly shape: Readonly<Record<string, number>>;
   readonly model?: string;
+  /** Of the model's scan states, where it is not f32. */
+  readonly stateDtype?: DType;
   readonly ms: Spread;
   /** What follows from the time; units stand in the names. */
   readonly figures: Readonly<Record<string, number>>;
@@ -69,11 +71,11 @@ function commit(): string | undefined {
 }
 
 /** A line of a results file, as bench/README.md describes it. `ms` is the median. */
-export function jsonLine({ bench, device, dtype, model, shape, ms, ...line }: Line): string {
+export function jsonLine({ bench, device, dtype, model, stateDtype, shape, ms, ...line }: Line): string {
   const { figures, level, threads, version, commit, date } = line;
   const { median, ...spread } = ms;
   return `${JSON.stringify({
-    ...{ bench, device, dtype, model, ...shape, ms: median, ...spread },
+    ...{ bench, device, dtype, model, stateDtype, ...shape, ms: median, ...spread },
     ...{ figures, level, threads, version, commit, date },
   })}\n`;
 }

@@ -16,6 +16,7 @@ export interface CommonFlags {
 export interface ModelFlags extends CommonFlags {
   readonly model: readonly string[];
   readonly batch?: readonly number[];
+  readonly stateDtype?: FloatFormat;
 }
 
 /** `1,2,8`: whole numbers from 1. */
@@ -76,11 +77,17 @@ export const common = (command: Command, runs: number) =>
 
 /** The options of benches of models. */
 export const addModel = (command: Command, preset = '130m') =>
-  command.addOption(
-    new Option(
-      '--model <list>',
-      `${Object.keys({ ...presets, ...mixturePresets }).join(', ')} (random weights), folders or hub ids`,
+  command
+    .addOption(
+      new Option(
+        '--model <list>',
+        `${Object.keys({ ...presets, ...mixturePresets }).join(', ')} (random weights), folders or hub ids`,
+      )
+        .argParser(names)
+        .default([preset], preset),
     )
-      .argParser(names)
-      .default([preset], preset),
-  );
+    .addOption(
+      new Option('--state-dtype <name>', 'of what is remembered between tokens (default: f32)').choices(
+        formats,
+      ),
+    );

@@ -66,12 +66,12 @@ export class Session {
 
   /** Calls `work` with each model in each dtype, and with each number of threads. */
   async eachModel(
-    { model: names }: ModelFlags,
+    { model: names, stateDtype }: ModelFlags,
     work: (model: CausalLM, name: string) => Promise<void>,
   ): Promise<void> {
     for (const name of names) {
       for (const dtype of this.dtypes) {
-        const model = await openModel(name, this.device, dtype);
+        const model = await openModel(name, this.device, { dtype, stateDtype });
         try {
           await this.eachThreads(() => work(model, name));
         } finally {

@@ -32,6 +32,7 @@ export interface Flags
   readonly saveState?: string;
   readonly device?: string;
   readonly dtype?: PretrainedOptions['dtype'];
+  readonly stateDtype?: PretrainedOptions['stateDtype'];
   readonly threads?: number;
 }
 

@@ -27,7 +27,7 @@ const flags: readonly (readonly [RegExp, string])[] = [
   [/^device: name\b/, '--device'],
   [/^device: (?=')/, 'device '],
   [/^restore: /, '--load-state: '],
-  [/^fromPretrained: (?=dtype\b)/, '--'],
+  [/^fromPretrained: (?=(dtype|stateDtype)\b)/, '--'],
   [/^resolveModel: (?=revision\b)/, '--'],
   [/^resolveModel: /, ''],
   [/^setThreads: count\b/, '--threads'],

@@ -88,6 +88,7 @@ export function generateCommand(): Command {
     .optionsGroup('Where it runs:')
     .option('--device <name>', 'cpu, cuda or cuda:<index> (default: SELECTIVE_SCAN_DEVICE, or cpu)')
     .option('--dtype <name>', 'of the weights: auto, f32, bf16 or f16 (default: as stored)')
+    .option('--state-dtype <name>', 'of what is remembered between tokens: f32, bf16 or f16 (default: f32)')
     .option('--threads <n>', 'CPU threads (default: SELECTIVE_SCAN_THREADS, or all cores)', number)
     .option('--no-capture', 'queue every operation of every step by itself; for debugging');
   return addHubOptions(command).addHelpText('after', examples).action(run);
@@ -167,11 +168,11 @@ async function checkFolderOf(path: string): Promise<void> {
 }
 
 async function load(name: string, flags: Flags, signal: AbortSignal): Promise<CausalLM> {
-  const { device, dtype, bytes, revision, cacheDir, offline } = flags;
+  const { device, dtype, stateDtype, bytes, revision, cacheDir, offline } = flags;
   const progress = new Progress();
   try {
     return await AutoModelForCausalLM.fromPretrained(name, {
-      ...{ device, dtype, bytes, revision, cacheDir, offline, signal },
+      ...{ device, dtype, stateDtype, bytes, revision, cacheDir, offline, signal },
       ...progress.callbacks,
     });
   } finally {

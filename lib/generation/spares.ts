@@ -37,9 +37,14 @@ export class Spares implements Reserve {
     const found = this.#spares.findLastIndex((spare) => spare.kind === name);
     if (found >= 0) {
       const [spare] = this.#spares.splice(found, 1);
-      spare!.state.clear();
-      prompt(spare!.state);
-      return spare!;
+      try {
+        spare!.state.clear();
+        prompt(spare!.state);
+        return spare!;
+      } catch (error) {
+        dispose(spare!);
+        throw error;
+      }
     }
     const before = this.#device.held();
     const state = model.createState(kind.rows);

@@ -4,8 +4,7 @@ import { FeedForward, type ExpertSizes } from '../nn/experts';
 import { MambaMixer, type MixerConfig } from '../nn/mamba';
 import { MoE } from '../nn/moe';
 import type { Weights } from '../nn/weights';
-import type { DType } from '../tensor';
-import type { CommonConfig, Family } from './family';
+import type { CommonConfig, Family, ModelDTypes } from './family';
 import { Fields } from './fields';
 import { MixtureBackbone, type MixtureLayer } from './mixture';
 
@@ -78,7 +77,7 @@ const names = { experts: 'local_experts', up: 'linear_fc1', down: 'linear_fc2' }
 function build(
   { hiddenSize, vocabSize, layers, mixer, network }: BlackMambaConfig,
   weights: Weights,
-  activations: DType,
+  dtypes: ModelDTypes,
 ): MixtureBackbone {
   const norm = (w: Weights) => w.get('weight', [hiddenSize], init.ones);
   const networkOf = (w: Weights, experts: number) =>
@@ -120,7 +119,7 @@ function build(
     eps: 1e-5,
   };
   weights.checkAllUsed(['output_layer.weight']); // the released code overwrites it with the embeddings
-  return new MixtureBackbone(parts, mixer, activations);
+  return new MixtureBackbone(parts, mixer, dtypes);
 }
 
 /** BlackMamba (Anthony et al. 2024) as Zyphra's folders have it. */

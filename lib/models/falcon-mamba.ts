@@ -17,5 +17,5 @@ export const falconMamba: Family<MambaConfig> = {
     const dInner = own.whole('intermediate_size', config.mixer.dInner);
     return { ...config, modelType: 'falcon_mamba', json, mixer: { ...config.mixer, dInner, rmsEps } };
   },
-  build: (config, weights, activations) => mamba.build(config, weights, activations),
+  build: (config, weights, dtypes) => mamba.build(config, weights, dtypes),
 };

@@ -22,6 +22,13 @@ export interface StatePart {
   readonly dtype: DType;
 }
 
+/** What a model computes and remembers in. */
+export interface ModelDTypes {
+  readonly activations: DType;
+  /** Of the scan's states between calls. */
+  readonly states: DType;
+}
+
 /** A model's computation over packed tokens. */
 export interface Backbone {
   readonly stateParts: readonly StatePart[];
@@ -49,5 +56,5 @@ export interface Family<C extends CommonConfig = CommonConfig> {
   readonly rename?: (name: string) => string;
   /** @throws FormatError that names a field which is missing, unknown, or of a value that is not supported. */
   config(json: JsonObject): C;
-  build(config: C, weights: Weights, activations: DType): Backbone;
+  build(config: C, weights: Weights, dtypes: ModelDTypes): Backbone;
 }

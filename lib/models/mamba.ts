@@ -7,7 +7,7 @@ import type { Weights } from '../nn/weights';
 import { embedding, matmul } from '../ops/matmul';
 import { addRmsNorm, normMatmul, rmsNorm } from '../ops/norm';
 import { scope, type DType, type Tensor } from '../tensor';
-import type { Backbone, CommonConfig, Family, StatePart } from './family';
+import type { Backbone, CommonConfig, Family, ModelDTypes, StatePart } from './family';
 import { Fields } from './fields';
 
 /** Hugging Face's `MambaConfig`. */
@@ -87,7 +87,7 @@ class MambaBackbone implements Backbone {
   readonly #norm: Tensor; // [hiddenSize]
   readonly #head: Tensor; // [vocabSize, hiddenSize]
 
-  constructor(config: MambaConfig, weights: Weights, activations: DType) {
+  constructor(config: MambaConfig, weights: Weights, { activations, states }: ModelDTypes) {
     const { hiddenSize, vocabSize, numLayers, mixer } = config;
     this.#config = config;
     this.#activations = activations;
@@ -111,7 +111,7 @@ class MambaBackbone implements Backbone {
     const { dInner, dState, dConv } = mixer;
     this.stateParts = this.#layers.flatMap((_, i) => [
       { name: `layers.${i}.conv`, shape: [dInner, dConv - 1], dtype: activations },
-      { name: `layers.${i}.scan`, shape: [dInner, dState], dtype: 'f32' as const },
+      { name: `layers.${i}.scan`, shape: [dInner, dState], dtype: states },
     ]);
   }
 
@@ -194,5 +194,5 @@ class MambaBackbone implements Backbone {
 export const mamba: Family<MambaConfig> = {
   type: 'mamba',
   config,
-  build: (config, weights, activations) => new MambaBackbone(config, weights, activations),
+  build: (config, weights, dtypes) => new MambaBackbone(config, weights, dtypes),
 };

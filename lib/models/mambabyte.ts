@@ -24,7 +24,7 @@ export const mambaByte: Family<MambaConfig> = {
     }
     return { ...config, modelType: type, json };
   },
-  build: (config, weights, activations) => mamba.build(config, weights, activations),
+  build: (config, weights, formats) => mamba.build(config, weights, formats),
 };
 
 /** The configuration of a Mamba whose tokens are bytes, as the authors released theirs: the same model as a MambaByte. */

@@ -7,7 +7,7 @@ import { add, cast } from '../ops/elementwise';
 import { embedding, matmul } from '../ops/matmul';
 import { addRmsNorm, layerNorm, normMatmul, rmsNorm } from '../ops/norm';
 import { scope, type DType, type Tensor } from '../tensor';
-import type { Backbone, StatePart } from './family';
+import type { Backbone, ModelDTypes, StatePart } from './family';
 
 /** A layer with its norm and residual: a Mamba mixer, a network, or both beside each other. */
 export interface MixtureLayer {
@@ -37,7 +37,7 @@ export class MixtureBackbone implements Backbone {
   constructor(
     parts: MixtureParts,
     { dInner, dState, dConv }: { dInner: number; dState: number; dConv: number },
-    activations: DType,
+    { activations, states }: ModelDTypes,
   ) {
     this.parts = parts;
     this.#activations = activations;
@@ -45,7 +45,7 @@ export class MixtureBackbone implements Backbone {
       mixer
         ? [
             { name: `layers.${i}.conv`, shape: [dInner, dConv - 1], dtype: activations },
-            { name: `layers.${i}.scan`, shape: [dInner, dState], dtype: 'f32' as const },
+            { name: `layers.${i}.scan`, shape: [dInner, dState], dtype: states },
           ]
         : [],
     );

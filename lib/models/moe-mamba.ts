@@ -4,8 +4,7 @@ import { Linear } from '../nn/linear';
 import { MambaMixer, type MixerConfig } from '../nn/mamba';
 import { MoE, type MoEConfig } from '../nn/moe';
 import type { Weights } from '../nn/weights';
-import type { DType } from '../tensor';
-import type { CommonConfig, Family } from './family';
+import type { CommonConfig, Family, ModelDTypes } from './family';
 import { Fields } from './fields';
 import { MixtureBackbone } from './mixture';
 
@@ -83,7 +82,7 @@ function config(json: JsonObject): MoEMambaConfig {
   return read;
 }
 
-function build(config: MoEMambaConfig, weights: Weights, activations: DType): MixtureBackbone {
+function build(config: MoEMambaConfig, weights: Weights, dtypes: ModelDTypes): MixtureBackbone {
   const { hiddenSize, vocabSize, numLayers, mixer, moe, tieWordEmbeddings } = config;
   const backbone = weights.at('backbone');
   const norm = (w: Weights) => w.get('weight', [hiddenSize], init.ones);
@@ -102,7 +101,7 @@ function build(config: MoEMambaConfig, weights: Weights, activations: DType): Mi
     : new Linear(weights.at('lm_head'), hiddenSize, vocabSize, { bias: false });
   weights.checkAllUsed(tieWordEmbeddings ? ['lm_head.weight'] : []);
   const parts = { embeddings, layers, finalNorm, head, eps: config.layerNormEpsilon };
-  return new MixtureBackbone(parts, mixer, activations);
+  return new MixtureBackbone(parts, mixer, dtypes);
 }
 
 /** MoE-Mamba (Pióro et al. 2024): Mamba and Switch layers in turn, each with its norm and residual. */

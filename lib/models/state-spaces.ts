@@ -73,5 +73,5 @@ export const stateSpaces: Family<MambaConfig> = {
   recognises: (json) => 'd_model' in json && 'n_layer' in json,
   rename: (name) => name.replace(/^backbone\.embedding\./, 'backbone.embeddings.'),
   config: (json) => mamba.config(translated(json)),
-  build: (config, weights, activations) => mamba.build(config, weights, activations),
+  build: (config, weights, dtypes) => mamba.build(config, weights, dtypes),
 };

@@ -14,8 +14,9 @@ const tooManyStates = (n: number) =>
  * Sequences are rows `offsets[i]` to `offsets[i+1]`. Channel c uses group `c / (d / g)` of B and C,
  * which are given per token, or once per channel (time-invariant). `state` is a pool; sequence i
  * starts from and leaves its state in row `slots[i]` (row i without `slots`); a negative slot means
- * none: it starts from zero. Arithmetic and state are f32. On the CPU full, chunked and step by step
- * give the same bits.
+ * none: it starts from zero. Arithmetic is f32. On the CPU full, chunked and step by step give the same
+ * bits where `state` is f32 too; a narrower one is rounded at the end of each call, up or down by a hash
+ * of the states (docs/decisions/0004-state-dtype.md).
  */
 export const selectiveScanPacked = op('selective_scan', {
   in: {
@@ -29,7 +30,7 @@ export const selectiveScanPacked = op('selective_scan', {
     deltaBias: 'f32[d]?',
     offsets: 'i32[s+1]',
     slots: 'i32[s]?',
-    state: 'f32[p,d,n]?!',
+    state: 'S[p,d,n]?!',
   },
   attrs: { deltaSoftplus: false },
   out: { y: 'T[t,d]' },
@@ -81,7 +82,7 @@ export const mambaStep = op('mamba_step', {
     dtBias: 'f32[d]',
     A: 'f32[d,n]',
     D: 'f32[d]',
-    scanState: 'f32[p,d,n]!',
+    scanState: 'S[p,d,n]!',
     offsets: 'i32[b+1]',
     slots: 'i32[b]',
   },

@@ -50,8 +50,8 @@ const most: Readonly<Record<string, Readonly<Record<string, number>>>> = {
   expert_matmul: { e: 33 },
   expert_combine: { k: 33 },
   expert_up: { e: 33 },
-  expert_down: { e: 33, k: 33 },
-  expert_sum: { e: 33, k: 33 },
+  expert_down: { e: 33, k: 3 },
+  expert_sum: { e: 33, k: 3 },
   norm_route_up: { e: 33 },
 };
 

@@ -7,6 +7,7 @@
 // exp2, three products and no shuffles a state: the exp2 bounds the speed from n = 8 on. A decode
 // step (one token) reads A and the state and writes the state, 12 n bytes a channel.
 // A channel's arithmetic is the same wherever it lies and however its tokens are cut into calls.
+#include "narrow.h"
 #include "sequences.h"
 #include "vmath.h"
 
@@ -137,10 +138,11 @@ struct Work {
   float *A, *h, *B, *C;            // [vector][padded(n)][lane]; B and C per token [step][n]
   float *D, *bias;                 // [width]
   float *dt, *dtu, *y;             // [kSteps][width]
+  float* row;                      // [width][n], of states that are not kept in f32
 
-  SS_INLINE Work(Stream& stream, int worker, int64_t n, int64_t width) {
+  SS_INLINE Work(Stream& stream, int worker, int64_t n, int64_t width, bool narrow) {
     const int64_t rows = padded(n);
-    const size_t floats = (4 * rows + 2 + 3 * kSteps) * width;
+    const size_t floats = (4 * rows + 2 + 3 * kSteps + narrow * n) * width;
     float* at = static_cast<float*>(stream.scratch(worker, floats * sizeof(float)));
     const auto take = [&](int64_t size) {
       float* taken = at;
@@ -150,6 +152,7 @@ struct Work {
     A = take(rows * width), h = take(rows * width), B = take(rows * width), C = take(rows * width);
     D = take(width), bias = take(width);
     dt = take(kSteps * width), dtu = take(kSteps * width), y = take(kSteps * width);
+    row = at;
   }
 };
 
@@ -228,13 +231,35 @@ SS_INLINE Coefficients<Constant> coefficients(In x, const Work& w, int64_t n, in
   }
 }
 
+// The block's states of a slot, between calls and while they are scanned.
+template <class S>
+SS_INLINE void load_states(const Scan& s, const Work& w, int64_t slot) {
+  const S* from = s.state.row<S>(slot) + w.first * s.n;
+  if constexpr (sizeof(S) == sizeof(float)) {
+    gather(from, s.n, w.channels, s.n, 1, w.h);
+  } else {
+    widen(from, w.channels * s.n, w.row);
+    gather(w.row, s.n, w.channels, s.n, 1, w.h);
+  }
+}
+template <class S>
+SS_INLINE void store_states(const Scan& s, const Work& w, int64_t slot) {
+  S* to = s.state.row<S>(slot) + w.first * s.n;
+  if constexpr (sizeof(S) == sizeof(float)) {
+    scatter(w.h, w.channels, s.n, to);
+  } else {
+    scatter(w.h, w.channels, s.n, w.row);
+    narrow(w.row, w.channels, s.n, to);
+  }
+}
+
 template <class T, bool ConstantB, bool ConstantC>
 void scan_sequence(const Scan& s, const Work& w, int64_t sequence) {
   const int64_t begin = s.sequences.begin(sequence), end = s.sequences.end(sequence), n = s.n;
   if (begin == end) return;
   const int64_t slot = s.sequences.slot(sequence);
   if (slot >= 0)
-    gather(s.state.row<float>(slot) + w.first * n, n, w.channels, n, 1, w.h);
+    with_float(s.state.dtype(), [&](auto type) { load_states<decltype(type)>(s, w, slot); });
   else
     memset(w.h, 0, padded(n) * s.width * sizeof(float));
   for (int64_t t = begin; t < end; t += kSteps) {
@@ -250,7 +275,8 @@ void scan_sequence(const Scan& s, const Work& w, int64_t sequence) {
     }
     leave_tile<T>(s, w, t, steps);
   }
-  if (slot >= 0) scatter(w.h, w.channels, n, s.state.row<float>(slot) + w.first * n);
+  if (slot >= 0)
+    with_float(s.state.dtype(), [&](auto type) { store_states<decltype(type)>(s, w, slot); });
 }
 
 }  // namespace
@@ -272,7 +298,7 @@ void selective_scan(Stream& stream, In u, In delta, In A, In B, In C, Opt D, Opt
   const auto run = [&](auto sequence_fn) {
     // All sequences of a block follow each other, so that a thread enters few blocks.
     stream.parallel(group_blocks * rows, 1, [&](int64_t begin, int64_t end, int worker) {
-      Work w(stream, worker, n, width);
+      Work w(stream, worker, n, width, state && state.dtype() != DType::f32);
       for (int64_t i = begin; i < end; i++) {
         if (i == begin || i % sequences.count == 0) enter_block(scan, i / sequences.count, w);
         sequence_fn(scan, w, i % sequences.count);

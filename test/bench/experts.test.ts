@@ -56,7 +56,7 @@ it('times layers of experts beside routing and the loop', async () => {
 });
 
 it('refuses a model without experts', async () => {
-  const dense = await openModel('test/fixtures/mamba-tiny', device('cpu'), 'f32');
+  const dense = await openModel('test/fixtures/mamba-tiny', device('cpu'), { dtype: 'f32' });
   await expect(benchExperts(dense, 'dense', 1, { copy: 1, read: 1 }, 1)).rejects.toThrow(
     'no layers of experts',
   );

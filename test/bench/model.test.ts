@@ -35,7 +35,7 @@ it('draws the same prompts each time', () => {
 });
 
 it('opens a folder', async () => {
-  const opened = await openModel('test/fixtures/mamba-tiny', device('cpu'), 'f32');
+  const opened = await openModel('test/fixtures/mamba-tiny', device('cpu'), { dtype: 'f32' });
   expect(opened.config.modelType).toBe('mamba');
   opened.dispose();
 });

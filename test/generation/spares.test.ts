@@ -128,6 +128,26 @@ describe('what is kept', () => {
     expect(await run()).toEqual(wanted);
   });
 
+  it('is freed where a generation that takes it finds no memory', async () => {
+    const wanted = await run();
+    const before = inUse();
+    device().trim();
+    await run();
+    const { held, alloc } = { held: device().held(), alloc: native().alloc };
+    const refuse = jest.spyOn(native(), 'alloc').mockImplementation(() => {
+      throw Object.assign(new Error('out of memory: for this test'), { code: 'SELECTIVE_SCAN_DEVICE' });
+    });
+    try {
+      await expect(run()).rejects.toThrow(DeviceError);
+    } finally {
+      refuse.mockRestore();
+    }
+    expect(native().alloc).toBe(alloc);
+    expect(device().held().used).toBeLessThan(held.used);
+    expect([inUse(), kept()]).toEqual([before, { tensors: 0, used: 0 }]);
+    expect(await run()).toEqual(wanted);
+  });
+
   it('goes with the model, during a generation too', async () => {
     const before = inUse();
     const other = await open('mamba-tiny');

@@ -168,7 +168,7 @@ describe('presets', () => {
     expect(config).toMatchObject({ mixer: { dInner: 2 * dModel, dState: 16, dConv: 4, dtRank } });
     // Nothing is written to these parameters, and they take no memory.
     const weights = new Weights({ device: device('cpu'), dtype: 'f32' });
-    family.build(config, weights, 'f32').dispose();
+    family.build(config, weights, { activations: 'f32', states: 'f32' }).dispose();
     expect(Math.abs(countParameters(weights.parameters) / 1e6 - millions)).toBeLessThan(millions / 100);
     weights.dispose();
   });

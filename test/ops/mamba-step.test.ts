@@ -3,11 +3,13 @@ import { matmul } from '../../lib/ops/matmul';
 import type { Op } from '../../lib/op';
 import { causalConv1dPacked, mambaStep, selectiveScanPacked } from '../../lib/ops/scan';
 import { scope, Tensor } from '../../lib/tensor';
-import { inputsOf, toTensor, type Sizes } from '../../lib/verify/cases';
+import { inputsOf, read, toTensor, type Sizes } from '../../lib/verify/cases';
 import { onEach } from '../devices';
 import { expectSame, relativeError } from '../same';
 
 const step = { f32: 1e-5, bf16: 2 ** -7, f16: 2 ** -10 } as const;
+/** The distance of a state's two neighbours in 16 bits, as a share of it: at most. */
+const unit = { bf16: 2 ** -7, f16: 2 ** -10 } as const;
 type Args = Parameters<typeof mambaStep>[0];
 
 // Batches on both sides of where CUDA changes its kernels; sizes that its fast kernels take, and not.
@@ -82,6 +84,26 @@ describe.each(onEach)('on %s', (_, device) => {
       const [states, chained] = [await scanState.data(), await other.scanState.data()];
       if (device.id === 'cpu') expectSame(states, chained, { on: device });
       else expect(relativeError(states, chained)).toBeLessThanOrEqual(step[dtypes.T]);
+    });
+
+    it.each(['bf16', 'f16'] as const)('leaves states in %s beside those that f32 would be', async (S) => {
+      for (const each of [sizes[0]!, sizes[3]!, sizes[5]!, sizes[7]!]) {
+        const args = given(each, { ...dtypes, S });
+        const values = inputsOf(mambaStep as unknown as Op, { sizes: each, dtypes: { ...dtypes, S } });
+        const scanState = toTensor({ ...values['scanState']!, dtype: 'f32' }, device);
+        const wide = { ...given(each, { ...dtypes, S }), scanState };
+        const y = { got: mambaStep(args).y, wanted: mambaStep(wide).y };
+        expectSame(await y.got.data(), await y.wanted.data(), { on: device, dtype: dtypes.T });
+        const [got, right] = [await read(args.scanState), await read(scanState)];
+        // On a GPU the two may add up u and delta in other orders, which rounding to T then enlarges.
+        const slack = device.id === 'cpu' ? 1e-6 : step[dtypes.T];
+        const most = right.reduce((a, b) => Math.max(a, Math.abs(b)), 0);
+        const outside = got.filter(
+          (v, i) => !(Math.abs(v - right[i]!) <= Math.abs(right[i]!) * unit[S] + 2 ** -24 + slack * most),
+        );
+        expect(outside).toHaveLength(0);
+        expect(got.some((v, i) => v !== right[i])).toBe(true);
+      }
     });
 
     it('gives a row the same bits on the CPU, and nearly so on a GPU, whatever stands beside it', async () => {
