@@ -52,6 +52,8 @@ export interface Family<C extends CommonConfig = CommonConfig> {
   readonly type: string;
   /** For families whose config.json has no `model_type`: whether this is one. */
   readonly recognises?: (json: JsonObject) => boolean;
+  /** Models whose tokens are bytes need no tokenizer, and get none. */
+  readonly codec?: 'bytes';
   /** The name that the layers know a parameter by, where the family's files have others. */
   readonly rename?: (name: string) => string;
   /** @throws FormatError that names a field which is missing, unknown, or of a value that is not supported. */
