@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "allocator.h"
+#include "exchange.h"
 #include "queue.h"
 #include "scratch.h"
 #include "stream.h"
@@ -72,6 +73,11 @@ class Cuda final : public Backend {
     blas_.report(info.blas, sizeof info.blas);
     return info;
   }
+  bool find_fft(char* text, size_t size) noexcept override {
+    const bool found = fft_.find();
+    fft_.report(text, size);
+    return found;
+  }
   const Kernel* kernels() noexcept override { return cuda::kernels; }
 
   Status alloc(size_t bytes, void** out) noexcept override {
@@ -100,7 +106,10 @@ class Cuda final : public Backend {
     if (capturing_)
       capturing_->calls.push_back(std::move(call));
     else
-      queue_.push([this, call = std::move(call)] { launch(call); });
+      queue_.push([this, call = std::move(call)] {
+        Following none;
+        launch(call, &none);
+      });
     return {};
   }
 
@@ -155,17 +164,30 @@ class Cuda final : public Backend {
   }
 
   // What follows runs on the queue's thread.
-  void launch(const Call& call) {
+  void launch(const Call& call, Following* following) {
     if (failure_.lost() || queue_.closing()) return;
-    Stream stream{stream_.get(), call.kernel->name, &queue_.transfers().faults(), &blas_};
+    Stream stream{stream_.get(), call.kernel->name, &queue_.transfers().faults(),
+                  &blas_,        &fft_,             &exchange_,
+                  following};
     call.kernel->call(stream, call.args.data());
     failure_.note(cudaGetLastError(), call.kernel->name);
+  }
+  void launch_all(const std::vector<Call>& calls) {
+    std::vector<const Arg*> args;
+    for (const Call& call : calls) args.push_back(call.args.data());
+    for (size_t i = 0; i < calls.size(); i++) {
+      size_t end = i + 1;
+      while (end < calls.size() && calls[end].kernel == calls[i].kernel) end++;
+      Following following{args.data() + i + 1, static_cast<int>(end - i - 1)};
+      launch(calls[i], &following);
+      i += static_cast<size_t>(following.taken);
+    }
   }
   void instantiate(Graph& graph) {
     if (queue_.closing()) return;
     cudaGraph_t recorded = nullptr;
     failure_.note(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal), "capture");
-    for (const Call& call : graph.calls) launch(call);
+    launch_all(graph.calls);
     failure_.note(cudaStreamEndCapture(stream_.get(), &recorded), "capture");
     if (!recorded) return;
     if (!take_spare(graph, recorded)) {
@@ -206,6 +228,8 @@ class Cuda final : public Backend {
   Allocator memory_{failure_};
   std::shared_ptr<Graph> capturing_;
   Blas blas_;
+  Exchange exchange_;
+  Fft fft_{device_};
   std::deque<Graph> spares_;  // dropped ones, the oldest first; for the queue's thread
   Queue queue_;               // last: it stops before the memory goes
 };

@@ -13,6 +13,7 @@ struct Grid {
   dim3 blocks, threads;
   size_t shared = 0;     // bytes of dynamic shared memory
   unsigned cluster = 1;  // neighbouring blocks that read each other's shared memory; from 9.0 on
+  bool together = false;  // all blocks run at the same time, or it fails; not started early
 };
 
 // Of the device that is current; a thread stays with one, its queue's.
@@ -37,7 +38,11 @@ void launch(cudaStream_t stream, void (*kernel)(P...), const Grid& grid, A&&... 
   config.dynamicSmemBytes = grid.shared;
   config.stream = stream;
   config.attrs = attributes;
-  if (starts_early()) {
+  if (grid.together) {
+    cudaLaunchAttribute& together = attributes[config.numAttrs++];
+    together.id = cudaLaunchAttributeCooperative;
+    together.val.cooperative = 1;
+  } else if (starts_early()) {
     cudaLaunchAttribute& early = attributes[config.numAttrs++];
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;

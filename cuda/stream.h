@@ -4,15 +4,27 @@
 
 #include "../native/kernel.h"
 #include "blas.h"
+#include "exchange.h"
 #include "faults.h"
+#include "fft.h"
 
 namespace ss {
+
+// In a recorded graph: the arguments of the calls of the same kernel that come right after this one.
+// A kernel that does the first of them at once says how many it took.
+struct Following {
+  const Arg* const* args = nullptr;
+  int count = 0, taken = 0;
+};
 
 struct Stream {
   cudaStream_t handle;
   const char* op;  // the name of the kernel that is called
   cuda::Faults* faults;
   cuda::Blas* blas;
+  cuda::Fft* fft;
+  cuda::Exchange* exchange;
+  Following* following;
 
   // Where threads report a value that is out of range: see Faults::at.
   cuda::Fault* fault(const char* format) const { return faults->at(op, format); }

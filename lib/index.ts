@@ -25,8 +25,13 @@ export { rmsNorm, addRmsNorm, normMatmul, layerNorm } from './ops/norm';
 export { matmul, embedding } from './ops/matmul';
 export { selectiveScan } from './ops/selective-scan';
 export type { SelectiveScanInput, SelectiveScanOutput } from './ops/selective-scan';
-export { selectiveScanPacked, causalConv1dPacked, mambaStep } from './ops/scan';
-export { add, cast, copySlots, crossEntropy, negExp, takeRows, zeroSlots } from './ops/elementwise';
+export { selectiveScanPacked, causalConv1dPacked, mambaStep, mambaLayerStep } from './ops/scan';
+export { S4D } from './nn/s4d-layer';
+export type { S4DInput, S4DOptions, S4DOutput, S4DPacked } from './nn/s4d-layer';
+export type { S4DMode } from './nn/s4d-cost';
+export { fftConv, s4dDiscretize, s4dKernel, s4dScan } from './ops/s4d';
+export { add, cast, copySlots, negExp, takeRows, zeroSlots } from './ops/elementwise';
+export { crossEntropy } from './ops/loss';
 export { sample } from './ops/sample';
 export {
   jitter,
@@ -49,3 +54,12 @@ export {
 export { ops } from './op';
 export { verify } from './verify/verify';
 export type { VerifyCheck, VerifyRow } from './verify/verify';
+export { grad, noGrad } from './autograd/grad';
+export type { GradOptions, Gradients } from './autograd/grad';
+export { remat } from './autograd/remat';
+export { Trainer } from './training/trainer';
+export type { TrainerOptions, TrainingStep } from './training/trainer';
+export type { TrainingOptions } from './training/options';
+export type { BatchSource, TrainingBatch } from './training/batch';
+export { rowsToBatch } from './training/batch';
+export { loadCheckpoint, saveCheckpoint } from './training/checkpoints';

@@ -1,6 +1,6 @@
 import type { Model } from '../models/model';
 import type { State } from '../models/state';
-import { crossEntropy } from '../ops/elementwise';
+import { crossEntropy } from '../ops/loss';
 import { keep, scope, Tensor } from '../tensor';
 
 /** Logits that exist at once: 64 MiB of them, whatever the vocabulary. */

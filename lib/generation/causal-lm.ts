@@ -16,7 +16,6 @@ import { Fields } from '../models/fields';
 import { Model } from '../models/model';
 import { savePretrained, type Extras } from '../models/save';
 import { Weights, type LoadOptions } from '../nn/weights';
-import { scope } from '../tensor';
 import { generate, type GeneratedToken, type Prompt } from './generate';
 import type { GenerateOptions } from './options';
 import { Spares } from './spares';
@@ -137,7 +136,7 @@ export class CausalLM extends Model {
   /** Fills the parameters; called once. */
   async load(options: LoadOptions = {}): Promise<void> {
     await this.weights.load(options);
-    scope(() => this.backbone.ready());
+    this.refresh();
   }
 
   /**

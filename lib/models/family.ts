@@ -36,9 +36,11 @@ export interface Backbone {
   ready(): void;
   /**
    * ids i32[t] to the normalised output of the last layer [t, hiddenSize]. `pools` holds one tensor
-   * [slots, ...] for each of `stateParts`. `visit` sees the output of each layer in turn (with its residual), f32[t, hiddenSize].
+   * [slots, ...] for each of `stateParts`, or none: then sequences start from nothing. `visit` sees the output of each layer in turn (with its residual), f32[t, hiddenSize].
    */
   forward(ids: Tensor, batch: Batch, pools: readonly Tensor[], visit?: (hidden: Tensor) => void): Tensor;
+  /** What makes logits of the normalised output: weight [vocabSize, hiddenSize]. */
+  readonly head: { readonly weight: Tensor; readonly bias?: Tensor | undefined };
   /** [t, hiddenSize] to f32[t, vocabSize]. */
   logits(hidden: Tensor): Tensor;
   dispose(): void;

@@ -85,7 +85,7 @@ class MambaBackbone implements Backbone {
   readonly #embeddings: Tensor; // [vocabSize, hiddenSize]
   readonly #layers: readonly { readonly norm: Tensor; readonly mixer: MambaMixer }[];
   readonly #norm: Tensor; // [hiddenSize]
-  readonly #head: Tensor; // [vocabSize, hiddenSize]
+  readonly head: { readonly weight: Tensor };
 
   constructor(config: MambaConfig, weights: Weights, { activations, states }: ModelDTypes) {
     const { hiddenSize, vocabSize, numLayers, mixer } = config;
@@ -103,9 +103,9 @@ class MambaBackbone implements Backbone {
       };
     });
     this.#norm = backbone.at('norm_f').get('weight', [hiddenSize], init.ones);
-    this.#head = config.tieWordEmbeddings
-      ? this.#embeddings
-      : new Linear(weights.at('lm_head'), hiddenSize, vocabSize, { bias: false }).weight;
+    this.head = config.tieWordEmbeddings
+      ? { weight: this.#embeddings }
+      : new Linear(weights.at('lm_head'), hiddenSize, vocabSize, { bias: false });
     weights.checkAllUsed(config.tieWordEmbeddings ? ['lm_head.weight'] : []);
 
     const { dInner, dState, dConv } = mixer;
@@ -122,22 +122,46 @@ class MambaBackbone implements Backbone {
   forward(ids: Tensor, batch: Batch, pools: readonly Tensor[], visit?: (hidden: Tensor) => void): Tensor {
     const eps = this.#config.layerNormEpsilon;
     return scope(() => {
-      let residual = embedding({ ids, weight: this.#embeddings, dtype: 'f32' });
-      let mixed: Tensor | undefined;
-      for (const [i, { norm, mixer }] of this.#layers.entries()) {
-        const [xz, sum] = this.#entered(mixed, residual, norm, mixer.inProj, eps);
-        if (i > 0) visit?.(sum);
-        // What this layer no longer needs goes at once: a long prompt's memory is one layer's.
-        mixed?.dispose();
-        if (sum !== residual) residual.dispose();
-        residual = sum;
-        mixed = mixer.forward(xz, batch, pools[2 * i]!, pools[2 * i + 1]!);
-        xz.dispose();
-      }
+      const embedded = embedding({ ids, weight: this.#embeddings, dtype: 'f32' });
+      // One row is where a step's kernels are short enough for their number to count.
+      const whole =
+        ids.shape[0] === 1 && pools.length > 0 && !batch.muted && this.#layers.every(({ mixer }) => mixer.stepsWhole);
+      const { mixed, residual } = whole
+        ? this.#stepLayers(embedded, batch, pools, visit)
+        : this.#runLayers(embedded, batch, pools, visit);
       const [y, sum] = this.#normed(mixed, residual, this.#norm, eps);
       visit?.(sum);
       return y;
     });
+  }
+
+  /** One token: all layers as one op each. */
+  #stepLayers(residual: Tensor, batch: Batch, pools: readonly Tensor[], visit?: (hidden: Tensor) => void) {
+    const eps = this.#config.layerNormEpsilon;
+    let x: Tensor | undefined;
+    for (const [i, { norm, mixer }] of this.#layers.entries()) {
+      const { y, sum } = mixer.layerStep({ x, residual, norm, eps }, batch, pools[2 * i]!, pools[2 * i + 1]!);
+      if (i > 0) visit?.(sum);
+      x = y;
+      residual = sum;
+    }
+    return { mixed: x, residual };
+  }
+
+  #runLayers(residual: Tensor, batch: Batch, pools: readonly Tensor[], visit?: (hidden: Tensor) => void) {
+    const eps = this.#config.layerNormEpsilon;
+    let mixed: Tensor | undefined;
+    for (const [i, { norm, mixer }] of this.#layers.entries()) {
+      const [xz, sum] = this.#entered(mixed, residual, norm, mixer.inProj, eps);
+      if (i > 0) visit?.(sum);
+      // What this layer no longer needs goes at once: a long prompt's memory is one layer's.
+      mixed?.dispose();
+      if (sum !== residual) residual.dispose();
+      residual = sum;
+      mixed = mixer.forward(xz, batch, pools[2 * i], pools[2 * i + 1]);
+      xz.dispose();
+    }
+    return { mixed, residual };
   }
 
   /** What a layer's mixer is given, and the residual with what the layer before has added. */
@@ -149,7 +173,6 @@ class MambaBackbone implements Backbone {
     eps: number,
   ): readonly [Tensor, Tensor] {
     if (residual.shape[0] === 1) {
-      // One row is where a step's kernels are short enough for their number to count.
       const { weight, bias } = inProj;
       const dtype = this.#activations;
       const { y, sum, normed } = normMatmul({
@@ -182,7 +205,7 @@ class MambaBackbone implements Backbone {
   }
 
   logits(hidden: Tensor): Tensor {
-    return matmul({ x: hidden, weight: this.#head, dtype: 'f32' });
+    return matmul({ x: hidden, weight: this.head.weight, dtype: 'f32' });
   }
 
   dispose(): void {

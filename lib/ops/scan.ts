@@ -1,9 +1,17 @@
+import type { InputGradients } from '../autograd/tape';
 import { op } from '../op';
+import type { Tensor } from '../tensor';
+import { causalConv1dBackward, selectiveScanBackward } from './scan-backward';
+import { tooManyStates } from './scan-states';
 
-/** A channel's states stay on chip: what the registers of a CUDA block can hold. */
-const mostStates = 256;
-const tooManyStates = (n: number) =>
-  n > mostStates ? `A has ${n} states for a channel, expected at most ${mostStates}` : undefined;
+/** What the sizes of a mixer's parameters must satisfy; `has` names what holds x and z. */
+function mixerComplaint(size: (name: string) => number | undefined, has: string, of: string) {
+  const [d, e, k, w, r, n] = ['d', 'e', 'k', 'w', 'r', 'n'].map((name) => size(name)!);
+  if (w === 0) return 'convWeight has no taps, expected 1 or more';
+  if (e !== 2 * d!) return `${has} ${e} ${of}, expected 2 d = ${2 * d!}; d is ${d} by convWeight`;
+  if (k !== r! + 2 * n!) return `xProj has ${k} rows, expected r + 2 n = ${r! + 2 * n!}`;
+  return tooManyStates(n!);
+}
 
 /**
  * The selective scan over packed sequences (Gu and Dao 2023, algorithm 2; ZOH for A, Euler for B):
@@ -40,6 +48,24 @@ export const selectiveScanPacked = op('selective_scan', {
     if (d % g !== 0) return `B and C have ${g} groups, expected a divisor of d, which is ${d}`;
     return tooManyStates(size('n')!);
   },
+  saves: ['u', 'delta', 'A', 'B', 'C', 'D', 'z', 'deltaBias', 'offsets'],
+  vjp: ({ args, grad }): InputGradients => {
+    const tensor = (name: string) => args[name] as Tensor;
+    const { du, ddelta, dA, dB, dC, dD, dz, ddeltaBias } = selectiveScanBackward({
+      u: tensor('u'),
+      delta: tensor('delta'),
+      A: tensor('A'),
+      B: tensor('B'),
+      C: tensor('C'),
+      D: args['D'] as Tensor | undefined,
+      z: args['z'] as Tensor | undefined,
+      deltaBias: args['deltaBias'] as Tensor | undefined,
+      offsets: tensor('offsets'),
+      dy: grad['y']!,
+      deltaSoftplus: args['deltaSoftplus'] as boolean | undefined,
+    });
+    return { u: du, delta: ddelta, A: dA, B: dB, C: dC, D: dD, z: dz, deltaBias: ddeltaBias };
+  },
 });
 
 /**
@@ -59,6 +85,18 @@ export const causalConv1dPacked = op('causal_conv1d', {
   attrs: { silu: false },
   out: { y: 'T[t,d]' },
   check: (size) => (size('w') === 0 ? 'weight has no taps, expected 1 or more' : undefined),
+  saves: ['x', 'weight', 'bias', 'offsets'],
+  vjp: ({ args, grad }): InputGradients => {
+    const { dx, dweight, dbias } = causalConv1dBackward({
+      x: args['x'] as Tensor,
+      weight: args['weight'] as Tensor,
+      bias: args['bias'] as Tensor | undefined,
+      offsets: args['offsets'] as Tensor,
+      silu: args['silu'] as boolean | undefined,
+      dy: grad['y']!,
+    });
+    return { x: dx, weight: dweight, bias: dbias };
+  },
 });
 
 /**
@@ -87,11 +125,48 @@ export const mambaStep = op('mamba_step', {
     slots: 'i32[b]',
   },
   out: { y: 'T[b,d]', u: 'T[b,d]', dbc: 'T[b,k]' },
-  check: (size) => {
-    const [d, e, k, w, r, n] = ['d', 'e', 'k', 'w', 'r', 'n'].map((name) => size(name)!);
-    if (w === 0) return 'convWeight has no taps, expected 1 or more';
-    if (e !== 2 * d!) return `xz has ${e} columns, expected 2 d = ${2 * d!}; d is ${d} by convWeight`;
-    if (k !== r! + 2 * n!) return `xProj has ${k} rows, expected r + 2 n = ${r! + 2 * n!}`;
-    return tooManyStates(n!);
+  check: (size) => mixerComplaint(size, 'xz has', 'columns'),
+});
+
+/**
+ * A layer of Mamba in a decode step, from the norm to `out_proj` (Gu and Dao 2023, figure 3), for
+ * sequences of one token each: `sum = residual + x` in f32, or `residual` itself without `x`;
+ *
+ *     normed = rmsNorm(sum),   xz = normed · inProjᵀ,   gated = mambaStep(xz, ..),   y = gated · outProjᵀ
+ *
+ * each result rounded to T; `offsets` and `slots` as in `mambaStep`. On the CPU the bits are those of the
+ * ops. On CUDA, for one sequence, halves of one type and the sizes of a published model, one kernel; in a
+ * captured graph one for all layers that follow one another, as long as none of their outputs was disposed
+ * before the last was called.
+ */
+export const mambaLayerStep = op('mamba_layer_step', {
+  in: {
+    x: 'T[b,m]?',
+    residual: 'f32[b,m]',
+    normWeight: 'f32[m]',
+    inProj: 'W[e,m]',
+    convWeight: 'f32[d,w]',
+    convBias: 'f32[d]?',
+    convState: 'T[p,d,w-1]!',
+    xProj: 'W[k,d]',
+    dtWeight: 'W[d,r]',
+    dtBias: 'f32[d]',
+    A: 'f32[d,n]',
+    D: 'f32[d]',
+    scanState: 'f32[p,d,n]!',
+    outProj: 'W[m,d]',
+    offsets: 'i32[b+1]',
+    slots: 'i32[b]',
   },
+  attrs: { eps: 1e-5 },
+  out: {
+    y: 'T[b,m]',
+    sum: 'f32[b,m]',
+    normed: 'T[b,m]',
+    xz: 'T[b,e]',
+    u: 'T[b,d]',
+    dbc: 'T[b,k]',
+    gated: 'T[b,d]',
+  },
+  check: (size) => mixerComplaint(size, 'inProj has', 'rows'),
 });

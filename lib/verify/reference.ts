@@ -1,5 +1,8 @@
 /** Every op once more, plainly and in f64: what the kernels are held to. */
+import { gradientReferences } from './gradient-reference';
 import { moeReferences } from './moe-reference';
+import { optimizerReferences } from './optimizer-reference';
+import { s4dReferences } from './s4d-reference';
 import { logSumExp, rmsNorm, row, sum, values, type Attrs, type Inputs, type Values } from './values';
 
 export { logSumExp, row, sum, values };
@@ -184,6 +187,18 @@ function mambaStep(inputs: Inputs, round: Round): Inputs {
   return { y: selectiveScan(scan, { deltaSoftplus: true }), u, dbc };
 }
 
+/** The same with the norm and the projections around it. */
+function mambaLayerStep(inputs: Inputs, eps: number, round: Round): Inputs {
+  const { x, residual, normWeight, inProj, outProj } = inputs;
+  const rounded = ({ shape, data }: Values): Values => ({ shape, data: round(data) });
+  const total = x ? map((p, q) => p + q, x, residual!) : residual!;
+  const normed = rounded(rmsNorm(total, normWeight!, eps));
+  const xz = rounded(matmul({ x: normed, weight: inProj! }));
+  const { y, u, dbc } = mambaStep({ ...inputs, xz }, round);
+  const gated = rounded(y!);
+  return { y: matmul({ x: gated, weight: outProj! }), sum: total, normed, xz, u: u!, dbc: dbc!, gated };
+}
+
 export type Round = (data: Float64Array) => Float64Array;
 
 /** By op name. In-place inputs are updated; outputs are returned. `round`: see `mambaStep`. */
@@ -197,6 +212,10 @@ export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs, 
   },
   accumulate: ({ x, sum }) => {
     sum!.data.forEach((_, i) => (sum!.data[i]! += x!.data[i]!));
+    return {};
+  },
+  scale: ({ x, factor }) => {
+    x!.data.forEach((v, i) => (x!.data[i] = v * factor!.data[0]!));
     return {};
   },
   neg_exp: ({ x }) => ({ y: map((v) => -Math.exp(v), x!) }),
@@ -236,9 +255,13 @@ export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs, 
   causal_conv1d: (inputs, attrs) => ({ y: causalConv1d(inputs, attrs) }),
   selective_scan: (inputs, attrs) => ({ y: selectiveScan(inputs, attrs) }),
   mamba_step: (inputs, _attrs, round = (data) => data) => mambaStep(inputs, round),
+  mamba_layer_step: (inputs, { eps }, round = (data) => data) => mambaLayerStep(inputs, eps as number, round),
   sample: (inputs) => {
     sampleGreedy(inputs);
     return {};
   },
   ...moeReferences,
+  ...gradientReferences,
+  ...optimizerReferences,
+  ...s4dReferences,
 };
