@@ -125,7 +125,10 @@ class MambaBackbone implements Backbone {
       const embedded = embedding({ ids, weight: this.#embeddings, dtype: 'f32' });
       // One row is where a step's kernels are short enough for their number to count.
       const whole =
-        ids.shape[0] === 1 && pools.length > 0 && !batch.muted && this.#layers.every(({ mixer }) => mixer.stepsWhole);
+        ids.shape[0] === 1 &&
+        pools.length > 0 &&
+        !batch.muted &&
+        this.#layers.every(({ mixer }) => mixer.stepsWhole);
       const { mixed, residual } = whole
         ? this.#stepLayers(embedded, batch, pools, visit)
         : this.#runLayers(embedded, batch, pools, visit);

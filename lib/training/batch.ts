@@ -30,7 +30,7 @@ export function checkBatch(call: string, { ids, labels, offsets }: TrainingBatch
     throw new TypeError(`${call}: labels has ${labels.length} elements, expected ${ids.length}, as ids`);
   if (offsets.length < 2 || offsets[0] !== 0 || offsets.at(-1) !== ids.length)
     throw new RangeError(
-      `${call}: offsets is [${offsets.length > 8 ? '...' : offsets}], expected 0 to ${ids.length}, the tokens`,
+      `${call}: offsets is [${offsets.length > 8 ? '...' : offsets.join()}], expected 0 to ${ids.length}, the tokens`,
     );
   for (let i = 1; i < offsets.length; i++)
     if (offsets[i]! <= offsets[i - 1]!)
