@@ -51,8 +51,10 @@ void activate(Stream& s, In x, Opt factor, int64_t kind, Out y) {  // [t, d] -> 
       launch<0, T>(s, x, factor, y);
     else if (kind == 1)
       launch<1, T>(s, x, factor, y);
-    else
+    else if (kind == 2)
       launch<2, T>(s, x, factor, y);
+    else
+      launch<3, T>(s, x, factor, y);
   });
 }
 KERNEL(activate)

@@ -73,6 +73,11 @@ class Cuda final : public Backend {
     blas_.report(info.blas, sizeof info.blas);
     return info;
   }
+  bool find_fft(char* text, size_t size) noexcept override {
+    const bool found = fft_.find();
+    fft_.report(text, size);
+    return found;
+  }
   const Kernel* kernels() noexcept override { return cuda::kernels; }
 
   Status alloc(size_t bytes, void** out) noexcept override {
@@ -162,7 +167,8 @@ class Cuda final : public Backend {
   void launch(const Call& call, Following* following) {
     if (failure_.lost() || queue_.closing()) return;
     Stream stream{stream_.get(), call.kernel->name, &queue_.transfers().faults(),
-                  &blas_,        &exchange_,         following};
+                  &blas_,        &fft_,             &exchange_,
+                  following};
     call.kernel->call(stream, call.args.data());
     failure_.note(cudaGetLastError(), call.kernel->name);
   }
@@ -223,6 +229,7 @@ class Cuda final : public Backend {
   std::shared_ptr<Graph> capturing_;
   Blas blas_;
   Exchange exchange_;
+  Fft fft_{device_};
   std::deque<Graph> spares_;  // dropped ones, the oldest first; for the queue's thread
   Queue queue_;               // last: it stops before the memory goes
 };

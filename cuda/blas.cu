@@ -1,17 +1,17 @@
 #include "blas.h"
 
 #include <dlfcn.h>
-#include <glob.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <mutex>
 #include <string>
 #include <vector>
+
+#include "library.h"
 
 namespace ss::cuda {
 namespace {
@@ -19,7 +19,7 @@ namespace {
 // Of cublasLt.h, which is not there when this is built.
 enum : int { kR32F = 0, kR16F = 2, kR16BF = 14 };  // cudaDataType
 enum : int { kCompute32F = 68 };                   // true f32: no TF32
-enum : int { kDescTransA = 3, kDescEpilogue = 7, kDescBias = 8, kOpT = 1, kEpilogueBias = 4 };
+enum : int { kDescTransA = 3, kDescTransB = 4, kDescEpilogue = 7, kDescBias = 8, kOpN = 0, kOpT = 1, kEpilogueBias = 4 };
 enum : int { kPrefWorkspace = 1, kPrefReduction = 3, kPrefAlignA = 5 };  // then B, C, D
 enum : int { kReduceInComputeType = 2 };  // parts of a split k are summed in f32
 
@@ -81,44 +81,7 @@ const char* resolve(void* library, Api& api) {
 }
 
 constexpr const char* kVariable = "SELECTIVE_SCAN_CUBLASLT";
-constexpr const char* kNames[] = {"libcublasLt.so.13", "libcublasLt.so.12"};
-
-void add_matches(const std::string& pattern, std::vector<std::string>& paths) {
-  glob_t found{};
-  if (glob(pattern.c_str(), 0, nullptr, &found) == 0)
-    for (size_t i = 0; i < found.gl_pathc; i++) paths.emplace_back(found.gl_pathv[i]);
-  globfree(&found);
-}
-
-// Where the library may be, the best place first.
-std::vector<std::string> places() {
-  if (const char* path = std::getenv(kVariable)) return {path};
-  std::vector<std::string> folders;
-  for (const char* variable : {"CUDA_PATH", "CUDA_HOME"})
-    if (const char* root = std::getenv(variable))
-      for (const char* lib : {"/lib64", "/lib", "/targets/*/lib"})
-        folders.push_back(root + std::string(lib));
-  for (const char* lib : {"/lib64", "/lib", "/targets/*/lib"})
-    folders.push_back(std::string("/usr/local/cuda") + lib);
-  for (const char* variable : {"VIRTUAL_ENV", "CONDA_PREFIX"})
-    if (const char* root = std::getenv(variable))
-      folders.push_back(root + std::string("/lib/python3*/site-packages/nvidia/*/lib"));
-  // Beside this module, and in npm packages of the folders above it.
-  Dl_info self{};
-  if (dladdr(reinterpret_cast<const void*>(&resolve), &self) && self.dli_fname) {
-    std::string folder = self.dli_fname;
-    for (bool first = true; folder.rfind('/') != std::string::npos; first = false) {
-      folder.resize(folder.rfind('/'));
-      if (first) folders.push_back(folder);
-      for (const char* package : {"*cublas*", "@*/*cublas*"})
-        folders.push_back(folder + "/node_modules/" + package + "/lib");
-    }
-  }
-  std::vector<std::string> paths(std::begin(kNames), std::end(kNames));  // the loader's own search
-  for (const std::string& folder : folders)
-    for (const char* name : kNames) add_matches(folder + "/" + name, paths);
-  return paths;
-}
+const std::vector<const char*> kNames = {"libcublasLt.so.13", "libcublasLt.so.12"};
 
 int type_code(DType t) { return t == DType::f32 ? kR32F : t == DType::bf16 ? kR16BF : kR16F; }
 
@@ -129,13 +92,6 @@ uint32_t alignment(const void* p) {
 
 constexpr size_t kWorkspace = size_t{32} << 20;  // what NVIDIA advises for Hopper
 constexpr size_t kPlans = 4096;                  // then all are made again
-
-// Memory may be allocated although this thread's stream is being captured.
-struct Relaxed {
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
-  Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode); }
-  ~Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode); }
-};
 
 // The product that a library must get right before it is used: whole numbers, so the answer is
 // exact.
@@ -211,18 +167,15 @@ struct Blas::Impl {
   void look() {
     looked = true;
     std::string reasons;
-    for (const std::string& path : places()) {
+    for (const std::string& path : library_places(kVariable, kNames, "cublas")) {
       const std::string reason = open(path);
       if (reason.empty()) return;
       close();
       // The loader's own search fails on most machines; what it says is of no help then.
       if (path.find('/') != std::string::npos) reasons += "\n  " + path + ": " + reason;
     }
-    say("cuBLASLt is not used, large matmuls are slower: no " + std::string(kNames[0]) + " or " +
-        kNames[1] +
-        " that works was found on the loader's path, in CUDA_PATH, /usr/local/cuda, "
-        "VIRTUAL_ENV or npm's folders. Install CUDA's cuBLAS, or set " +
-        kVariable + " to the library's path" + (reasons.empty() ? "." : ". Tried:" + reasons));
+    say("cuBLASLt is not used, large matmuls are slower: " +
+        no_library(kVariable, kNames, "cuBLAS", reasons));
   }
 
   // Empty, or why this library cannot be used.
@@ -290,7 +243,8 @@ struct Blas::Impl {
         p.x_stride,
         p.w_stride,
         p.y_stride,
-        static_cast<int64_t>(p.x_type) | static_cast<int64_t>(p.y_type) << 8 | int64_t{p.bias != nullptr} << 16,
+        static_cast<int64_t>(p.x_type) | static_cast<int64_t>(p.y_type) << 8 | int64_t{p.bias != nullptr} << 16 |
+            int64_t{p.x_turned} << 17 | int64_t{p.w_turned} << 18,
         align[0] | int64_t{align[1]} << 16 | int64_t{align[2]} << 32};
     const auto found = plans.find(key);
     if (found != plans.end()) return found->second;
@@ -301,14 +255,16 @@ struct Blas::Impl {
   }
 
   bool make(const Product& p, const uint32_t (&align)[4], Plan& plan) {
-    const int in = type_code(p.x_type), out = type_code(p.y_type), transposed = kOpT;
+    const int in = type_code(p.x_type), out = type_code(p.y_type);
+    const int w_op = p.w_turned ? kOpN : kOpT, x_op = p.x_turned ? kOpT : kOpN;
     const uint32_t reduction = kReduceInComputeType;
     const uint64_t m = static_cast<uint64_t>(p.m), n = static_cast<uint64_t>(p.n),
                    k = static_cast<uint64_t>(p.k);
     if (api.MatmulDescCreate(&plan.desc, kCompute32F, kR32F) ||
-        api.MatmulDescSetAttribute(plan.desc, kDescTransA, &transposed, sizeof transposed) ||
-        api.MatrixLayoutCreate(&plan.w, in, k, n, p.w_stride) ||
-        api.MatrixLayoutCreate(&plan.x, in, k, m, p.x_stride) ||
+        api.MatmulDescSetAttribute(plan.desc, kDescTransA, &w_op, sizeof w_op) ||
+        api.MatmulDescSetAttribute(plan.desc, kDescTransB, &x_op, sizeof x_op) ||
+        api.MatrixLayoutCreate(&plan.w, in, p.w_turned ? n : k, p.w_turned ? k : n, p.w_stride) ||
+        api.MatrixLayoutCreate(&plan.x, in, p.x_turned ? m : k, p.x_turned ? k : m, p.x_stride) ||
         api.MatrixLayoutCreate(&plan.y, out, n, m, p.y_stride))
       return false;
     const int epilogue = kEpilogueBias;

@@ -89,6 +89,10 @@ struct Constant {
   float value;
   __device__ float operator()(float) const { return value; }
 };
+struct Scaled {
+  const float* factor;
+  __device__ float operator()(float x) const { return x * *factor; }
+};
 struct NegExp {  // in double, since everything after depends on it
   __device__ float operator()(float x) const {
     return static_cast<float>(-exp(static_cast<double>(x)));
@@ -190,6 +194,11 @@ void accumulate(Stream& s, In x, InOut sum) {
   map<true, true>(s, Sum{}, Out{sum.view}, x, In{sum.view});
 }
 KERNEL(accumulate)
+
+void scale(Stream& s, InOut x, In factor) {
+  map<false>(s, Scaled{factor.data<float>()}, Out{x.view}, In{x.view}, In{x.view});
+}
+KERNEL(scale)
 
 void neg_exp(Stream& s, In x, Out y) { map<false>(s, NegExp{}, y, x, x); }
 KERNEL(neg_exp)

@@ -13,6 +13,8 @@ struct Product {
   int64_t m, n, k;
   int64_t x_stride, w_stride, y_stride;
   DType x_type, w_type, y_type;
+  // Stored the other way round: x as [k, m], w as [k, n].
+  bool x_turned = false, w_turned = false;
 };
 
 }  // namespace ss::cuda

@@ -6,6 +6,7 @@
 #include "blas.h"
 #include "exchange.h"
 #include "faults.h"
+#include "fft.h"
 
 namespace ss {
 
@@ -21,6 +22,7 @@ struct Stream {
   const char* op;  // the name of the kernel that is called
   cuda::Faults* faults;
   cuda::Blas* blas;
+  cuda::Fft* fft;
   cuda::Exchange* exchange;
   Following* following;
 

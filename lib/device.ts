@@ -1,5 +1,12 @@
 import { kindOf } from './arguments';
-import { deviceError, native, type DeviceHandle, type MemoryUse, type TensorHandle } from './native';
+import {
+  deviceError,
+  native,
+  type DeviceHandle,
+  type Fft,
+  type MemoryUse,
+  type TensorHandle,
+} from './native';
 
 export interface DeviceInfo {
   /** The name that opens it: `cpu`, `cuda:0`, ... */
@@ -33,6 +40,7 @@ export class Device {
   /** Set while `capture` records on this device. */
   capturing = false;
   readonly handle: DeviceHandle;
+  #fft: Fft | undefined;
   readonly #reserves = new Set<WeakRef<Reserve>>();
 
   constructor(id: string, handle: DeviceHandle) {
@@ -45,6 +53,11 @@ export class Device {
   get info(): DeviceInfo {
     const { name, detail, memory, units, blas } = native().describe(this.handle);
     return { id: this.id, name, detail, memory, units, ...(blas && { blas }) };
+  }
+
+  /** The library of FFTs, which convolutions of whole sequences need; looked for when first asked. */
+  get fft(): Fft {
+    return (this.#fft ??= native().fft(this.handle));
   }
 
   /** Live handles and bytes. */

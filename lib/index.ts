@@ -2,13 +2,19 @@
 export { AutoModelForCausalLM, CausalLM, Generation } from './generation/causal-lm';
 export type { Completion, ModelOptions, PretrainedOptions } from './generation/causal-lm';
 export type { FinishReason, GeneratedToken, Prompt } from './generation/generate';
-export type { GenerateOptions, PerPrompt } from './generation/options';
+export type { Drafter, GenerateOptions, PerPrompt } from './generation/options';
+export type { Speculation } from './generation/speculation';
 export type { ForwardInput, ForwardOutput } from './models/model';
 export type { RouterOutput } from './models/router';
 export { moeMambaPresets } from './models/moe-mamba';
+export { preset, presets } from './models/presets';
 export type { Ids, IdsBatch } from './models/inputs';
 export { State } from './models/state';
+export { ByteTokenizer } from './io/bytes';
+export type { Codec } from './io/codec';
 export { Tokenizer } from './io/tokenizer';
+export { evaluate } from './evaluation/evaluate';
+export type { EvaluateOptions, Evaluation } from './evaluation/evaluate';
 export { device, Device, setThreads, threads } from './device';
 export type { DeviceInfo } from './device';
 export { keep, scope, Tensor } from './tensor';
@@ -20,7 +26,12 @@ export { matmul, embedding } from './ops/matmul';
 export { selectiveScan } from './ops/selective-scan';
 export type { SelectiveScanInput, SelectiveScanOutput } from './ops/selective-scan';
 export { selectiveScanPacked, causalConv1dPacked, mambaStep, mambaLayerStep } from './ops/scan';
-export { add, cast, copySlots, crossEntropy, negExp, takeRows, zeroSlots } from './ops/elementwise';
+export { S4D } from './nn/s4d-layer';
+export type { S4DInput, S4DOptions, S4DOutput, S4DPacked } from './nn/s4d-layer';
+export type { S4DMode } from './nn/s4d-cost';
+export { fftConv, s4dDiscretize, s4dKernel, s4dScan } from './ops/s4d';
+export { add, cast, copySlots, negExp, takeRows, zeroSlots } from './ops/elementwise';
+export { crossEntropy } from './ops/loss';
 export { sample } from './ops/sample';
 export {
   jitter,
@@ -43,3 +54,12 @@ export {
 export { ops } from './op';
 export { verify } from './verify/verify';
 export type { VerifyCheck, VerifyRow } from './verify/verify';
+export { grad, noGrad } from './autograd/grad';
+export type { GradOptions, Gradients } from './autograd/grad';
+export { remat } from './autograd/remat';
+export { Trainer } from './training/trainer';
+export type { TrainerOptions, TrainingStep } from './training/trainer';
+export type { TrainingOptions } from './training/options';
+export type { BatchSource, TrainingBatch } from './training/batch';
+export { rowsToBatch } from './training/batch';
+export { loadCheckpoint, saveCheckpoint } from './training/checkpoints';

@@ -16,6 +16,12 @@ export interface Description {
   readonly kernels: readonly { readonly name: string; readonly signature: string }[];
 }
 
+/** The library of FFTs: which one, or why there is none and what to install. */
+export interface Fft {
+  readonly found: boolean;
+  readonly text: string;
+}
+
 export interface MemoryUse {
   /** Live tensor handles. */
   readonly tensors: number;
@@ -30,6 +36,7 @@ export interface MemoryUse {
 export interface Native {
   open(kind: string, index: number): DeviceHandle;
   describe(device: DeviceHandle): Description;
+  fft(device: DeviceHandle): Fft;
   usage(device: DeviceHandle): MemoryUse;
   setMemoryLimit(device: DeviceHandle, bytes: number): void;
   trim(device: DeviceHandle): void;

@@ -33,6 +33,8 @@ export type Arguments<S extends Schema> = RequiredIn<S['in']> &
   Widen<S['attrs']> & {
     /** The dtype of the output, where it is free. */
     readonly dtype?: DType;
+    /** Dense tensors for outputs to be written to, instead of new ones. */
+    readonly out?: { readonly [K in keyof S['out']]?: Tensor };
   };
 
 /** What a call returns: nothing, the one output, or a record of them. */
@@ -111,6 +113,38 @@ function attribute(
   return Number(value);
 }
 
+/** Whether outputs may be written to the tensors that a call gives for them. */
+function checkOutputs(
+  call: string,
+  outputs: ReadonlyMap<string, Spec>,
+  given: Readonly<Record<string, Tensor | undefined>>,
+  tracked: boolean,
+): void {
+  if (tracked)
+    throw new Error(
+      `${call}: out is given, expected none while gradients are recorded; it is updated in place`,
+    );
+  const unknown = Object.keys(given).find((name) => !outputs.has(name));
+  if (unknown !== undefined) throw new TypeError(`${call}: there is no output ${unknown}`);
+}
+
+/** The tensor that a call gives for an output, if it fits. */
+function placed(
+  call: string,
+  name: string,
+  tensor: Tensor,
+  device: Device,
+  dtype: DType,
+  shape: readonly number[],
+): Tensor {
+  const wanted = `${dtype}[${shape.join(',')}]`;
+  if (!(tensor instanceof Tensor) || String(tensor) !== wanted || !tensor.dense || tensor.device !== device)
+    throw new TypeError(
+      `${call}: out.${name} is ${String(tensor)}, expected a dense ${wanted} on ${device.id}`,
+    );
+  return tensor;
+}
+
 /**
  * Declares an op. Its type, argument checks, output allocation and dispatch follow from the schema;
  * a kernel of the same name on each device does the work.
@@ -127,7 +161,7 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
     ),
   );
   const freeDtype = [...outputs.values()].some(
-    ({ forms: [form] }) => form!.letter >= 0 && !given.has(form!.letter),
+    ({ forms: [form] }) => form && form.letter >= 0 && !given.has(form.letter),
   );
   const recorded = {
     opName,
@@ -135,7 +169,12 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
     saves: schema.saves ?? [],
     inPlace: [...inputs.keys()].filter((name) => inputs.get(name)!.inPlace),
   };
-  const known = new Set([...inputs.keys(), ...attrs.map(([name]) => name), ...(freeDtype ? ['dtype'] : [])]);
+  const known = new Set([
+    ...inputs.keys(),
+    ...attrs.map(([name]) => name),
+    ...(freeDtype ? ['dtype'] : []),
+    ...(outputs.size > 0 ? ['out'] : []),
+  ]);
 
   const call = (args: Readonly<Record<string, unknown>>) => {
     let device: Device | undefined;
@@ -149,6 +188,8 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
     const kernel = kernelOf(self, device);
     const tracked = isTracked(args);
     if (tracked) checkRecordable(recorded, args);
+    const into = args['out'] as Readonly<Record<string, Tensor | undefined>> | undefined;
+    if (into) checkOutputs(opName, outputs, into, tracked);
 
     symbols.clear();
     const values: (TensorHandle | number | undefined)[] = [];
@@ -175,13 +216,15 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
     let only: Tensor | undefined;
     try {
       for (const [name, spec] of outputs) {
-        const [dtype, shape] = resolve(opName, spec, symbols, free);
-        only = results[name] = Tensor.empty(shape, dtype, device);
+        const [dtype, shape] = resolve(opName, spec, symbols, args, into?.[name]?.dtype ?? free);
+        only = results[name] = into?.[name]
+          ? placed(opName, name, into[name], device, dtype, shape)
+          : Tensor.empty(shape, dtype, device);
         values.push(only.handle(opName, name));
       }
       native().run(device.handle, kernel.id, ...values);
     } catch (error) {
-      for (const name in results) results[name]!.dispose();
+      for (const name in results) if (!into?.[name]) results[name]!.dispose();
       throw deviceError(opName, error);
     }
     if (tracked) record(recorded, args as Record<string, Tensor>, results);

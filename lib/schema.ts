@@ -7,6 +7,7 @@
  * - Between the brackets the sizes: a number, a name (the same size wherever it stands), or a name
  *   and a constant.
  * - `?` may be left out; `!` is updated in place; `|` separates alternatives.
+ * - Of an output, `=z`: dtype and shape of the argument z, or `f32[0]` where that is left out.
  */
 import { DisposedError } from './errors';
 import type { Device } from './device';
@@ -28,6 +29,8 @@ export interface Spec {
   readonly forms: readonly Form[];
   readonly optional: boolean;
   readonly inPlace: boolean;
+  /** The argument whose dtype and shape an output has. */
+  readonly like?: string;
 }
 
 /** What the letters and names of one op stand for during a call: reused, since calls do not nest. */
@@ -72,6 +75,7 @@ function parseForm(text: string, symbols: Symbols): Form {
 }
 
 export function parseSpec(text: string, symbols = new Symbols()): Spec {
+  if (text.startsWith('=')) return { text, forms: [], optional: false, inPlace: false, like: text.slice(1) };
   const match = /^([^?!]+)(\??)(!?)$/.exec(text);
   if (!match) throw new SyntaxError(`schema: '${text}' is not a tensor`);
   return {
@@ -143,8 +147,13 @@ export function resolve(
   call: string,
   spec: Spec,
   symbols: Symbols,
+  args: Readonly<Record<string, unknown>>,
   free: DType | undefined,
-): [DType, number[]] {
+): [DType, readonly number[]] {
+  if (spec.like !== undefined) {
+    const like = args[spec.like] as Tensor | undefined;
+    return like ? [like.dtype, like.shape] : ['f32', [0]];
+  }
   const form = spec.forms[0]!;
   const bound =
     form.letter >= 0

@@ -272,6 +272,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   };
   add("open", open);
   add("describe", describe);
+  add("fft", fft);
   add("usage", usage);
   add("setMemoryLimit", set_memory_limit);
   add("trim", trim);

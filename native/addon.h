@@ -58,5 +58,6 @@ void open_transfers(Napi::Env env, Addon* addon);
 Napi::Value read(const Napi::CallbackInfo& info);
 Napi::Value write(const Napi::CallbackInfo& info);
 Napi::Value stamp(const Napi::CallbackInfo& info);
+Napi::Value fft(const Napi::CallbackInfo& info);  // which library of FFTs there is, or why none
 
 }  // namespace ss

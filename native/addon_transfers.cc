@@ -116,6 +116,14 @@ Napi::Value write(const Napi::CallbackInfo& info) {
   return {env, promise};
 }
 
+Napi::Value fft(const Napi::CallbackInfo& info) {
+  char text[1024] = {};
+  auto out = Napi::Object::New(info.Env());
+  out["found"] = device(info.Env(), info[0])->backend->find_fft(text, sizeof text);
+  out["text"] = text;
+  return out;
+}
+
 Napi::Value stamp(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   auto* transfer = new Transfer{.addon = &addon_of(env)};

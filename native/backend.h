@@ -8,7 +8,7 @@
 namespace ss {
 
 // Raised whenever this file, tensor.h or kernel.h changes what crosses the line.
-constexpr int kAbi = 2;
+constexpr int kAbi = 3;
 
 struct Status {
   enum Code : int32_t { ok = 0, out_of_memory, failed, lost };
@@ -40,6 +40,9 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual DeviceInfo info() noexcept = 0;
+  // Looks for the library of FFTs; not before it is asked, since it is large. Whether there is one that
+  // works, and which, or why none is used.
+  virtual bool find_fft(char* text, size_t size) noexcept = 0;
   virtual const Kernel* kernels() noexcept = 0;  // a list; a kernel's id is its place in it
 
   virtual Status alloc(size_t bytes, void** out) noexcept = 0;

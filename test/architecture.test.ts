@@ -13,7 +13,7 @@ const layers: readonly (readonly string[])[] = [
   ['ops/'],
   ['autograd/grad', 'autograd/remat', 'nn/', 'io/'],
   ['models/'],
-  ['generation/', 'training/'],
+  ['generation/', 'training/', 'evaluation/'],
   ['serving/', 'bench/', 'verify/'],
   ['index', 'cli/'],
 ];

@@ -4,7 +4,16 @@ import { grad } from '../lib/autograd/grad';
 import type { Device } from '../lib/device';
 import { ops, type Op } from '../lib/op';
 import { scope, type Tensor } from '../lib/tensor';
-import { inputsOf, normal, randomFrom, read, toStrided, toTensor, type Case } from '../lib/verify/cases';
+import {
+  attrsOf,
+  inputsOf,
+  normal,
+  randomFrom,
+  read,
+  toStrided,
+  toTensor,
+  type Case,
+} from '../lib/verify/cases';
 import { onEach } from './devices';
 import { references, values, type Attrs, type Inputs, type Values } from '../lib/verify/reference';
 
@@ -27,7 +36,8 @@ function differences(op: Op, inputs: Inputs, attrs: Attrs, output: string, seed:
 }
 
 async function check(op: Op, device: Device, each: Case, place = toTensor): Promise<void> {
-  const attrs: Attrs = { ...op.schema.attrs, ...each.attrs };
+  const constants: Attrs = { ...attrsOf(op, each.sizes), ...each.attrs };
+  const attrs: Attrs = { ...op.schema.attrs, ...constants };
   const inPlace = [...op.inputs].filter(([, spec]) => spec.inPlace).map(([name]) => name);
   const inputs = inputsOf(op, { ...each, without: [...(each.without ?? []), ...inPlace] });
   const wanted = references[op.opName]!(copy(inputs), attrs);
@@ -42,7 +52,7 @@ async function check(op: Op, device: Device, each: Case, place = toTensor): Prom
     const floats = Object.keys(inputs).filter((name) => inputs[name]!.dtype !== 'i32');
     const before = device.memoryUsage().tensors;
     const y = () => {
-      const made = (op as (args: unknown) => Tensor | Record<string, Tensor>)({ ...args, ...each.attrs });
+      const made = (op as (args: unknown) => Tensor | Record<string, Tensor>)({ ...args, ...constants });
       return op.outputs.size > 1 ? (made as Record<string, Tensor>)[output]! : (made as Tensor);
     };
     const { value, gradients } = grad(
@@ -74,6 +84,7 @@ describe.each(onEach)('on %s', (_, device) => {
     await run({ sizes: { t: 7, d: 9, n: 3 } }, toStrided);
     for (const name of optional) await run({ sizes: {}, without: [name] });
     await run({ sizes: {}, without: optional });
+    if ([...op.inputs.values()].some(({ forms }) => forms.length > 1)) await run({ sizes: {}, form: 1 });
     for (const [flag, value] of flags) await run({ sizes: {}, attrs: { [flag]: !value } });
   });
 });

@@ -82,6 +82,7 @@ const small = () => Math.floor(random() * 6);
 const calls: Readonly<Record<keyof Native, () => readonly unknown[]>> = {
   open: () => [often(() => pick(['cuda', 'tpu', ''])), often(small)],
   describe: () => [often(() => device)],
+  fft: () => [often(() => device)],
   usage: () => [often(() => device)],
   setMemoryLimit: () => [pick([device, undefined, 3]), 2 ** 28],
   trim: () => [often(() => device)],

@@ -16,7 +16,7 @@ describe('the addon', () => {
   it('has the functions that lib/native.ts declares, and no others', () => {
     expect(Object.keys(native()).sort()).toEqual(
       // prettier-ignore
-      ['alloc', 'beginCapture', 'describe', 'drop', 'endCapture', 'open', 'read', 'release', 'replay', 'run',
+      ['alloc', 'beginCapture', 'describe', 'drop', 'endCapture', 'fft', 'open', 'read', 'release', 'replay', 'run',
        'setMemoryLimit', 'stamp', 'threads', 'trim', 'usage', 'view', 'write'],
     );
   });

@@ -12,6 +12,7 @@ __device__ inline float activated(float x) {
   // Where erfc is 0 in f32; -infinity would make it NaN.
   if constexpr (Kind == 1) return x < -20.0f ? -0.0f : 0.5f * x * erfcf(x * -0.70710678f);
   if constexpr (Kind == 2) return x / (1.0f + expf(-x));
+  if constexpr (Kind == 3) return 1.0f / (1.0f + expf(-x));
 }
 
 __device__ inline float activated(float x, int kind) {

@@ -77,6 +77,11 @@ export interface GradOptions {
   readonly into?: readonly Tensor[];
   /** The gradient of `fn`'s result; without it, ones. */
   readonly seed?: Tensor;
+  /**
+   * Copies in another dtype that `fn` uses in place of the parameters that they are mapped to: what is
+   * computed from a copy counts for its parameter, and the gradient has the parameter's dtype.
+   */
+  readonly copies?: ReadonlyMap<Tensor, Tensor>;
   /** Told of each call on the way back. */
   readonly watch?: Watch;
 }
@@ -98,7 +103,7 @@ export interface Gradients {
 export function grad(
   fn: () => Tensor,
   parameters: readonly Tensor[],
-  { into, seed, watch }: GradOptions = {},
+  { into, seed, copies = new Map<Tensor, Tensor>(), watch }: GradOptions = {},
 ): Gradients {
   if (into && into.length !== parameters.length)
     throw new TypeError(`grad: into has ${into.length} tensors, expected ${parameters.length}`);
@@ -106,6 +111,10 @@ export function grad(
   if (known >= 0) throw new Error(`grad: parameter ${known} is in use by another grad`);
   const tape: Tape = [];
   const leaves = parameters.map((parameter) => track(parameter));
+  for (const [copy, parameter] of copies) {
+    const leaf = variableOf(parameter);
+    if (leaf) track(copy, leaf);
+  }
   try {
     const value = recording(tape, fn);
     const result = variableOf(value);
@@ -125,6 +134,7 @@ export function grad(
   } finally {
     tape.forEach(release);
     parameters.forEach(untrack);
+    for (const copy of copies.keys()) untrack(copy);
   }
 }
 

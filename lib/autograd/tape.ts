@@ -1,4 +1,4 @@
-import { keep, onView, type Tensor } from '../tensor';
+import { keep, onView, Tensor } from '../tensor';
 
 /** What gradients are summed for: a parameter, or something that was computed from one. */
 export interface Variable {
@@ -110,7 +110,7 @@ export function record(op: Recorded, args: Arguments, results: Tensors): void {
   const saved: Record<string, Tensor | number | boolean | undefined> = {};
   const kept: Record<string, Tensor> = {};
   for (const [name, arg] of Object.entries(args)) {
-    if (!isTensor(arg)) saved[name] = arg;
+    if (!(arg instanceof Tensor)) saved[name] = arg;
     else {
       const variable = variables.get(arg);
       if (variable) inputs[name] = variable;
@@ -118,7 +118,7 @@ export function record(op: Recorded, args: Arguments, results: Tensors): void {
     }
   }
   for (const [name, result] of Object.entries(results)) {
-    outputs[name] = track(result);
+    if (result.dtype !== 'i32') outputs[name] = track(result); // choices have no gradients
     if (op.saves.includes(name)) kept[name] = alias(result);
   }
   note({ opName: op.opName, vjp: op.vjp!, args: saved, results: kept, inputs, outputs });
@@ -131,14 +131,12 @@ export function note(step: Step): void {
 /** Frees what a step kept. */
 export function release({ args, results }: Step): void {
   for (const value of [...Object.values(args), ...Object.values(results)])
-    if (isTensor(value)) value.dispose();
+    if (value instanceof Tensor) value.dispose();
 }
-
-const isTensor = (value: unknown): value is Tensor => typeof value === 'object' && value !== null;
 
 onView((view, base, again) => {
   const variable = current && variables.get(base);
   if (!variable) return;
-  const { shape, dtype, device } = view;
-  variables.set(view, { shape, dtype, device, from: { base: variable, again } });
+  const { shape, device } = view;
+  variables.set(view, { shape, dtype: variable.dtype, device, from: { base: variable, again } });
 });

@@ -8,6 +8,7 @@ import { barsOf, plot } from '../bench/plot';
 import { benchPrefill, peerPrompts, prefillOps, withLinearity } from '../bench/prefill';
 import type { Line } from '../bench/result';
 import { roofline } from '../bench/roofline';
+import { benchS4D, s4dShapes, type S4DShape } from '../bench/s4d';
 import {
   benchScan,
   benchScanSteps,
@@ -16,6 +17,7 @@ import {
   scanShapes,
   type ScanShape,
 } from '../bench/scan';
+import { DeviceError } from '../errors';
 import { addModel, common, whole, wholes, type CommonFlags, type ModelFlags } from './bench-flags';
 import { Session } from './bench-session';
 import { note } from './terminal';
@@ -27,6 +29,7 @@ interface ScanFlags extends CommonFlags, Lists<ScanShape> {
   readonly clock?: number;
 }
 type ConvFlags = CommonFlags & Lists<ConvShape>;
+type S4DFlags = CommonFlags & Lists<S4DShape>;
 type PrefillFlags = ModelFlags & { readonly lengths?: readonly number[]; readonly breakdown?: boolean };
 type DecodeFlags = ModelFlags & { readonly steps: number; readonly breakdown?: boolean };
 type ExpertsFlags = Omit<ModelFlags, 'batch'> & { readonly tokens: readonly number[] };
@@ -66,6 +69,15 @@ export function benchCommand(): Command {
     .option('--length <list>', 'tokens of each sequence', wholes)
     .option('--width <list>', 'taps', wholes)
     .action(convs);
+  const s4d = common(
+    new Command('s4d').description('Time S4D as a recurrence and as a convolution, over lengths.'),
+    10,
+  )
+    .option('--batch <list>', 'sequences', wholes)
+    .option('--dim <list>', 'channels', wholes)
+    .option('--length <list>', 'tokens of each sequence', wholes)
+    .option('--state <list>', 'N, the real size of the state: even', wholes)
+    .action(s4ds);
   const prefill = common(addModel(new Command('prefill').description('Time reading a prompt.')), 5)
     .option('--lengths <list>', 'tokens of each prompt (default: 512,2048 on a CPU)', wholes)
     .option('--batch <list>', 'prompts together (default: 1 on a CPU)', wholes)
@@ -97,6 +109,7 @@ export function benchCommand(): Command {
     .description('Measure speed on this machine: single ops, prompts, generation.')
     .addCommand(scan)
     .addCommand(conv)
+    .addCommand(s4d)
     .addCommand(prefill)
     .addCommand(decode)
     .addCommand(generate)
@@ -148,6 +161,23 @@ async function convs(flags: ConvFlags): Promise<void> {
   await session.finish(
     bars('Causal convolution (batch × channels × tokens)', 'GB per second', 'gbPerSecond'),
   );
+}
+
+async function s4ds(flags: S4DFlags): Promise<void> {
+  const session = await Session.open(flags, 's4d', ['bf16']);
+  const { device } = session;
+  const defaults = { batch: [1], dim: [512], length: [1024, 65536], state: [64] };
+  const shapes = combinations<S4DShape>(flags, defaults) ?? s4dShapes;
+  if (!device.fft.found) throw new DeviceError(`bench s4d: ${device.fft.text}`);
+  await session.eachThreads(async () => {
+    for (const dtype of session.dtypes) {
+      for (const shape of shapes) {
+        for (const result of await benchS4D(device, shape, dtype, flags.runs)) await session.add(result);
+        device.trim();
+      }
+    }
+  });
+  await session.finish(bars('S4D (batch × channels × tokens)', 'tokens per second', 'tokensPerSecond'));
 }
 
 /** All combinations of the lists in `flags`, one's default where it is missing; undefined without any. */

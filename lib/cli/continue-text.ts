@@ -2,16 +2,24 @@ import { performance } from 'node:perf_hooks';
 import type { CausalLM, PretrainedOptions } from '../generation/causal-lm';
 import type { FinishReason, GeneratedToken } from '../generation/generate';
 import type { GenerateOptions } from '../generation/options';
+import type { Speculation } from '../generation/speculation';
+import { ByteTokenizer } from '../io/bytes';
 import { writeAtomically, writeFully } from '../io/atomic';
+import type { Ids } from '../models/inputs';
 import type { HubOptions } from './arguments';
 import { UsageError } from './exit';
 import { parseIds } from './prompt';
-import { note, print } from './terminal';
+import { note, print, printBytes } from './terminal';
 
 /** The flags of `generate`, as commander names them. */
 export interface Flags
-  extends HubOptions, Omit<GenerateOptions, 'doSample' | 'eosTokenId' | 'signal' | 'state'> {
+  extends
+    HubOptions,
+    Omit<GenerateOptions, 'doSample' | 'eosTokenId' | 'signal' | 'state' | 'drafter' | 'drafterState'> {
+  readonly drafter?: string;
   readonly file?: string;
+  readonly bytes?: boolean;
+  readonly raw?: boolean;
   readonly ids?: boolean;
   readonly echo?: boolean;
   readonly json?: boolean;
@@ -31,10 +39,11 @@ export interface Flags
 /** A prompt that continues a state is the middle of a text: it gets no begin-of-text token. */
 function encode(
   model: CausalLM,
-  prompt: string,
+  prompt: string | Uint8Array,
   isFirst: boolean,
   ids: boolean | undefined,
-): readonly number[] {
+): Ids {
+  if (typeof prompt !== 'string') return prompt;
   if (ids) return parseIds(prompt);
   if (prompt === '') return [];
   if (!model.tokenizer)
@@ -45,18 +54,20 @@ function encode(
 /** Continues `prompt`, and the state in `saved` where there is one; writes what the flags ask for. */
 export async function continueText(
   model: CausalLM,
-  prompt: string,
+  prompt: string | Uint8Array,
   saved: Uint8Array | undefined,
   options: GenerateOptions,
   flags: Flags,
 ): Promise<void> {
+  if (flags.raw && !(model.tokenizer instanceof ByteTokenizer))
+    throw new UsageError('--raw is for models of bytes; if this is one that does not say so, add --bytes');
   const ids = encode(model, prompt, saved === undefined, flags.ids);
   const needsState = saved !== undefined || flags.saveState !== undefined;
   const state = saved ? model.restoreState(saved) : needsState ? model.createState() : undefined;
   const output = new Output(flags);
   const course = new Course(ids.length);
   try {
-    if (flags.echo) await output.text(flags.ids ? ids.join(' ') : prompt);
+    if (flags.echo) await output.start(flags.ids ? ids.join(' ') : prompt);
     for await (const event of model.generate(ids, { ...options, state })) {
       course.note(event);
       await output.token(event);
@@ -83,9 +94,17 @@ class Output {
   }
 
   async token(event: GeneratedToken): Promise<void> {
-    if (this.#flags.json) await print(`${JSON.stringify(event)}\n`);
+    const { bytes } = event;
+    if (this.#flags.json)
+      await print(`${JSON.stringify({ ...event, ...(bytes && { bytes: [...bytes] }) })}\n`);
+    else if (this.#flags.raw) await printBytes(bytes!);
     else if (this.#flags.ids) await this.text(`${this.#last === '' ? '' : ' '}${event.token}`);
     else await this.text(event.text);
+  }
+
+  /** The prompt. */
+  async start(prompt: string | Uint8Array): Promise<void> {
+    await (this.#flags.raw ? printBytes(Buffer.from(prompt as Uint8Array)) : this.text(prompt as string));
   }
 
   async text(text: string): Promise<void> {
@@ -108,6 +127,7 @@ interface Summary {
   readonly firstTokenSeconds: number;
   /** After the first token, whose time is the prompt's. */
   readonly tokensPerSecond: number;
+  readonly speculation?: Speculation;
 }
 
 /** Takes the times of a generation. */
@@ -117,14 +137,16 @@ class Course {
   #first = 0;
   #newTokens = 0;
   #finishReason: FinishReason | undefined;
+  #speculation: Speculation | undefined;
 
   constructor(promptTokens: number) {
     this.#promptTokens = promptTokens;
   }
 
-  note({ finishReason }: GeneratedToken): void {
+  note({ finishReason, speculation }: GeneratedToken): void {
     if (this.#newTokens++ === 0) this.#first = performance.now();
     this.#finishReason = finishReason;
+    this.#speculation = speculation;
   }
 
   end(): Summary {
@@ -138,6 +160,7 @@ class Course {
       seconds: Number(seconds.toFixed(6)),
       firstTokenSeconds: Number(((this.#first - this.#begin) / 1000).toFixed(6)),
       tokensPerSecond: Number(rate.toFixed(2)),
+      ...(this.#speculation && { speculation: this.#speculation }),
     };
   }
 }
@@ -149,9 +172,13 @@ function inWords({
   seconds,
   firstTokenSeconds,
   tokensPerSecond,
+  speculation,
 }: Summary): string {
   const tokens = (n: number, kind: string) => `${n} ${kind} token${n === 1 ? '' : 's'}`;
   const first = `${tokens(promptTokens, 'prompt')}, first new token after ${firstTokenSeconds.toFixed(3)} s`;
   const all = `${tokens(newTokens, 'new')} in ${seconds.toFixed(3)} s (${finishReason})`;
-  return `${first}; ${all}; ${tokensPerSecond.toFixed(1)} tokens/s`;
+  const drafts = speculation
+    ? `; ${speculation.accepted} of ${speculation.drafted} drafted tokens accepted, ${speculation.calls} calls`
+    : '';
+  return `${first}; ${all}; ${tokensPerSecond.toFixed(1)} tokens/s${drafts}`;
 }

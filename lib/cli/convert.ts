@@ -9,6 +9,7 @@ import { convertedChunks, type FloatFormat } from '../io/convert';
 import { resolveModel } from '../io/hub';
 import { readJson } from '../io/json';
 import { familyOf } from '../models';
+import { asMambaByte } from '../models/mambabyte';
 import { writeModel } from '../models/save';
 import { Weights } from '../nn/weights';
 import { addHubOptions, modelArgument, type HubOptions } from './arguments';
@@ -19,6 +20,7 @@ import { count, oneLine, print, size } from './terminal';
 interface Flags extends HubOptions {
   readonly dtype: 'auto' | FloatFormat;
   readonly force?: boolean;
+  readonly bytes?: boolean;
 }
 
 const help = `
@@ -41,6 +43,7 @@ export function convertCommand(): Command {
         .choices(['auto', 'f32', 'bf16', 'f16'])
         .default('auto'),
     )
+    .option('--bytes', 'the tokens of this Mamba are bytes: writes a mambabyte')
     .option('--force', 'write into a folder that is not empty, over the files of the same names');
   return addHubOptions(command).addHelpText('after', help).action(run);
 }
@@ -59,11 +62,12 @@ async function run(model: string, target: string, flags: Flags): Promise<void> {
       throw new UsageError(`${oneLine(target)} is the model's own folder, expected another one`);
     }
     const json = await readJson(join(source, 'config.json'));
-    const { family, config } = familyOf(json);
+    const { family, config: stored } = familyOf(json);
+    const config = flags.bytes ? familyOf(asMambaByte(stored.json)).config : stored;
     checkpoint = await openCheckpoint(source, family.rename);
     const generation = join(source, 'generation_config.json');
     const extras = {
-      tokenizerFolder: source,
+      tokenizerFolder: familyOf(config.json).family.codec === 'bytes' ? undefined : source,
       generationConfig: existsSync(generation) ? await readJson(generation) : undefined,
     };
     const dtype = flags.dtype === 'auto' ? storedDtype(checkpoint) : flags.dtype;

@@ -41,6 +41,8 @@ interface Examined {
   /** Of one scan, and of one bf16 matmul, against f64, relative to the largest value. */
   readonly scanError?: number;
   readonly matmulError?: number;
+  /** Which FFTs convolutions of whole sequences use, or why there are none. */
+  readonly fft?: string;
   readonly reason?: string;
 }
 
@@ -109,6 +111,7 @@ async function examineDevice(name: string): Promise<Examined> {
       info: device.info,
       scanError: scan.error,
       matmulError: matmul.error,
+      fft: device.fft.text,
       reason: reasons.join('\n') || undefined,
     };
   } catch (error) {
@@ -155,6 +158,7 @@ function describe(report: Report): string {
     ],
     ['', `driver: ${cuda.driver ?? 'none'}`],
     ...reason(cuda.info?.blas),
+    ...reason(cuda.fft),
   ];
   const end = report.ok ? 'Ready: the CPU works.' : 'Not ready: the CPU does not work, for the reason above.';
   const all = report.ok && cuda.works ? 'Ready: the CPU and CUDA work.' : end;

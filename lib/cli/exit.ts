@@ -21,7 +21,9 @@ export function interruption(): AbortSignal {
 const flags: readonly (readonly [RegExp, string])[] = [
   [/^generate: (prompt|state|stop needs)\b/, '$1'],
   [/^generate: eosTokenId\b/, '--eos'],
-  [/^generate: (?=[a-z][a-zA-Z]* (?:is|holds)\b)/, '--'],
+  [/^generate: (?=[a-z][a-zA-Z]* (?:is|holds|has|needs)\b)/, '--'],
+  [/^evaluate: (?=(context|stride)\b)/, '--'],
+  [/^evaluate: /, ''],
   [/^device: name\b/, '--device'],
   [/^device: (?=')/, 'device '],
   [/^restore: /, '--load-state: '],

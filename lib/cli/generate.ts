@@ -3,7 +3,7 @@ import { dirname, resolve } from 'node:path';
 import { Command, Option } from 'commander';
 import { setThreads } from '../device';
 import { AutoModelForCausalLM, type CausalLM } from '../generation/causal-lm';
-import { rowOptions, stopStrings, type GenerateOptions } from '../generation/options';
+import { rowOptions, stopStrings, type Drafter, type GenerateOptions } from '../generation/options';
 import { addHubOptions, bigint, modelArgument, number, several } from './arguments';
 import { continueText, type Flags } from './continue-text';
 import { interruption, UsageError } from './exit';
@@ -18,6 +18,8 @@ Examples:
   $ selective-scan generate ./mamba-130m "Once upon a time"
   $ selective-scan generate state-spaces/mamba-130m-hf -f prompt.txt -t 0.8
   $ echo "The capital of France is" | selective-scan generate ./mamba-130m -n 5
+  $ selective-scan generate ./mambabyte-353m --raw < in.bin > out.bin
+  $ selective-scan generate ./mamba-2.8b "A long text:" --drafter ./mamba-130m
   $ selective-scan generate ./mamba-130m "Dear diary," --save-state diary.state
   $ selective-scan generate ./mamba-130m " Then" --load-state diary.state
 
@@ -31,6 +33,13 @@ export function generateCommand(): Command {
     .optionsGroup('Input and output:')
     .option('-f, --file <path>', 'read the prompt from a file')
     .option('--ids', 'the prompt is token ids (1,2,3), and ids are written: for models without a tokenizer')
+    .option('--bytes', 'the tokens of this model are bytes, though its config.json does not say so')
+    .addOption(
+      new Option(
+        '--raw',
+        'read and write bytes exactly as they are, none added: for models of bytes',
+      ).conflicts(['ids', 'json']),
+    )
     .option('--echo', 'write the prompt too')
     .addOption(
       new Option('--json', 'write one JSON object a line: each token, then a summary').conflicts('echo'),
@@ -56,6 +65,23 @@ export function generateCommand(): Command {
     .option('--seed <n>', 'the same seed gives the same text', bigint)
     .option('--sample', 'draw at random, with no other option')
     .addOption(new Option('--greedy', 'always take the likeliest token').conflicts('sample'))
+    .optionsGroup('Speculative decoding:')
+    .option(
+      '--drafter <model>',
+      'a smaller model that proposes tokens; of the same tokens, or of words for bytes',
+    )
+    .option('--draft-tokens <n>', 'tokens that it proposes at once (default: 4)', number)
+    .addOption(
+      new Option(
+        '--acceptance <rule>',
+        'match: the same tokens as without; rejection: as likely ones',
+      ).choices(['match', 'rejection']),
+    )
+    .option(
+      '--beta <n>',
+      'accept what is among the n likeliest tokens: faster, but not the same text',
+      number,
+    )
     .optionsGroup('Conversations:')
     .option('--load-state <file>', 'continue what --save-state saved; the prompt may then be empty')
     .option('--save-state <file>', 'save what the model remembers, to continue later')
@@ -72,20 +98,24 @@ async function run(name: string, argument: string | undefined, flags: Flags): Pr
   const signal = interruption();
   const options = generateOptions(flags);
   // The library checks again; here it is before a model is loaded, which may take minutes.
-  rowOptions(options, 1);
+  rowOptions({ ...options, ...(flags.drafter !== undefined && { drafter: {} as Drafter }) }, 1);
   stopStrings(options.stop);
   if (flags.threads !== undefined) setThreads(flags.threads);
   const prompt = await readPrompt(
-    { argument, file: flags.file, optional: flags.loadState !== undefined },
+    { argument, file: flags.file, optional: flags.loadState !== undefined, raw: flags.raw === true },
     signal,
   );
   const saved = flags.loadState === undefined ? undefined : await readNamed(flags.loadState);
   if (flags.saveState !== undefined) await checkFolderOf(flags.saveState);
 
   const model = await load(name, flags, signal);
+  let drafter: CausalLM | undefined;
   try {
-    await continueText(model, prompt, saved, { ...options, signal }, flags);
+    if (flags.drafter !== undefined)
+      drafter = await load(flags.drafter, { ...flags, bytes: undefined }, signal);
+    await continueText(model, prompt, saved, { ...options, drafter, signal }, flags);
   } finally {
+    drafter?.dispose();
     model.dispose();
   }
 }
@@ -101,6 +131,9 @@ function generateOptions(flags: Flags): GenerateOptions {
     repetitionPenalty,
     seed,
     stop,
+    draftTokens,
+    acceptance,
+    beta,
     capture,
   } = flags;
   const doSample = flags.greedy ? false : flags.sample;
@@ -115,7 +148,10 @@ function generateOptions(flags: Flags): GenerateOptions {
     repetitionPenalty,
     seed,
     stop,
-    capture,
+    draftTokens,
+    acceptance,
+    beta,
+    capture: capture === false ? false : undefined,
     doSample,
     eosTokenId,
   };
@@ -132,11 +168,11 @@ async function checkFolderOf(path: string): Promise<void> {
 }
 
 async function load(name: string, flags: Flags, signal: AbortSignal): Promise<CausalLM> {
-  const { device, dtype, stateDtype, revision, cacheDir, offline } = flags;
+  const { device, dtype, stateDtype, bytes, revision, cacheDir, offline } = flags;
   const progress = new Progress();
   try {
     return await AutoModelForCausalLM.fromPretrained(name, {
-      ...{ device, dtype, stateDtype, revision, cacheDir, offline, signal },
+      ...{ device, dtype, stateDtype, bytes, revision, cacheDir, offline, signal },
       ...progress.callbacks,
     });
   } finally {

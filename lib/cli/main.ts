@@ -5,6 +5,7 @@ import { packageRoot } from '../loader';
 import { benchCommand } from './bench';
 import { convertCommand } from './convert';
 import { doctorCommand } from './doctor';
+import { evalCommand } from './eval';
 import { report } from './exit';
 import { generateCommand } from './generate';
 import { inspectCommand } from './inspect';
@@ -31,6 +32,7 @@ const program = new Command('selective-scan')
   .description('Mamba language models on the CPU and on NVIDIA GPUs.')
   .version(version, '-V, --version', 'print the version')
   .addCommand(generateCommand())
+  .addCommand(evalCommand())
   .addCommand(inspectCommand())
   .addCommand(convertCommand())
   .addCommand(doctorCommand())

@@ -55,20 +55,22 @@ export interface PromptSource {
   readonly file: string | undefined;
   /** Whether nothing is an answer too, so that a terminal need not be asked. */
   readonly optional: boolean;
+  /** Whether it may be any bytes. */
+  readonly raw: boolean;
 }
 
-/** The prompt, from wherever it comes. The line break that ends a file does not belong to it. */
-export async function readPrompt(source: PromptSource, signal: AbortSignal): Promise<string> {
-  const { argument, file, optional } = source;
+/**
+ * The prompt, from wherever it comes. The line break that ends a file does not belong to a text; `raw`
+ * bytes are taken as they are.
+ */
+export async function readPrompt(source: PromptSource, signal: AbortSignal): Promise<string | Uint8Array> {
+  const { argument, file, optional, raw } = source;
   if (argument !== undefined && file !== undefined)
     throw new UsageError('the prompt is given twice: as an argument, and by --file');
-  if (argument !== undefined && argument !== '-') return argument;
+  if (argument !== undefined && argument !== '-') return raw ? Buffer.from(argument) : argument;
   if (file === undefined && argument === undefined && optional && process.stdin.isTTY) return '';
-  const text =
-    file === undefined
-      ? decodeUtf8(await readStdin(signal), 'stdin')
-      : decodeUtf8(await readNamed(file), file);
-  return text.replace(/\r?\n$/, '');
+  const bytes = file === undefined ? await readStdin(signal) : await readNamed(file);
+  return raw ? bytes : decodeUtf8(bytes, file ?? 'stdin').replace(/\r?\n$/, '');
 }
 
 /** Token ids as they are typed: whole numbers with commas or spaces between them. */

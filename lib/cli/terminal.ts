@@ -6,6 +6,13 @@ export function print(text: string): Promise<void> {
   });
 }
 
+/** Writes bytes to stdout as they are, and waits as `print` does. */
+export function printBytes(bytes: Uint8Array): Promise<void> {
+  return new Promise((resolve, reject) => {
+    process.stdout.write(bytes, (error) => (error ? reject(error) : resolve()));
+  });
+}
+
 /** Writes a line to stderr, where everything goes that is not the answer. */
 export function note(line: string): void {
   process.stderr.write(`${process.stderr.isTTY ? printable(line) : line}\n`);

@@ -6,17 +6,21 @@ import { openCheckpoint } from '../io/checkpoint';
 import type { FloatFormat } from '../io/convert';
 import { resolveModel, type ResolveOptions } from '../io/hub';
 import { readJson, type JsonObject } from '../io/json';
+import { ByteTokenizer } from '../io/bytes';
+import type { Codec } from '../io/codec';
 import { loadTokenizer, Tokenizer } from '../io/tokenizer';
 import { familyOf } from '../models';
+import { asMambaByte } from '../models/mambabyte';
 import type { CommonConfig } from '../models/family';
 import { Fields } from '../models/fields';
 import { Model } from '../models/model';
 import { savePretrained, type Extras } from '../models/save';
 import { Weights, type LoadOptions } from '../nn/weights';
-import { scope } from '../tensor';
 import { generate, type GeneratedToken, type Prompt } from './generate';
 import type { GenerateOptions } from './options';
 import { Spares } from './spares';
+import type { Speculation } from './speculation';
+import { speculate } from './speculative';
 
 export interface ModelOptions {
   /** `cpu`, `cuda`, `cuda:1` or an open device. Default: SELECTIVE_SCAN_DEVICE, or the CPU. */
@@ -35,6 +39,8 @@ export interface PretrainedOptions
     ModelOptions,
     LoadOptions,
     Pick<ResolveOptions, 'revision' | 'cacheDir' | 'offline' | 'token' | 'endpoint'> {
+  /** The tokens of this Mamba are bytes: it becomes a `mambabyte`. For checkpoints whose config.json does not say so. */
+  readonly bytes?: boolean;
   /** Called while files are downloaded from the hub. */
   readonly onDownload?: ResolveOptions['onProgress'];
 }
@@ -42,9 +48,13 @@ export interface PretrainedOptions
 /** A generated text with all that is known of it. */
 export interface Completion {
   readonly text: string;
+  /** Of a model of bytes: those of the text, exactly. */
+  readonly bytes?: Uint8Array;
   readonly tokens: readonly number[];
   readonly logprobs: readonly number[];
   readonly finishReason: GeneratedToken['finishReason'];
+  /** With a drafter: what became of its drafts. */
+  readonly speculation?: Speculation;
 }
 
 /** Tokens as they come, or, with `completions`, whole texts. Can be consumed once. */
@@ -66,17 +76,23 @@ export class Generation implements AsyncIterable<GeneratedToken> {
   async completions(): Promise<Completion[]> {
     const rows: {
       text: string;
+      bytes?: Uint8Array;
       tokens: number[];
       logprobs: number[];
       finishReason: Completion['finishReason'];
+      speculation?: Speculation;
     }[] = [];
-    for await (const { index, text, token, logprob, finishReason } of this) {
+    const bytes: Uint8Array[][] = [];
+    for await (const { index, text, bytes: some, token, logprob, finishReason, speculation } of this) {
       const row = (rows[index] ??= { text: '', tokens: [], logprobs: [], finishReason: undefined });
       row.text += text;
+      if (some) (bytes[index] ??= []).push(some);
       row.tokens.push(token);
       row.logprobs.push(logprob);
       row.finishReason = finishReason;
+      if (speculation) row.speculation = speculation;
     }
+    bytes.forEach((parts, i) => (rows[i]!.bytes = new Uint8Array(Buffer.concat(parts))));
     return rows;
   }
 
@@ -91,8 +107,8 @@ const asList = (ids: number | readonly number[] | undefined) =>
 
 /** A language model that generates: what `AutoModelForCausalLM` makes. */
 export class CausalLM extends Model {
-  /** Of the model's folder; undefined where there is none. */
-  readonly tokenizer: Tokenizer | undefined;
+  /** Of the model's folder, or a `ByteTokenizer` for a model of bytes; undefined where there is none. */
+  readonly tokenizer: Codec | undefined;
   readonly #extras: Extras;
   readonly #spares: Spares;
 
@@ -103,7 +119,7 @@ export class CausalLM extends Model {
       dtype: FloatFormat;
       stateDtype?: FloatFormat;
       weights: Weights;
-      tokenizer?: Tokenizer;
+      tokenizer?: Codec;
       extras?: Extras;
     },
   ) {
@@ -112,7 +128,7 @@ export class CausalLM extends Model {
     const activations = options.device.id === 'cpu' ? 'f32' : options.dtype;
     const { device, weights, stateDtype: states = 'f32' } = options;
     super(config, device, family.build(config, weights, { activations, states }), weights);
-    this.tokenizer = options.tokenizer;
+    this.tokenizer = family.codec === 'bytes' ? new ByteTokenizer() : options.tokenizer;
     this.#extras = options.extras ?? {};
     this.#spares = new Spares(options.device);
   }
@@ -120,7 +136,7 @@ export class CausalLM extends Model {
   /** Fills the parameters; called once. */
   async load(options: LoadOptions = {}): Promise<void> {
     await this.weights.load(options);
-    scope(() => this.backbone.ready());
+    this.refresh();
   }
 
   /**
@@ -135,6 +151,8 @@ export class CausalLM extends Model {
       (id) => id < vocabSize,
     );
     const defaults = { eos, pad: own.id('pad_token_id') ?? padTokenId };
+    if (options?.drafter !== undefined)
+      return new Generation(speculate(this, this.tokenizer, defaults, prompts, options));
     return new Generation(generate(this, this.#spares, this.tokenizer, defaults, prompts, options));
   }
 
@@ -156,7 +174,7 @@ export class CausalLM extends Model {
 const modelOptions: readonly (keyof ModelOptions)[] = ['device', 'dtype', 'stateDtype'];
 const pretrainedOptions: readonly (keyof PretrainedOptions)[] = [
   ...modelOptions,
-  ...(['revision', 'cacheDir', 'offline', 'token', 'endpoint', 'onDownload'] as const),
+  ...(['bytes', 'revision', 'cacheDir', 'offline', 'token', 'endpoint', 'onDownload'] as const),
   ...(['onProgress', 'signal', 'checkFinite', 'onWarning'] as const),
 ];
 
@@ -168,12 +186,16 @@ export const AutoModelForCausalLM = {
    */
   async fromPretrained(pathOrId: string, options: PretrainedOptions = {}): Promise<CausalLM> {
     checkNames('fromPretrained', options, pretrainedOptions, 'options');
+    if (options.bytes !== undefined && typeof options.bytes !== 'boolean')
+      throw new TypeError(`fromPretrained: bytes is ${kindOf(options.bytes)}, expected true or false`);
     const stateDtype = chosenDtype('fromPretrained', 'stateDtype', options.stateDtype);
     const device = openDevice(options.device);
     const folder = await resolveModel(pathOrId, { ...options, onProgress: options.onDownload });
     const json = await readJson(`${folder}/config.json`);
-    const { family, config } = familyOf(json);
-    const tokenizer = await loadTokenizer(folder);
+    const { family, config: stored } = familyOf(json);
+    const config = options.bytes ? familyOf(asMambaByte(stored.json)).config : stored;
+    const isBytes = familyOf(config.json).family.codec === 'bytes';
+    const tokenizer = isBytes ? undefined : await loadTokenizer(folder);
     const checkpoint = await openCheckpoint(folder, family.rename);
     try {
       const dtype = chosenDtype('fromPretrained', 'dtype', options.dtype, () => storedDtype(checkpoint));
@@ -195,20 +217,22 @@ export const AutoModelForCausalLM = {
   /** A fresh model with the paper's initialisation. `json` is what config.json would hold. */
   async fromConfig(
     json: JsonObject,
-    options: ModelOptions & { readonly seed?: number; readonly tokenizer?: Tokenizer } = {},
+    options: ModelOptions & { readonly seed?: number; readonly tokenizer?: Codec } = {},
   ): Promise<CausalLM> {
     checkNames('fromConfig', options, [...modelOptions, 'seed', 'tokenizer'], 'options');
     const { seed = 0, tokenizer } = options;
     if (!Number.isSafeInteger(seed)) {
       throw new TypeError(`fromConfig: seed is ${String(seed)}, expected a whole number`);
     }
-    if (tokenizer !== undefined && !(tokenizer instanceof Tokenizer)) {
+    if (tokenizer !== undefined && !(tokenizer instanceof Tokenizer || tokenizer instanceof ByteTokenizer)) {
       throw new TypeError(`fromConfig: tokenizer is ${kindOf(tokenizer)}, expected a Tokenizer`);
     }
     const dtype = chosenDtype('fromConfig', 'dtype', options.dtype, () => 'f32');
     const stateDtype = chosenDtype('fromConfig', 'stateDtype', options.stateDtype);
     const device = openDevice(options.device);
-    const { config } = familyOf(json);
+    const { family, config } = familyOf(json);
+    if (tokenizer instanceof Tokenizer && family.codec === 'bytes')
+      throw new TypeError(`fromConfig: tokenizer is a Tokenizer, but the tokens of ${family.type} are bytes`);
     const weights = new Weights({ device, dtype, seed });
     return filled(weights, () => new CausalLM(config, { device, dtype, stateDtype, weights, tokenizer }));
   },

@@ -1,14 +1,16 @@
 import { checkRecord } from '../arguments';
-import type { Tokenizer } from '../io/tokenizer';
+import { ByteTokenizer } from '../io/bytes';
+import type { Codec } from '../io/codec';
 import { integerRows, type Dense, type Ids } from '../models/inputs';
 import type { Model } from '../models/model';
 import type { State } from '../models/state';
 import { Decoder, decoderKind, type Drawn } from './decoder';
 import { rowOptions, stopIds, stopStrings, type GenerateOptions, type RowOptions } from './options';
 import type { Pair, Spares } from './spares';
-import { StopScanner } from './text';
+import type { Speculation } from './speculation';
+import { writerOf, type Writer } from './writer';
 
-/** Text (needs a tokenizer) or token ids. */
+/** Text (needs a tokenizer), token ids, or, for a model of bytes, bytes. */
 export type Prompt = string | Ids;
 
 /** Why a sequence ended: an end-of-sequence token, a stop string, or `maxNewTokens`. */
@@ -20,33 +22,30 @@ export interface GeneratedToken {
   readonly token: number;
   /** What it adds to the text: whole characters, '' while one is incomplete. Without a tokenizer always ''. */
   readonly text: string;
+  /** Of a model of bytes: what it adds, exactly; of the text's bytes none are missing or too many. */
+  readonly bytes?: Uint8Array;
   /** Natural logarithm of the model's own probability for it, before temperature and filters. */
   readonly logprob: number;
   /** Which prompt it continues: 0 for the first. */
   readonly index: number;
   /** Set with the last token of a sequence. */
   readonly finishReason: FinishReason | undefined;
+  /** With a drafter, and the last token of a sequence: what became of its drafts. */
+  readonly speculation?: Speculation;
 }
 
 /** One sequence while it grows. */
-class Row {
+export class Row {
   readonly #options: RowOptions;
   readonly #stop: ReadonlySet<number>;
-  readonly #decode: ReturnType<Tokenizer['decodeStream']> | undefined;
-  readonly #scanner: StopScanner;
+  readonly #writer: Writer;
   #count = 0;
   done = false;
 
-  constructor(
-    options: RowOptions,
-    stop: ReadonlySet<number>,
-    stops: readonly string[],
-    tokenizer: Tokenizer | undefined,
-  ) {
+  constructor(options: RowOptions, stop: ReadonlySet<number>, writer: Writer) {
     this.#options = options;
     this.#stop = stop;
-    this.#decode = tokenizer?.decodeStream({ skipSpecialTokens: true });
-    this.#scanner = new StopScanner(stops);
+    this.#writer = writer;
   }
 
   /** Whether the token after the next one is certain not to be wanted. */
@@ -57,25 +56,26 @@ class Row {
   take(index: number, token: number, logprob: number): GeneratedToken {
     this.#count++;
     const eos = this.#stop.has(token);
-    let text = eos ? '' : this.#scanner.push(this.#decode?.push(token) ?? '');
+    const written = eos ? [] : [this.#writer.push(token)];
     let finishReason: FinishReason | undefined;
     if (eos) finishReason = 'eos';
-    else if (this.#scanner.stopped) finishReason = 'stop';
+    else if (this.#writer.stopped) finishReason = 'stop';
     else if (this.#count >= this.#options.maxNewTokens) finishReason = 'length';
-    if (finishReason && !this.#scanner.stopped) {
-      text += this.#scanner.push(this.#decode?.flush() ?? '');
-      if (this.#scanner.stopped) finishReason = 'stop';
-      else text += this.#scanner.flush();
+    if (finishReason && !this.#writer.stopped) {
+      written.push(this.#writer.flush());
+      if (this.#writer.stopped) finishReason = 'stop';
     }
     this.done = finishReason !== undefined;
-    return { token, text, logprob, index, finishReason };
+    const text = written.map((each) => each.text).join('');
+    const bytes = this.#writer.bytes && Buffer.concat(written.map((each) => each.bytes!));
+    return { token, text, ...(bytes && { bytes: new Uint8Array(bytes) }), logprob, index, finishReason };
   }
 }
 
 /** Prompts as ids, and whether one prompt was given or several. */
 async function encode(
   prompts: Prompt | readonly Prompt[],
-  tokenizer: Tokenizer | undefined,
+  tokenizer: Codec | undefined,
   vocabSize: number,
 ): Promise<Int32Array[]> {
   const isOne =
@@ -86,6 +86,10 @@ async function encode(
   if (!Array.isArray(list))
     throw new TypeError(`generate: prompt is ${typeof prompts}, expected text or token ids`);
   const ids = (list as readonly Prompt[]).map((prompt): Ids => {
+    if (prompt instanceof Uint8Array && tokenizer && !(tokenizer instanceof ByteTokenizer))
+      throw new TypeError(
+        'generate: prompt is bytes, but the model has a tokenizer; expected text or token ids',
+      );
     if (typeof prompt !== 'string') return prompt;
     if (!tokenizer)
       throw new TypeError('generate: prompt is text, but the model has no tokenizer; expected token ids');
@@ -134,18 +138,22 @@ function withoutPadding(
   return { sequences, muted };
 }
 
-/**
- * Continues `prompts`, token by token. All sequences advance together; tokens come in the order of
- * steps, then of prompts. Nothing is computed further than one step ahead of what is asked for.
- */
-export async function* generate(
+/** Prompts and options of a call, checked. */
+export interface Prepared extends Pick<Dense, 'sequences' | 'muted'> {
+  readonly rowsOptions: readonly RowOptions[];
+  /** Ids that end a sequence. */
+  readonly stop: readonly number[];
+  readonly writers: readonly Writer[];
+}
+
+/** @throws TypeError, RangeError for what is wrong with the arguments of a call. */
+export async function prepare(
   model: Model,
-  spares: Spares,
-  tokenizer: Tokenizer | undefined,
+  tokenizer: Codec | undefined,
   defaults: Defaults,
   prompts: Prompt | readonly Prompt[],
-  options: GenerateOptions = {},
-): AsyncGenerator<GeneratedToken, void, undefined> {
+  options: GenerateOptions,
+): Promise<Prepared> {
   model.check('generate');
   const { vocabSize } = model.config;
   const ids = await encode(prompts, tokenizer, vocabSize);
@@ -154,8 +162,7 @@ export async function* generate(
   const rowsOptions = rowOptions(options, sequences.length);
   const stop = stopIds(options.eosTokenId ?? defaults.eos, vocabSize);
   const stops = stopStrings(options.stop);
-  if (stops.length > 0 && !tokenizer)
-    throw new TypeError('generate: stop needs a tokenizer, the model has none');
+  const writers = rowsOptions.map(() => writerOf(tokenizer, stops));
   if (options.state) model.checkState('generate', options.state, sequences.length);
   sequences.forEach((ids, i) => {
     if (ids.length === 0 && !options.state?.lengths[i]) {
@@ -165,7 +172,23 @@ export async function* generate(
     }
   });
   options.signal?.throwIfAborted();
+  return { sequences, muted, rowsOptions, stop, writers };
+}
 
+/**
+ * Continues `prompts`, token by token. All sequences advance together; tokens come in the order of
+ * steps, then of prompts. Nothing is computed further than one step ahead of what is asked for.
+ */
+export async function* generate(
+  model: Model,
+  spares: Spares,
+  tokenizer: Codec | undefined,
+  defaults: Defaults,
+  prompts: Prompt | readonly Prompt[],
+  options: GenerateOptions = {},
+): AsyncGenerator<GeneratedToken, void, undefined> {
+  const prepared = await prepare(model, tokenizer, defaults, prompts, options);
+  const { sequences, muted, rowsOptions, stop, writers } = prepared;
   const kind = decoderKind(rowsOptions, stop, {
     capture: options.capture ?? true,
     outlived: options.state !== undefined,
@@ -192,7 +215,7 @@ export async function* generate(
     const { state, decoder } = pair;
     await prompted;
     const ends = new Set(stop);
-    const rows = rowsOptions.map((row) => new Row(row, ends, stops, tokenizer));
+    const rows = rowsOptions.map((row, i) => new Row(row, ends, writers[i]!));
     drawn = quietly(decoder.draw(rowsOptions, stop));
     while (rows.some((row) => !row.done)) {
       options.signal?.throwIfAborted();

@@ -1,4 +1,6 @@
 import { checkNames } from '../arguments';
+import type { Codec } from '../io/codec';
+import type { Model } from '../models/model';
 import type { State } from '../models/state';
 
 /** One value for all prompts, or one for each. */
@@ -23,8 +25,8 @@ export interface GenerateOptions {
   readonly repetitionPenalty?: PerPrompt<number>;
   /** The same seed gives the same tokens, whatever the batch around it. Default: drawn at random. */
   readonly seed?: PerPrompt<number | bigint>;
-  /** Ends a text before any of these strings; needs a tokenizer. */
-  readonly stop?: string | readonly string[];
+  /** Ends a text before any of these strings, or bytes of a model of bytes; needs a tokenizer. */
+  readonly stop?: string | Uint8Array | readonly (string | Uint8Array)[];
   /** Tokens that end a sequence. Default: the model's own; `[]` for none. */
   readonly eosTokenId?: number | readonly number[];
   /** The id that is padding in prompts. Default: the model's own, unless it also ends sequences; null for none. */
@@ -33,9 +35,29 @@ export interface GenerateOptions {
   readonly signal?: AbortSignal;
   /** Continues these sequences and leaves in it what they have become. */
   readonly state?: State;
+  /**
+   * A smaller model that proposes tokens, which this one verifies a block at a time (speculative decoding).
+   * It has the same tokens, or, for a model of bytes, a tokenizer.
+   */
+  readonly drafter?: Drafter;
+  /** Tokens of the drafter in a block. Default 4. */
+  readonly draftTokens?: number;
+  /**
+   * What is accepted of a block. `match`, the default: what this model draws itself, so that the tokens
+   * are those without a drafter. `rejection`: speculative sampling, which accepts more of what is drawn
+   * at random; tokens are distributed as without a drafter, but are not the same ones.
+   */
+  readonly acceptance?: 'match' | 'rejection';
+  /** Accepts instead what is among this model's `beta` likeliest tokens (MambaByte): faster, and not its own text. */
+  readonly beta?: number;
+  /** What the drafter remembers of the sequences in `state`; updated. */
+  readonly drafterState?: State;
   /** Runs each step as one recorded graph. Default true; the tokens are the same either way. */
   readonly capture?: boolean;
 }
+
+/** A model that can draft: a `CausalLM`. */
+export type Drafter = Model & { readonly tokenizer: Codec | undefined };
 
 /** The options of one prompt, checked and complete. */
 export interface RowOptions {
@@ -66,9 +88,12 @@ const ranges: Readonly<Record<Exclude<keyof RowOptions, 'seed'>, Range>> = {
   minP: { fallback: 0, least: 0, most: 1 },
   repetitionPenalty: { fallback: 1, least: 0, most: Infinity, above: true },
 };
-const known = [
+const speculative = ['draftTokens', 'acceptance', 'beta', 'drafterState'] as const;
+const known: readonly string[] = [
   ...Object.keys(ranges),
   ...['doSample', 'seed', 'stop', 'eosTokenId', 'padTokenId', 'signal', 'state', 'capture'],
+  'drafter',
+  ...speculative,
 ];
 
 function inRange(name: string, value: unknown, { least, most, above, whole }: Range): number {
@@ -87,6 +112,10 @@ function inRange(name: string, value: unknown, { least, most, above, whole }: Ra
   );
 }
 
+/** A whole number, 1 or more. */
+export const positive = (name: string, value: unknown): number =>
+  inRange(name, value, { fallback: 1, least: 1, most: int32, whole: true });
+
 function seedOf(value: unknown): bigint {
   if (typeof value === 'bigint' || Number.isSafeInteger(value))
     return BigInt.asUintN(64, BigInt(value as number));
@@ -103,6 +132,11 @@ export function rowOptions(options: GenerateOptions, rows: number): RowOptions[]
   if (signal !== undefined && !(signal instanceof AbortSignal)) {
     throw new TypeError(`generate: signal is ${typeof signal}, expected an AbortSignal`);
   }
+  const needsDrafter = speculative.find((name) => options[name] !== undefined);
+  if (options.drafter === undefined && needsDrafter)
+    throw new TypeError(`generate: ${needsDrafter} needs a drafter, which is missing`);
+  for (const name of ['draftTokens', 'beta'] as const)
+    if (options[name] !== undefined) positive(name, options[name]);
   const of = (name: keyof GenerateOptions, row: number): unknown => {
     const value = options[name];
     if (!Array.isArray(value)) return value;
@@ -139,17 +173,17 @@ export function rowOptions(options: GenerateOptions, rows: number): RowOptions[]
   });
 }
 
-/** The strings in `stop`. */
-export function stopStrings(stop: unknown): readonly string[] {
+/** The strings, or bytes, in `stop`. */
+export function stopStrings(stop: unknown): readonly (string | Uint8Array)[] {
   const list: readonly unknown[] = stop === undefined ? [] : Array.isArray(stop) ? stop : [stop];
   for (const text of list) {
-    if (typeof text !== 'string' || text === '') {
+    if (!(typeof text === 'string' || text instanceof Uint8Array) || text.length === 0) {
       throw new TypeError(
         `generate: stop holds ${JSON.stringify(text)}, expected strings that are not empty`,
       );
     }
   }
-  return list as readonly string[];
+  return list as readonly (string | Uint8Array)[];
 }
 
 /** The ids in `eosTokenId`, each below `vocabSize`. */

@@ -2,6 +2,7 @@ import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { checkRecord, kindOf } from '../arguments';
 import { FormatError } from '../errors';
+import { checkUnicode, type Codec, type DecodeOptions, type EncodeOptions } from './codec';
 import { DecodeStream } from './decode-stream';
 import { isObject, kind, readJson, type JsonObject } from './json';
 
@@ -25,14 +26,8 @@ function engine() {
   };
 }
 
-export interface DecodeOptions {
-  /** Leaves out tokens such as `<|endoftext|>`; default false. */
-  readonly skipSpecialTokens?: boolean;
-}
-
 /** Text to token ids and back, as the `tokenizer.json` of a model folder says. */
-export class Tokenizer {
-  /** Every id is below this; a model's own vocabulary may be padded beyond it. */
+export class Tokenizer implements Codec {
   readonly vocabSize: number;
   readonly bosId: number | undefined;
   readonly eosId: number | undefined;
@@ -56,21 +51,13 @@ export class Tokenizer {
     this.specialIds = new Set(added.filter((token) => token.special).map((token) => token.id));
   }
 
-  /** Throws RangeError for text that is not well-formed Unicode. */
-  encode(text: string, options: { readonly addSpecialTokens?: boolean } = {}): number[] {
+  encode(text: string, options: EncodeOptions = {}): number[] {
     if (typeof text !== 'string') throw new TypeError(`encode: text is ${kind(text)}, expected a string`);
     checkRecord('encode', options, 'options');
-    const lone = text.search(/\p{Surrogate}/u);
-    if (lone >= 0) {
-      const code = text.charCodeAt(lone).toString(16).toUpperCase();
-      throw new RangeError(
-        `encode: text has a lone surrogate U+${code} at ${lone}, expected well-formed Unicode`,
-      );
-    }
+    checkUnicode('encode', text);
     return this.#engine.encode(text, { add_special_tokens: options.addSpecialTokens ?? true }).ids;
   }
 
-  /** Ids without a token decode to nothing; bytes that are no UTF-8 decode to U+FFFD. */
   decode(ids: Iterable<number>, options: DecodeOptions = {}): string {
     checkRecord('decode', options, 'options');
     if (typeof (ids as Partial<Iterable<number>> | undefined | null)?.[Symbol.iterator] !== 'function') {
@@ -80,7 +67,6 @@ export class Tokenizer {
     return this.#cleanUp ? cleanUp(text) : text;
   }
 
-  /** Decodes tokens as they come; what it gives, joined, is what `decode` gives for all of them. */
   decodeStream(options: DecodeOptions = {}): DecodeStream {
     checkRecord('decodeStream', options, 'options');
     return new DecodeStream({

@@ -36,9 +36,11 @@ export interface Backbone {
   ready(): void;
   /**
    * ids i32[t] to the normalised output of the last layer [t, hiddenSize]. `pools` holds one tensor
-   * [slots, ...] for each of `stateParts`. `visit` sees the output of each layer in turn (with its residual), f32[t, hiddenSize].
+   * [slots, ...] for each of `stateParts`, or none: then sequences start from nothing. `visit` sees the output of each layer in turn (with its residual), f32[t, hiddenSize].
    */
   forward(ids: Tensor, batch: Batch, pools: readonly Tensor[], visit?: (hidden: Tensor) => void): Tensor;
+  /** What makes logits of the normalised output: weight [vocabSize, hiddenSize]. */
+  readonly head: { readonly weight: Tensor; readonly bias?: Tensor | undefined };
   /** [t, hiddenSize] to f32[t, vocabSize]. */
   logits(hidden: Tensor): Tensor;
   dispose(): void;
@@ -50,6 +52,8 @@ export interface Family<C extends CommonConfig = CommonConfig> {
   readonly type: string;
   /** For families whose config.json has no `model_type`: whether this is one. */
   readonly recognises?: (json: JsonObject) => boolean;
+  /** Models whose tokens are bytes need no tokenizer, and get none. */
+  readonly codec?: 'bytes';
   /** The name that the layers know a parameter by, where the family's files have others. */
   readonly rename?: (name: string) => string;
   /** @throws FormatError that names a field which is missing, unknown, or of a value that is not supported. */

@@ -5,11 +5,21 @@ import { blackmamba } from './blackmamba';
 import { falconMamba } from './falcon-mamba';
 import type { CommonConfig, Family } from './family';
 import { mamba } from './mamba';
+import { mambaByte } from './mambabyte';
 import { moeMamba } from './moe-mamba';
+import { s4d } from './s4d';
 import { stateSpaces } from './state-spaces';
 
 /** Every family that `fromPretrained` knows. */
-export const families: readonly Family[] = [mamba, falconMamba, moeMamba, blackmamba, stateSpaces];
+export const families: readonly Family[] = [
+  mamba,
+  mambaByte,
+  falconMamba,
+  moeMamba,
+  blackmamba,
+  s4d,
+  stateSpaces,
+];
 
 /** The family that `model_type` names; without `model_type` the first that recognises its own fields. */
 export function findFamily(json: JsonObject): Family | undefined {

@@ -1,7 +1,7 @@
 import { Tensor } from '../tensor';
 
-/** Token ids of one sequence. */
-export type Ids = readonly number[] | Int32Array | Uint32Array | BigInt64Array;
+/** Token ids of one sequence; of a model of bytes, the bytes. */
+export type Ids = readonly number[] | Int32Array | Uint32Array | Uint8Array | BigInt64Array;
 /** Token ids: one sequence, several, or a tensor i32[batch, length]. */
 export type IdsBatch = Ids | readonly Ids[] | Tensor;
 

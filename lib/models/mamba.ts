@@ -85,7 +85,7 @@ class MambaBackbone implements Backbone {
   readonly #embeddings: Tensor; // [vocabSize, hiddenSize]
   readonly #layers: readonly { readonly norm: Tensor; readonly mixer: MambaMixer }[];
   readonly #norm: Tensor; // [hiddenSize]
-  readonly #head: Tensor; // [vocabSize, hiddenSize]
+  readonly head: { readonly weight: Tensor };
 
   constructor(config: MambaConfig, weights: Weights, { activations, states }: ModelDTypes) {
     const { hiddenSize, vocabSize, numLayers, mixer } = config;
@@ -103,9 +103,9 @@ class MambaBackbone implements Backbone {
       };
     });
     this.#norm = backbone.at('norm_f').get('weight', [hiddenSize], init.ones);
-    this.#head = config.tieWordEmbeddings
-      ? this.#embeddings
-      : new Linear(weights.at('lm_head'), hiddenSize, vocabSize, { bias: false }).weight;
+    this.head = config.tieWordEmbeddings
+      ? { weight: this.#embeddings }
+      : new Linear(weights.at('lm_head'), hiddenSize, vocabSize, { bias: false });
     weights.checkAllUsed(config.tieWordEmbeddings ? ['lm_head.weight'] : []);
 
     const { dInner, dState, dConv } = mixer;
@@ -124,7 +124,11 @@ class MambaBackbone implements Backbone {
     return scope(() => {
       const embedded = embedding({ ids, weight: this.#embeddings, dtype: 'f32' });
       // One row is where a step's kernels are short enough for their number to count.
-      const whole = ids.shape[0] === 1 && !batch.muted && this.#layers.every(({ mixer }) => mixer.stepsWhole);
+      const whole =
+        ids.shape[0] === 1 &&
+        pools.length > 0 &&
+        !batch.muted &&
+        this.#layers.every(({ mixer }) => mixer.stepsWhole);
       const { mixed, residual } = whole
         ? this.#stepLayers(embedded, batch, pools, visit)
         : this.#runLayers(embedded, batch, pools, visit);
@@ -157,7 +161,7 @@ class MambaBackbone implements Backbone {
       mixed?.dispose();
       if (sum !== residual) residual.dispose();
       residual = sum;
-      mixed = mixer.forward(xz, batch, pools[2 * i]!, pools[2 * i + 1]!);
+      mixed = mixer.forward(xz, batch, pools[2 * i], pools[2 * i + 1]);
       xz.dispose();
     }
     return { mixed, residual };
@@ -204,7 +208,7 @@ class MambaBackbone implements Backbone {
   }
 
   logits(hidden: Tensor): Tensor {
-    return matmul({ x: hidden, weight: this.#head, dtype: 'f32' });
+    return matmul({ x: hidden, weight: this.head.weight, dtype: 'f32' });
   }
 
   dispose(): void {

@@ -31,6 +31,7 @@ export interface MixtureParts {
 /** Layers of Mamba mixers and feed-forward networks, of which some are mixtures of experts. */
 export class MixtureBackbone implements Backbone {
   readonly stateParts: readonly StatePart[];
+  readonly head: MixtureParts['head'];
   readonly parts: MixtureParts;
   readonly #activations: DType;
 
@@ -40,6 +41,7 @@ export class MixtureBackbone implements Backbone {
     { activations, states }: ModelDTypes,
   ) {
     this.parts = parts;
+    this.head = parts.head;
     this.#activations = activations;
     this.stateParts = parts.layers.flatMap(({ mixer }, i) =>
       mixer
@@ -62,7 +64,7 @@ export class MixtureBackbone implements Backbone {
       let mixed: Tensor | undefined;
       let pool = 0;
       for (const [i, layer] of layers.entries()) {
-        const { y, sum } = this.#layer(layer, mixed, residual, batch, () => pools[pool++]!);
+        const { y, sum } = this.#layer(layer, mixed, residual, batch, () => pools[pool++]);
         if (i > 0) visit?.(sum);
         // What this layer no longer needs goes at once: a long prompt's memory is one layer's.
         mixed?.dispose();
@@ -80,7 +82,7 @@ export class MixtureBackbone implements Backbone {
     x: Tensor | undefined,
     residual: Tensor,
     batch: Batch,
-    pool: () => Tensor,
+    pool: () => Tensor | undefined,
   ): { readonly y: Tensor; readonly sum: Tensor } {
     const { eps } = this.parts;
     const dtype = this.#activations;
@@ -115,7 +117,7 @@ export class MixtureBackbone implements Backbone {
   }
 
   logits(hidden: Tensor): Tensor {
-    return matmul({ x: hidden, ...this.parts.head, dtype: 'f32' });
+    return matmul({ x: hidden, ...this.head, dtype: 'f32' });
   }
 
   dispose(): void {

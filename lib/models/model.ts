@@ -3,9 +3,11 @@ import { checkNames } from '../arguments';
 import type { Device } from '../device';
 import { DisposedError } from '../errors';
 import type { Batch } from '../nn/mamba';
+import { linearCrossEntropy } from '../nn/loss';
 import type { Routing } from '../nn/moe';
 import { countParameters, type Weights } from '../nn/weights';
-import { copySlots, crossEntropy, takeRows, zeroSlots } from '../ops/elementwise';
+import { copySlots, takeRows, zeroSlots } from '../ops/elementwise';
+import { crossEntropy } from '../ops/loss';
 import { keep, scope, Tensor } from '../tensor';
 import type { Backbone, CommonConfig } from './family';
 import { integerRows, pack, targetsOf, type IdsBatch } from './inputs';
@@ -107,6 +109,15 @@ export class Model<C extends CommonConfig = CommonConfig> {
     return this.backbone.forward(ids, batch, state.pools, visit);
   }
 
+  /** `factor` · Σ cross-entropy of packed sequences that start from nothing: ids and labels i32[t]. Ops only. */
+  loss(ids: Tensor, batch: Batch, labels: Tensor, factor: Tensor): Tensor {
+    const x = () => this.backbone.forward(ids, batch, []);
+    return scope(() => linearCrossEntropy({ x: x(), ...this.backbone.head, labels, factor }));
+  }
+
+  /** After the parameters have changed: what is computed from them once is computed again. */
+  refresh = (): void => scope(() => this.backbone.ready());
+
   /** The logits of normalised hidden states [t, hiddenSize]. */
   head(hidden: Tensor): Tensor {
     return this.backbone.logits(hidden);
@@ -124,6 +135,8 @@ export class Model<C extends CommonConfig = CommonConfig> {
       /** For sequences that have some: which of their tokens are padding in the middle, as `Dense`. */
       readonly muted?: readonly (Int32Array | undefined)[];
       readonly signal?: AbortSignal;
+      /** Nobody will ask for the state afterwards, and it is a new one. */
+      readonly forget?: boolean;
       readonly visit?: (layer: number, hidden: Tensor, pieces: readonly Piece[]) => void;
       readonly router?: (routing: Routing, pieces: readonly Piece[]) => void;
       readonly each?: (hidden: Tensor, pieces: readonly Piece[]) => void;
@@ -141,12 +154,14 @@ export class Model<C extends CommonConfig = CommonConfig> {
         const ids = pieces.flatMap(({ row, begin, end }) => [...sequences[row]!.subarray(begin, end)]);
         const lengths = pieces.map(({ begin, end }) => end - begin);
         const muted = mutedRows(pieces, options.muted);
+        const whole = pieces.every(({ row, begin, end }) => begin === 0 && end === sequences[row]!.length);
         const batch = {
           ...this.batch(
             lengths,
             pieces.map(({ row }) => row),
           ),
           ...(muted.length > 0 && { muted: this.#ints(muted) }),
+          ...(options.forget && whole && { longest: Math.max(...lengths) }),
           ...(options.router && { router: (routing: Routing) => options.router!(routing, pieces) }),
         };
         let layer = 0;
@@ -249,6 +264,7 @@ export class Model<C extends CommonConfig = CommonConfig> {
         : undefined;
       await this.run(dense.sequences, state, {
         muted: dense.muted,
+        forget: !input.state,
         visit: hidden && ((layer, x, pieces) => unpack(x, pieces, dense, 0, hidden[layer]!)),
         router: record && ((routing, pieces) => record.see(routing, pieces)),
         each: (x, pieces) => {

@@ -64,3 +64,30 @@ export const inverseSoftplusOfLogUniform =
       out[i] = dt + Math.log(-Math.expm1(-dt));
     }
   };
+
+/** log Δ of S4D (Gu et al. 2022, section 4.4): uniform in [log min, log max]. */
+export const logUniformLog =
+  (min: number, max: number): Init =>
+  (out, random) => {
+    for (let i = 0; i < out.length; i++) out[i] = random() * (Math.log(max) - Math.log(min)) + Math.log(min);
+  };
+
+/**
+ * The diagonals of S4D for n conjugate pairs, N = 2n (Gu et al. 2022, section 4.2): S4D-Lin
+ * `A_j = -1/2 + iπj`, S4D-Inv `-1/2 + i(N/π)(N/(2j + 1) - 1)`, S4D-Real `-(j + 1)`.
+ */
+export const s4dDiagonal: Readonly<
+  Record<'lin' | 'inv' | 'real', (n: number) => { readonly logReal: Init; readonly imag: Init }>
+> = {
+  lin: (n) => ({ logReal: (out) => out.fill(Math.log(0.5)), imag: byState(n, (j) => Math.PI * j) }),
+  inv: (n) => ({
+    logReal: (out) => out.fill(Math.log(0.5)),
+    imag: byState(n, (j) => ((2 * n) / Math.PI) * ((2 * n) / (2 * j + 1) - 1)),
+  }),
+  real: (n) => ({ logReal: s4dRealLog(n), imag: zeros }),
+};
+const byState =
+  (n: number, value: (j: number) => number): Init =>
+  (out) => {
+    for (let i = 0; i < out.length; i++) out[i] = value(i % n);
+  };

@@ -1,3 +1,4 @@
+import { isRecording } from '../autograd/tape';
 import { negExp, zeroSlots } from '../ops/elementwise';
 import { matmul } from '../ops/matmul';
 import { rmsNorm } from '../ops/norm';
@@ -14,6 +15,8 @@ export interface Batch {
   readonly slots: Tensor; // i32[s]
   /** Rows that are padding in the middle of a sequence: the mixers see no input there. */
   readonly muted?: Tensor; // i32[m]
+  /** Where sequences start from nothing and leave nothing: tokens of the longest one. */
+  readonly longest?: number;
   /** Sees what each router did, layer by layer; disposes it. */
   readonly router?: (routing: Routing) => void;
 }
@@ -94,9 +97,10 @@ export class MambaMixer {
     });
   }
 
-  /** Once the parameters are loaded: A = -exp(A_log) and the filter's rows, which every step needs. */
+  /** Once the parameters have their values: A = -exp(A_log) and the filter's rows, which every step needs. */
   ready(): void {
     const { dInner, dConv, dtRank, dState, rmsEps } = this.#config;
+    this.dispose();
     this.#A = keep(negExp({ x: this.#aLog }));
     this.#convWeight = keep(this.#conv.reshape([dInner, dConv]));
     if (rmsEps === undefined) return;
@@ -105,14 +109,18 @@ export class MambaMixer {
     this.#ones = new Map([...new Set([dtRank, dState])].map((n) => [n, ones(n)]));
   }
 
-  /** xz [t, 2 dInner], of `inProj`, to [t, dModel]; updates the batch's rows of both pools. */
-  forward(xz: Tensor, batch: Batch, convState: Tensor, scanState: Tensor): Tensor {
+  /**
+   * xz [t, 2 dInner], of `inProj`, to [t, dModel]; updates the batch's rows of both pools. Without pools
+   * sequences start from nothing.
+   */
+  forward(xz: Tensor, batch: Batch, convState?: Tensor, scanState?: Tensor): Tensor {
     // Sequences are never empty: as many tokens as there are sequences are one of each.
     const single = xz.shape[0] === batch.slots.shape[0] && !batch.muted && !this.#ones;
     return scope(() => {
-      const y = single
-        ? this.#step(xz, batch, convState, scanState)
-        : this.#scan(xz, batch, convState, scanState);
+      const y =
+        single && convState && scanState
+          ? this.#step(xz, batch, convState, scanState)
+          : this.#scan(xz, batch, convState, scanState);
       return this.#outProj.forward(y);
     });
   }
@@ -166,15 +174,18 @@ export class MambaMixer {
   }
 
   /** Sequences of any lengths, [t, 2 dInner] to [t, dInner]. */
-  #scan(xz: Tensor, { offsets, slots, muted }: Batch, convState: Tensor, scanState: Tensor): Tensor {
-    const { dInner, dState, dtRank } = this.#config;
+  #scan(xz: Tensor, { offsets, slots, muted }: Batch, convState?: Tensor, scanState?: Tensor): Tensor {
+    const { dInner, dState, dConv, dtRank } = this.#config;
     const tokens = xz.shape[0]!;
     return scope(() => {
+      // While gradients are recorded these are computed from the parameters, and not what is kept.
+      const A = isRecording() ? negExp({ x: this.#aLog }) : this.#A!;
+      const convWeight = isRecording() ? this.#conv.reshape([dInner, dConv]) : this.#convWeight!;
       const input = xz.columns(0, dInner);
       if (muted) zeroSlots({ pool: input, slots: muted });
       const u = causalConv1dPacked({
         x: input,
-        weight: this.#convWeight!,
+        weight: convWeight,
         bias: this.#convBias,
         offsets,
         slots,
@@ -192,7 +203,7 @@ export class MambaMixer {
       return selectiveScanPacked({
         u,
         delta: matmul({ x: part(0, dtRank), weight: this.#dtWeight }),
-        A: this.#A!,
+        A,
         B: group(dtRank),
         C: group(dtRank + dState),
         D: this.#D,

@@ -29,6 +29,14 @@ interface Parameter {
   readonly init: Init;
 }
 
+/** Where a parameter lies, and what the layers compute with: itself, or a copy in the model's dtype. */
+export interface Placed {
+  readonly parameter: Tensor;
+  readonly used: Tensor;
+}
+/** Finds room for a tensor that layers use as `dtype`. */
+export type Place = (name: string, shape: readonly number[], dtype: FloatFormat) => Placed;
+
 /** Where parameters come from: a checkpoint, or a seed. */
 export interface Source {
   readonly device: Device;
@@ -36,6 +44,8 @@ export interface Source {
   readonly dtype: FloatFormat;
   readonly checkpoint?: Checkpoint;
   readonly seed?: number;
+  /** Where parameters go; by default each is a tensor of its own. */
+  readonly place?: Place;
 }
 
 /**
@@ -82,25 +92,32 @@ export class Weights {
     init: Init,
     kind: 'matrix' | 'f32' = 'matrix',
   ): Tensor {
-    const { dtype, device } = this.#source;
+    const dtype = kind === 'f32' ? 'f32' : this.#source.dtype;
     for (const name of names) this.#check(this.#prefix + name, shape);
-    const whole = keep(Tensor.empty([names.length, ...shape], kind === 'f32' ? 'f32' : dtype, device));
-    this.#stacks.push(whole);
+    const { parameter, used } = this.#placed(this.#prefix + names[0]!, [names.length, ...shape], dtype);
+    if (!this.#source.place) this.#stacks.push(parameter);
     scope(() =>
       names.forEach((name, i) => {
-        const tensor = keep(whole.rows(i, i + 1).reshape(shape));
+        const tensor = keep(parameter.rows(i, i + 1).reshape(shape));
         this.#parameters.set(this.#prefix + name, { tensor, shape, init });
       }),
     );
-    return whole;
+    return used;
   }
 
   #get(name: string, shape: readonly number[], dtype: FloatFormat, init: Init): Tensor {
     const path = this.#prefix + name;
     this.#check(path, shape);
-    const tensor = keep(Tensor.empty(shape, dtype, this.#source.device));
-    this.#parameters.set(path, { tensor, shape, init });
-    return tensor;
+    const { parameter, used } = this.#placed(path, shape, dtype);
+    this.#parameters.set(path, { tensor: parameter, shape, init });
+    return used;
+  }
+
+  #placed(path: string, shape: readonly number[], dtype: FloatFormat): Placed {
+    const { place, device } = this.#source;
+    if (place) return place(path, shape, dtype);
+    const tensor = keep(Tensor.empty(shape, dtype, device));
+    return { parameter: tensor, used: tensor };
   }
 
   #check(path: string, shape: readonly number[]): void {

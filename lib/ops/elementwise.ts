@@ -1,6 +1,7 @@
 import type { InputGradients } from '../autograd/tape';
 import { op, positional } from '../op';
 import type { Tensor } from '../tensor';
+import { embeddingBackward } from './matmul-backward';
 
 /** The same values in another dtype, dense. */
 export const cast = op('cast', {
@@ -46,7 +47,19 @@ export const negExp = op('neg_exp', {
 });
 
 /** Rows of `x` by number, in the order of `rows`. */
-export const takeRows = op('take_rows', { in: { x: 'T[t,d]', rows: 'i32[m]' }, out: { y: 'T[m,d]' } });
+export const takeRows = op('take_rows', {
+  in: { x: 'T[t,d]', rows: 'i32[m]' },
+  out: { y: 'T[m,d]' },
+  saves: ['rows'],
+  vjp: ({ args, grad, inputs: { x } }): InputGradients => ({
+    x: embeddingBackward({
+      dy: grad['y']!,
+      ids: args['rows'] as Tensor,
+      rows: x!.shape[0]!,
+      dtype: x!.dtype,
+    }),
+  }),
+});
 
 /** Zeros the rows of a pool that `slots` names; negative slots are passed over. */
 export const zeroSlots = op('zero_slots', { in: { pool: 'T[p,e]!', slots: 'i32[s]' }, out: {} });
@@ -57,8 +70,5 @@ export const copySlots = op('copy_slots', {
   out: {},
 });
 
-/** `logsumexp(logits) - logits[label]` for each row, in f32; 0 where the label is -100. */
-export const crossEntropy = op('cross_entropy', {
-  in: { logits: 'f32[t,v]', labels: 'i32[t]' },
-  out: { loss: 'f32[t]' },
-});
+/** `x = x · factor`, with one factor for all. */
+export const scale = op('scale', { in: { x: 'T[t,d]!', factor: 'f32[1]' }, out: {} });

@@ -107,10 +107,11 @@ export const expertSum = op('expert_sum', {
       : `hidden has ${size('a')} rows, expected ${size('t')! * size('k')!}: one for each weight`,
 });
 
-/** `f(x) · factor`; `kind` says which f: 0 is ReLU, 1 GELU (the exact one, by erf), 2 SiLU. */
+/** `f(x) · factor`; `kind` says which f: 0 is ReLU, 1 GELU (the exact one, by erf), 2 SiLU, 3 the sigmoid. */
 export const activate = op('activate', {
   in: { x: 'T[t,d]', factor: 'T[t,d]?' },
   attrs: { kind: 0 },
   out: { y: 'T[t,d]' },
-  check: (size) => kindOf(size('kind')!),
+  check: (size) =>
+    [0, 1, 2, 3].includes(size('kind')!) ? undefined : `kind is ${size('kind')}, expected 0, 1, 2 or 3`,
 });

@@ -1,9 +1,8 @@
+import type { InputGradients } from '../autograd/tape';
 import { op } from '../op';
-
-/** A channel's states stay on chip: what the registers of a CUDA block can hold. */
-const mostStates = 256;
-const tooManyStates = (n: number) =>
-  n > mostStates ? `A has ${n} states for a channel, expected at most ${mostStates}` : undefined;
+import type { Tensor } from '../tensor';
+import { causalConv1dBackward, selectiveScanBackward } from './scan-backward';
+import { tooManyStates } from './scan-states';
 
 /** What the sizes of a mixer's parameters must satisfy; `has` names what holds x and z. */
 function mixerComplaint(size: (name: string) => number | undefined, has: string, of: string) {
@@ -49,6 +48,24 @@ export const selectiveScanPacked = op('selective_scan', {
     if (d % g !== 0) return `B and C have ${g} groups, expected a divisor of d, which is ${d}`;
     return tooManyStates(size('n')!);
   },
+  saves: ['u', 'delta', 'A', 'B', 'C', 'D', 'z', 'deltaBias', 'offsets'],
+  vjp: ({ args, grad }): InputGradients => {
+    const tensor = (name: string) => args[name] as Tensor;
+    const { du, ddelta, dA, dB, dC, dD, dz, ddeltaBias } = selectiveScanBackward({
+      u: tensor('u'),
+      delta: tensor('delta'),
+      A: tensor('A'),
+      B: tensor('B'),
+      C: tensor('C'),
+      D: args['D'] as Tensor | undefined,
+      z: args['z'] as Tensor | undefined,
+      deltaBias: args['deltaBias'] as Tensor | undefined,
+      offsets: tensor('offsets'),
+      dy: grad['y']!,
+      deltaSoftplus: args['deltaSoftplus'] as boolean | undefined,
+    });
+    return { u: du, delta: ddelta, A: dA, B: dB, C: dC, D: dD, z: dz, deltaBias: ddeltaBias };
+  },
 });
 
 /**
@@ -68,6 +85,18 @@ export const causalConv1dPacked = op('causal_conv1d', {
   attrs: { silu: false },
   out: { y: 'T[t,d]' },
   check: (size) => (size('w') === 0 ? 'weight has no taps, expected 1 or more' : undefined),
+  saves: ['x', 'weight', 'bias', 'offsets'],
+  vjp: ({ args, grad }): InputGradients => {
+    const { dx, dweight, dbias } = causalConv1dBackward({
+      x: args['x'] as Tensor,
+      weight: args['weight'] as Tensor,
+      bias: args['bias'] as Tensor | undefined,
+      offsets: args['offsets'] as Tensor,
+      silu: args['silu'] as boolean | undefined,
+      dy: grad['y']!,
+    });
+    return { x: dx, weight: dweight, bias: dbias };
+  },
 });
 
 /**

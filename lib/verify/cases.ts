@@ -4,8 +4,9 @@ import { bf16FromFloat, f16FromFloat, floatFromBf16, floatFromF16 } from '../io/
 import type { Op } from '../op';
 import type { Spec } from '../schema';
 import { Tensor, type DType } from '../tensor';
-import { below, fixed, narrow, normal, randomFrom, type Fill, type Sizes } from './fills';
-import { moeFills, moeSizes } from './moe-cases';
+import { fills } from './argument-values';
+import { normal, randomFrom, type Sizes } from './fills';
+import { moeSizes } from './moe-cases';
 import { values, type Attrs, type Values } from './reference';
 
 export { normal, randomFrom };
@@ -37,59 +38,10 @@ export const bits = async (tensor: Tensor): Promise<Buffer> => {
   return Buffer.from(data.buffer, data.byteOffset, data.byteLength);
 };
 
-/** Sequences of unequal lengths, empty ones among them. */
-const offsets: Fill = (_, { t, s }, i) => (i === s ? t! : Math.floor((t! * i * i) / (s! * s!)));
-/** Each row once, not in order, and none for the second one. */
-const slots =
-  (pool: string): Fill =>
-  (_, sizes, i) =>
-    i === 1 ? -1 : sizes[pool]! - 1 - i;
+/** With one column what a norm's gradient leaves is rounding. */
+const several = (sizes: Sizes): Sizes => ({ ...sizes, d: sizes['d'] === 1 ? 3 : sizes['d']! });
 
-/** What cannot be any number. */
-const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
-  ...moeFills,
-  embedding: { ids: below('v') },
-  cross_entropy: { labels: (random, sizes, i) => (i % 3 === 2 ? -100 : below('v')(random, sizes)) },
-  take_rows: { rows: below('t') },
-  zero_slots: { slots: slots('p') },
-  copy_slots: { fromSlots: slots('p'), toSlots: (_, { q }, i) => (i === 2 ? -1 : (i + 1) % q!) },
-  causal_conv1d: { offsets, slots: slots('p') },
-  selective_scan: {
-    offsets,
-    slots: slots('p'),
-    A: (random) => -0.1 - 4 * random(),
-    // Time does not run backwards, where no softplus sees to it.
-    delta: (random) => 0.5 * random(),
-    deltaBias: (random) => 0.3 * random(),
-  },
-  mamba_step: {
-    offsets: (_, _sizes, i) => i,
-    slots: slots('p'),
-    A: (random) => -0.1 - 4 * random(),
-    xProj: narrow('d'),
-    dtWeight: narrow('r'),
-  },
-  mamba_layer_step: {
-    offsets: (_, _sizes, i) => i,
-    slots: slots('p'),
-    A: (random) => -0.1 - 4 * random(),
-    inProj: narrow('m'),
-    xProj: narrow('d'),
-    dtWeight: narrow('r'),
-    outProj: narrow('d'),
-  },
-  sample: {
-    temperature: fixed(0),
-    topK: fixed(0),
-    topP: fixed(1),
-    minP: fixed(0),
-    penalty: fixed(1.25),
-    stop: (_, { v }, i) => (i * 5) % v!,
-    quiet: fixed(4),
-    position: (_, _sizes, i) => i,
-    token: fixed(0),
-  },
-};
+const someWords = (sizes: Sizes): Sizes => ({ ...sizes, t: sizes['v'] === 0 ? 0 : sizes['t']! });
 
 /** Sizes that are not free, or not 5. */
 const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
@@ -98,13 +50,20 @@ const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
   zero_slots: (sizes) => ({ ...sizes, s: Math.min(sizes['s']!, sizes['p']!) }),
   take_rows: (sizes) => ({ ...sizes, m: sizes['t'] === 0 ? 0 : sizes['m']! }),
   embedding: (sizes) => ({ ...sizes, t: sizes['v'] === 0 ? 0 : sizes['t']! }),
-  cross_entropy: (sizes) => ({ ...sizes, t: sizes['v'] === 0 ? 0 : sizes['t']! }),
+  cross_entropy: someWords,
+  cross_entropy_backward: someWords,
+  cross_entropy_gradient: someWords,
   causal_conv1d: (sizes) => ({ ...sizes, w: Math.max(sizes['w']!, 1), ...pool(sizes) }),
-  selective_scan: (sizes) => ({
-    ...sizes,
-    g: sizes['d']! % Math.max(sizes['g']!, 1) ? 1 : Math.max(sizes['g']!, 1),
-    ...pool(sizes),
-  }),
+  causal_conv1d_backward: (sizes) => ({ ...sizes, w: Math.max(sizes['w']!, 1), ...pool(sizes) }),
+  selective_scan: (sizes) => ({ ...sizes, g: groups(sizes), ...pool(sizes) }),
+  selective_scan_backward: (sizes) => ({ ...sizes, g: groups(sizes), ...pool(sizes) }),
+  rms_norm_backward: several,
+  add_rms_norm_backward: several,
+  layer_norm_backward: several,
+  embedding_backward: (sizes) => ({ ...sizes, t: sizes['rows'] === 0 ? 0 : sizes['t']! }),
+  s4d_scan: (sizes) => ({ ...sizes, ...pool(sizes) }),
+  // No sequence is longer than the kernel.
+  fft_conv: (sizes) => ({ ...sizes, ...pool(sizes), l: Math.max(sizes['l']!, sizes['t']!) }),
   mamba_step: (sizes) => mixer(sizes),
   mamba_layer_step: (sizes) => mixer(sizes),
   sample: (sizes) => {
@@ -124,6 +83,8 @@ const pool = ({ t, s }: Sizes): Sizes => {
   return { s: count, p: count + 2 };
 };
 
+const groups = ({ d, g }: Sizes): number => (d! % Math.max(g!, 1) ? 1 : Math.max(g!, 1));
+
 const specsOf = (op: Op): Spec[] => [...op.inputs.values(), ...op.outputs.values()];
 const unique = (texts: Iterable<string>) => [...new Set(texts)];
 
@@ -134,12 +95,21 @@ export const letters = (op: Op): string[] =>
   unique(specsOf(op).flatMap(({ text }) => text.match(/[A-Z](?=\[)/g) ?? []));
 
 const floats: readonly DType[] = ['f32', 'bf16', 'f16'];
-/** Every choice of a dtype for every letter. */
-export const dtypeChoices = (op: Op): Readonly<Record<string, DType>>[] =>
-  letters(op).reduce<Readonly<Record<string, DType>>[]>(
+/** The letter of states between calls, which no other dtype has to do with. */
+const kept = 'S';
+
+/** Every choice of a dtype for every letter; states in 16 bits beside others that are all the same. */
+export function dtypeChoices(op: Op): Readonly<Record<string, DType>>[] {
+  const others = letters(op).filter((letter) => letter !== kept);
+  const choices = others.reduce<Readonly<Record<string, DType>>[]>(
     (choices, letter) => choices.flatMap((choice) => floats.map((dtype) => ({ ...choice, [letter]: dtype }))),
     [{}],
   );
+  if (others.length === letters(op).length) return choices;
+  const alike = choices.filter((choice) => new Set(Object.values(choice)).size < 2);
+  const narrow = floats.filter((dtype) => dtype !== 'f32');
+  return [...choices, ...alike.flatMap((choice) => narrow.map((dtype) => ({ ...choice, [kept]: dtype })))];
+}
 
 /** All dtypes of a call: what is not chosen is f32, and the output's that of the input. */
 export function dtypesOf(

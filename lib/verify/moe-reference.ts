@@ -164,6 +164,7 @@ export const activations: readonly ((x: number) => number)[] = [
   (x) => Math.max(x, 0),
   (x) => (x / 2) * (1 + erf(x / Math.SQRT2)),
   (x) => x * sigmoid(x),
+  sigmoid,
 ];
 
 function activate({ x, factor }: Inputs, { kind }: Attrs): Inputs {

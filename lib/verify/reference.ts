@@ -1,5 +1,8 @@
 /** Every op once more, plainly and in f64: what the kernels are held to. */
+import { gradientReferences } from './gradient-reference';
 import { moeReferences } from './moe-reference';
+import { optimizerReferences } from './optimizer-reference';
+import { s4dReferences } from './s4d-reference';
 import { logSumExp, rmsNorm, row, sum, values, type Attrs, type Inputs, type Values } from './values';
 
 export { logSumExp, row, sum, values };
@@ -211,6 +214,10 @@ export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs, 
     sum!.data.forEach((_, i) => (sum!.data[i]! += x!.data[i]!));
     return {};
   },
+  scale: ({ x, factor }) => {
+    x!.data.forEach((v, i) => (x!.data[i] = v * factor!.data[0]!));
+    return {};
+  },
   neg_exp: ({ x }) => ({ y: map((v) => -Math.exp(v), x!) }),
   take_rows: ({ x, rows }) => ({ y: takeRows(x!, rows!.data) }),
   zero_slots: ({ pool, slots }) => {
@@ -254,4 +261,7 @@ export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs, 
     return {};
   },
   ...moeReferences,
+  ...gradientReferences,
+  ...optimizerReferences,
+  ...s4dReferences,
 };

@@ -46,8 +46,11 @@ const other = 17;
 /** Larger sizes no kernel promises to take, or they multiply. */
 const most: Readonly<Record<string, Readonly<Record<string, number>>>> = {
   selective_scan: { n: 256 },
+  selective_scan_backward: { n: 256, t: 257 },
   mamba_step: { n: 256 },
   mamba_layer_step: { n: 256 },
+  s4d_scan: { n: 256 },
+  s4d_kernel: { n: 256 },
   expert_matmul: { e: 33 },
   expert_combine: { k: 33 },
   expert_up: { e: 33 },

@@ -1,4 +1,4 @@
-// y = f(x) * factor, f being ReLU, GELU or SiLU: each element once, memory bound.
+// y = f(x) * factor, f being ReLU, GELU, SiLU or the sigmoid: each element once, memory bound.
 #include "vmath.h"
 
 namespace ss::SS_LEVEL {
@@ -39,8 +39,10 @@ void activate(Stream& s, In x, Opt factor, int64_t kind, Out y) {  // [t, d] -> 
       map<T>(s, x, factor, y, [](Vec v) { return at_least(v, 0.0f); });
     else if (kind == 1)
       map<T>(s, x, factor, y, [](Vec v) { return gelu(v); });
-    else
+    else if (kind == 2)
       map<T>(s, x, factor, y, [](Vec v) { return times_sigmoid(v); });
+    else
+      map<T>(s, x, factor, y, [](Vec v) { return 1.0f / (1.0f + exp(-v)); });
   });
 }
 KERNEL(activate)

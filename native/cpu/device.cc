@@ -81,6 +81,10 @@ class Cpu final : public Backend {
     info.units = Pool::instance().threads();
     return info;
   }
+  bool find_fft(char* text, size_t size) noexcept override {
+    std::snprintf(text, size, "PFFFT, built in");
+    return true;
+  }
   const Kernel* kernels() noexcept override { return level_.kernels; }
 
   Status alloc(size_t bytes, void** out) noexcept override {

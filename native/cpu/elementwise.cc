@@ -132,6 +132,22 @@ void accumulate(Stream& s, In x, InOut sum) {
 }
 KERNEL(accumulate)
 
+void scale(Stream& s, InOut x, In factor) {
+  const Out y{x.view};
+  with_float(x.dtype(), [&](auto t) {
+    const Vec by = splat(*factor.data<float>());
+    cover(
+        s,
+        [&](int64_t row, int64_t column, int64_t count) {
+          auto* to = y.row<decltype(t)>(row) + column;
+          for (int64_t j = 0; j < count; j += kLanes)
+            store_some(to + j, load_some(to + j, count - j) * by, count - j);
+        },
+        y);
+  });
+}
+KERNEL(scale)
+
 // A from A_log, once a model: in double, since everything after depends on it.
 void neg_exp(Stream& s, In x, Out y) {
   cover(
@@ -187,42 +203,5 @@ void copy_slots(Stream& s, In from, In from_slots, InOut to, In to_slots) {
   });
 }
 KERNEL(copy_slots)
-
-// loss = log of the sum of exp(logits) - logits[label]; 0 where the label is -100.
-void cross_entropy(Stream& s, In logits, In labels, Out loss) {  // f32[t, v], i32[t] -> f32[t]
-  constexpr int32_t kIgnored = -100;
-  const int64_t v = logits.size(1);
-  for (int64_t i = 0; i < labels.size(0); i++) {
-    const int32_t label = *labels.row<int32_t>(i);
-    if (label == kIgnored || (label >= 0 && label < v)) continue;
-    return s.fail("labels[%lld] is %d, expected -100 or at least 0 and less than %lld",
-                  static_cast<long long>(i), label, static_cast<long long>(v));
-  }
-  s.parallel(logits.size(0), 1, [&](int64_t begin, int64_t end, int) {
-    for (int64_t i = begin; i < end; i++) {
-      const int32_t label = *labels.row<int32_t>(i);
-      *loss.row<float>(i) = 0;
-      if (label == kIgnored) continue;
-      const float* row = logits.row<float>(i);
-      const int64_t whole = v / kLanes * kLanes;
-      float lanes[kLanes], largest = row[v - 1];
-      Vec most = splat(largest);
-      for (int64_t j = 0; j < whole; j += kLanes) most = max(load(row + j), most);
-      store(lanes, most);
-      for (int j = 0; j < kLanes; j++) largest = lanes[j] > largest ? lanes[j] : largest;
-      for (int64_t j = whole; j < v; j++) largest = row[j] > largest ? row[j] : largest;
-      double total = 0;  // of sums that are short enough for f32
-      for (int64_t j = 0; j < whole; j += kPiece) {
-        Vec part{};
-        for (int64_t k = j; k < whole && k < j + kPiece; k += kLanes)
-          part += exp(load(row + k) - largest);
-        total += sum(part);
-      }
-      for (int64_t j = whole; j < v; j++) total += ::exp(static_cast<double>(row[j]) - largest);
-      *loss.row<float>(i) = static_cast<float>(::log(total) + largest - row[label]);
-    }
-  });
-}
-KERNEL(cross_entropy)
 
 }  // namespace ss::SS_LEVEL

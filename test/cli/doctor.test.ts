@@ -15,10 +15,12 @@ interface Report {
     readonly scanError?: number;
     readonly matmulError?: number;
     readonly info?: { readonly units: number; readonly blas?: string };
+    readonly fft?: string;
   };
   readonly cuda: {
     readonly works: boolean;
     readonly info?: { readonly blas?: string };
+    readonly fft?: string;
     readonly reason?: string;
     readonly module?: { readonly found: boolean };
   };
@@ -58,9 +60,11 @@ describe('doctor', () => {
     expect(report.cpu.scanError).toBeLessThan(1e-5);
     expect(report.cpu.matmulError).toBeLessThan(1e-5);
     expect(report.cpu.info).not.toHaveProperty('blas');
+    expect(report.cpu.fft).toBe('PFFFT, built in');
     expect(report.cuda.works || report.cuda.reason).toBeTruthy();
     // Which library there is, or what was tried: it has been looked for by then.
     if (report.cuda.info) expect(report.cuda.info.blas).toMatch(/^cuBLASLt (\d+\.\d+\.\d+ \(|is not used, )/);
+    if (report.cuda.works) expect(report.cuda.fft).toMatch(/^cuFFT (\d+\.\d+\.\d+ \(|is not used, )/);
   });
 
   it('says why CUDA declines', async () => {

@@ -1,4 +1,4 @@
-import { AutoModelForCausalLM, type CausalLM, type Tokenizer } from '../../lib';
+import { AutoModelForCausalLM, type CausalLM, type Codec } from '../../lib';
 
 const vocabSize = 512;
 
@@ -8,7 +8,7 @@ const vocabSize = 512;
  */
 export async function chain(
   sequence: readonly number[],
-  options: { tokenizer?: Tokenizer; eos?: number | number[] } = {},
+  options: { tokenizer?: Codec; eos?: number | number[] } = {},
 ): Promise<CausalLM> {
   if (new Set(sequence).size !== sequence.length)
     throw new Error(`chain: a token of ${sequence.join()} occurs twice`);

@@ -88,7 +88,9 @@ export function zip(entries: readonly Entry[], options: ZipOptions = {}): Buffer
     const flags = (entry.flags ?? 0) | 0x800 | (descriptors ? 8 : 0);
     const at = entry.at ?? offset;
     const head = op(u16(20), u16(flags), u16(method), u32(0));
-    const now = descriptors ? op(u32(0), u32(0), u32(0)) : op(u32(crc), u32(size), u32(size));
+    const now = descriptors
+      ? op(u32(0), u32(0), u32(0))
+      : op(u32(crc), u32(Math.min(size, ALL)), u32(Math.min(size, ALL)));
     write(op('PK\x03\x04', head, now, u16(localName.length), u16(0), localName));
     write(Buffer.from(data));
     if (descriptors)

@@ -1,0 +1,180 @@
+// The gradients of the norms; formulas in native/cpu/norm_backward.cc. A block takes rows in turn,
+// twice each: for the sums, and from the cache for dx. Its sums of dw (and db) stay in shared memory;
+// those of kBlocks blocks are added at the end (row_sums.cuh). x and dy are read, dx is written once.
+#include "device/pack.cuh"
+#include "device/reduce.cuh"
+#include "dispatch.cuh"
+#include "row_sums.cuh"
+#include "scratch.h"
+
+namespace ss::cuda {
+namespace {
+
+constexpr int kBlocks = 528;  // four for each multiprocessor of an H100; the same on every card
+constexpr int kThreads = 192;
+constexpr int64_t kShared = 12 << 10;  // floats: longer rows have their sums in memory
+
+struct Rows {
+  const void *x, *dy;
+  const float *weight, *dsum;  // null where there is none
+  void* dx;
+  float* dresidual;  // null where there is none
+  int64_t x_stride, dy_stride, dsum_stride, dx_stride, dresidual_stride, t, d;
+  float eps;
+  float* parts;  // [blocks, d or 2 d]
+  bool in_memory;
+};
+
+// RMS norm, or with Layer the layer norm. X: of x; T: of dy; D: of dx.
+template <bool Layer, int N, class X, class T, class D>
+__global__ void __launch_bounds__(kThreads) norm_rows_back(const Rows r) {
+  extern __shared__ float memory[];
+  let_next_start();
+  wait_for_previous();
+  const int64_t width = Layer ? 2 * r.d : r.d;
+  float* sums = r.in_memory ? r.parts + blockIdx.x * width : memory;
+  // A thread has the same columns in every row.
+  const auto columns = [&](auto&& f) {
+    for (int64_t j = threadIdx.x * N; j < r.d; j += kThreads * N) f(j);
+  };
+  columns([&](int64_t j) {
+    for (int k = 0; k < N; k++) sums[j + k] = 0;
+    for (int k = 0; k < N && Layer; k++) sums[r.d + j + k] = 0;
+  });
+  const float many = static_cast<float>(r.d);
+  for (int64_t i = blockIdx.x; i < r.t; i += gridDim.x) {
+    const X* x = static_cast<const X*>(r.x) + i * r.x_stride;
+    const T* dy = static_cast<const T*>(r.dy) + i * r.dy_stride;
+    const auto gradient = [&](int64_t j, const Pack<N>& given) {  // dy w
+      if (!r.weight) return given;
+      Pack<N> g = Pack<N>::load(r.weight + j);
+#pragma unroll
+      for (int k = 0; k < N; k++) g.item[k] *= given.item[k];
+      return g;
+    };
+    float mean = 0;
+    if constexpr (Layer) {
+      columns([&](int64_t j) {
+        const Pack<N> v = Pack<N>::load(x + j);
+#pragma unroll
+        for (int k = 0; k < N; k++) mean += v.item[k];
+      });
+      mean = block_sum(mean) / many;
+    }
+    float squares = 0, products = 0, level = 0;
+    columns([&](int64_t j) {
+      const Pack<N> v = Pack<N>::load(x + j), g = gradient(j, Pack<N>::load(dy + j));
+#pragma unroll
+      for (int k = 0; k < N; k++) {
+        const float at = v.item[k] - mean;
+        squares = fmaf(at, at, squares);
+        products = fmaf(at, g.item[k], products);
+        if (Layer) level += g.item[k];
+      }
+    });
+    squares = block_sum(squares);
+    products = block_sum(products);
+    if (Layer) level = block_sum(level) / many;
+    const float scale = 1.0f / sqrtf(squares / many + r.eps);
+    const float along = products / many * scale * scale;
+    columns([&](int64_t j) {
+      const Pack<N> v = Pack<N>::load(x + j), given = Pack<N>::load(dy + j), g = gradient(j, given);
+      Pack<N> out;
+#pragma unroll
+      for (int k = 0; k < N; k++) {
+        const float at = v.item[k] - mean;
+        sums[j + k] = fmaf(given.item[k], at * scale, sums[j + k]);
+        if (Layer) sums[r.d + j + k] += given.item[k];
+        out.item[k] = scale * (g.item[k] - level - at * along);
+      }
+      if (r.dsum) {
+        const Pack<N> more = Pack<N>::load(r.dsum + i * r.dsum_stride + j);
+#pragma unroll
+        for (int k = 0; k < N; k++) out.item[k] += more.item[k];
+      }
+      out.store(static_cast<D*>(r.dx) + i * r.dx_stride + j);
+      if (r.dresidual) out.store(r.dresidual + i * r.dresidual_stride + j);
+    });
+  }
+  if (r.in_memory) return;
+  columns([&](int64_t j) {
+    for (int k = 0; k < N; k++) r.parts[blockIdx.x * width + j + k] = sums[j + k];
+    for (int k = 0; k < N && Layer; k++)
+      r.parts[blockIdx.x * width + r.d + j + k] = sums[r.d + j + k];
+  });
+}
+
+template <class T>
+bool fours(const void* p, int64_t stride) {
+  return reinterpret_cast<uintptr_t>(p) % (4 * sizeof(T)) == 0 && stride % 4 == 0;
+}
+
+// dbias: of the layer norm.
+template <bool Layer, class X, class T, class D>
+void walk_rows(Stream& s, Rows r, float* dweight, float* dbias) {
+  if (r.d == 0) return;
+  const int64_t width = Layer ? 2 * r.d : r.d, blocks = r.t < kBlocks ? r.t : kBlocks;
+  const Scratch scratch(s, blocks * width * static_cast<int64_t>(sizeof(float)) + 16);
+  if (!scratch.floats()) return;
+  r.parts = scratch.floats();
+  r.in_memory = width > kShared;
+  const bool wide = r.d % 4 == 0 && fours<X>(r.x, r.x_stride) && fours<T>(r.dy, r.dy_stride) &&
+                    fours<D>(r.dx, r.dx_stride) && fours<float>(r.weight, 0) &&
+                    fours<float>(r.dsum, r.dsum_stride) &&
+                    fours<float>(r.dresidual, r.dresidual_stride);
+  const Grid grid{static_cast<unsigned>(blocks), kThreads,
+                  r.in_memory ? 0 : static_cast<size_t>(width) * sizeof(float)};
+  if (blocks > 0 && wide)
+    launch(s.handle, norm_rows_back<Layer, 4, X, T, D>, grid, r);
+  else if (blocks > 0)
+    launch(s.handle, norm_rows_back<Layer, 1, X, T, D>, grid, r);
+  add_parts(s, r.parts, blocks, width, r.d, dweight);
+  if (Layer) add_parts(s, r.parts + r.d, blocks, width, r.d, dbias);
+}
+
+Rows rows_of(In x, const float* weight, In dy, float eps, Out dx) {
+  Rows r{};
+  r.x = x.view->data, r.dy = dy.view->data, r.weight = weight, r.dx = dx.view->data;
+  r.x_stride = x.stride(), r.dy_stride = dy.stride(), r.dx_stride = dx.stride();
+  r.t = x.size(0), r.d = x.size(1), r.eps = eps;
+  return r;
+}
+
+}  // namespace
+
+void rms_norm_backward(Stream& s, In x, In weight, In dy, float eps, Out dx, Out dweight) {
+  const Rows r = rows_of(x, weight.data<float>(), dy, eps, dx);
+  with_float(x.dtype(), [&](auto xt) {
+    with_float(dy.dtype(), [&](auto yt) {
+      using X = decltype(xt);
+      walk_rows<false, X, decltype(yt), X>(s, r, dweight.data<float>(), nullptr);
+    });
+  });
+}
+KERNEL(rms_norm_backward)
+
+void add_rms_norm_backward(Stream& s, In total, In weight, In dy, Opt dsum, float eps, Out dx,
+                           Out dresidual, Out dweight) {
+  Rows r = rows_of(total, weight.data<float>(), dy, eps, dx);
+  if (dsum) r.dsum = dsum.data<float>(), r.dsum_stride = dsum.stride();
+  r.dresidual = dresidual.data<float>(), r.dresidual_stride = dresidual.stride();
+  with_float(dy.dtype(), [&](auto yt) {
+    using T = decltype(yt);
+    walk_rows<false, float, T, T>(s, r, dweight.data<float>(), nullptr);
+  });
+}
+KERNEL(add_rms_norm_backward)
+
+void layer_norm_backward(Stream& s, In x, Opt weight, In dy, float eps, Out dx, Out dweight,
+                         Out dbias) {
+  const Rows r = rows_of(x, weight ? weight.data<float>() : nullptr, dy, eps, dx);
+  with_float(x.dtype(), [&](auto xt) {
+    with_float(dy.dtype(), [&](auto yt) {
+      using X = decltype(xt);
+      walk_rows<true, X, decltype(yt), X>(s, r, dweight.data<float>(), dbias.data<float>());
+    });
+  });
+}
+KERNEL(layer_norm_backward)
+
+}  // namespace ss::cuda

@@ -1,0 +1,52 @@
+/** The gradients of the ops along sequences, which start from zero. */
+import { op } from '../op';
+import { tooManyStates } from './scan-states';
+
+/**
+ * The gradients of `selectiveScanPacked`. States are not given: they are computed again from the
+ * inputs, kept at the boundaries of chunks only, and walked back chunk by chunk. With
+ * `g = dy · silu(z)`, and `δ`, `h` as in the scan,
+ *
+ *     dh_t = C_t · g_t + exp(δ_{t+1}·A) · dh_{t+1}
+ *
+ * and from it the others by the chain rule. Sums are f32, always in one order.
+ */
+export const selectiveScanBackward = op('selective_scan_backward', {
+  in: {
+    u: 'T[t,d]',
+    delta: 'T[t,d]',
+    A: 'f32[d,n]',
+    B: 'T[t,g,n]|f32[d,n]',
+    C: 'T[t,g,n]|f32[d,n]',
+    D: 'f32[d]?',
+    z: 'T[t,d]?',
+    deltaBias: 'f32[d]?',
+    offsets: 'i32[s+1]',
+    dy: 'T[t,d]',
+  },
+  attrs: { deltaSoftplus: false },
+  out: {
+    du: 'T[t,d]',
+    ddelta: 'T[t,d]',
+    dA: 'f32[d,n]',
+    dB: '=B',
+    dC: '=C',
+    dD: '=D',
+    dz: '=z',
+    ddeltaBias: '=deltaBias',
+  },
+  check: (size) => {
+    const d = size('d')!;
+    const g = size('g') ?? 1;
+    if (d % g !== 0) return `B and C have ${g} groups, expected a divisor of d, which is ${d}`;
+    return tooManyStates(size('n')!);
+  },
+});
+
+/** The gradients of `causalConv1dPacked`; what its silu was applied to is computed again. */
+export const causalConv1dBackward = op('causal_conv1d_backward', {
+  in: { x: 'T[t,d]', weight: 'f32[d,w]', bias: 'f32[d]?', offsets: 'i32[s+1]', dy: 'T[t,d]' },
+  attrs: { silu: false },
+  out: { dx: 'T[t,d]', dweight: 'f32[d,w]', dbias: '=bias' },
+  check: (size) => (size('w') === 0 ? 'weight has no taps, expected 1 or more' : undefined),
+});

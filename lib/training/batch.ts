@@ -1,0 +1,51 @@
+/** Packed sequences for one pass, on the host. */
+export interface TrainingBatch {
+  /** [t] */
+  readonly ids: Int32Array;
+  /** [t]: what each token should predict; -100 is left out. */
+  readonly labels: Int32Array;
+  /** [s+1]: where sequences begin, and the end. */
+  readonly offsets: Int32Array;
+}
+
+/** Where batches come from, in an order that can be taken up again. */
+export interface BatchSource {
+  /** The next micro-batch; undefined when there are no more. */
+  next(): TrainingBatch | undefined | Promise<TrainingBatch | undefined>;
+  /** What `restore` needs to go on from here: JSON. */
+  state(): unknown;
+  restore(state: unknown): void;
+}
+
+/** How many tokens of a batch count. */
+export const countLabels = (batches: readonly TrainingBatch[]): number =>
+  batches.reduce((sum, { labels }) => sum + labels.reduce((n, label) => n + Number(label !== -100), 0), 0);
+
+/** @throws TypeError, RangeError that name what is wrong with a batch. */
+export function checkBatch(call: string, { ids, labels, offsets }: TrainingBatch): void {
+  for (const [name, value] of Object.entries({ ids, labels, offsets }))
+    if (!(value instanceof Int32Array)) throw new TypeError(`${call}: ${name} is no Int32Array`);
+  if (ids.length === 0) throw new RangeError(`${call}: ids is empty, expected tokens`);
+  if (labels.length !== ids.length)
+    throw new TypeError(`${call}: labels has ${labels.length} elements, expected ${ids.length}, as ids`);
+  if (offsets.length < 2 || offsets[0] !== 0 || offsets.at(-1) !== ids.length)
+    throw new RangeError(
+      `${call}: offsets is [${offsets.length > 8 ? '...' : offsets.join()}], expected 0 to ${ids.length}, the tokens`,
+    );
+  for (let i = 1; i < offsets.length; i++)
+    if (offsets[i]! <= offsets[i - 1]!)
+      throw new RangeError(`${call}: offsets[${i}] is ${offsets[i]}, expected more than ${offsets[i - 1]}`);
+}
+
+/** The usual batch: whole rows of one length, each token predicting the next. `rows` have one token more. */
+export function rowsToBatch(rows: readonly ArrayLike<number>[]): TrainingBatch {
+  const length = rows[0]!.length - 1;
+  const [ids, labels] = [new Int32Array(rows.length * length), new Int32Array(rows.length * length)];
+  rows.forEach((row, i) => {
+    for (let j = 0; j < length; j++) {
+      ids[i * length + j] = row[j]!;
+      labels[i * length + j] = row[j + 1]!;
+    }
+  });
+  return { ids, labels, offsets: Int32Array.from({ length: rows.length + 1 }, (_, i) => i * length) };
+}

@@ -1,0 +1,138 @@
+import { createHash } from 'node:crypto';
+import { mkdir, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { FormatError } from '../errors';
+import { writeAtomically, writeFully } from '../io/atomic';
+import { isObject, parseJsonObject } from '../io/json';
+import { openSafetensors, writeSafetensors } from '../io/safetensors';
+import type { Tensor } from '../tensor';
+import type { Trainer } from './trainer';
+
+const version = 1;
+const tensorsFile = 'training.safetensors';
+const stateFile = 'training.json'; // written last: a folder without it is not complete
+const pattern = /^step-(\d+)$/;
+
+/** The tensors from which a training goes on to the same bits. */
+function tensorsOf({ parameters, optimizer }: Trainer): ReadonlyMap<string, Tensor> {
+  const blocks = parameters.blocks.flatMap(({ parameter, m, v, average }, i) =>
+    Object.entries({ parameter, m, v, average }).map(([name, tensor]) => [`${name}.${i}`, tensor] as const),
+  );
+  const all = [...blocks, ['scaler', optimizer.scaler] as const];
+  return new Map(all.flatMap(([name, tensor]) => (tensor ? [[name, tensor]] : [])));
+}
+
+/** Names and sizes of the parameters, which must be those of the training that goes on. */
+const layoutOf = ({ parameters }: Trainer): string =>
+  createHash('sha256')
+    .update(JSON.stringify(parameters.leaves.map(({ name, parameter: { shape } }) => [name, shape])))
+    .digest('hex');
+
+/**
+ * Saves all that a training needs to go on, in `folder/step-<n>`, and keeps the last `keep` of them. A
+ * folder appears under its name only when it is complete. `data` is a `BatchSource`'s state.
+ */
+export async function saveCheckpoint(
+  folder: string,
+  trainer: Trainer,
+  { data, keep = 2 }: { readonly data?: unknown; readonly keep?: number } = {},
+): Promise<string> {
+  const name = `step-${String(trainer.steps).padStart(8, '0')}`;
+  const [target, temporary] = [join(folder, name), join(folder, `.${name}.${process.pid}.tmp`)];
+  await rm(temporary, { recursive: true, force: true });
+  await mkdir(temporary, { recursive: true });
+  try {
+    const digests: Record<string, string> = {};
+    const sources = [...tensorsOf(trainer)].map(([name, tensor]) => ({
+      name,
+      dtype: 'F32' as const,
+      shape: tensor.shape,
+      read: async () => {
+        const { buffer, byteOffset, byteLength } = await tensor.data();
+        const bytes = new Uint8Array(buffer, byteOffset, byteLength);
+        digests[name] = createHash('sha256').update(bytes).digest('hex');
+        return bytes;
+      },
+    }));
+    const state = { version, steps: trainer.steps, layout: layoutOf(trainer), data: data ?? null };
+    await writeSafetensors(join(temporary, tensorsFile), sources);
+    await writeAtomically(join(temporary, stateFile), (file) =>
+      writeFully(file, Buffer.from(`${JSON.stringify({ ...state, digests })}\n`)),
+    );
+    await rm(target, { recursive: true, force: true });
+    await rename(temporary, target);
+  } catch (error) {
+    await rm(temporary, { recursive: true, force: true });
+    throw error;
+  }
+  const all = await checkpointsIn(folder);
+  for (const old of all.slice(0, Math.max(0, all.length - keep)))
+    await rm(join(folder, old), { recursive: true, force: true });
+  return target;
+}
+
+/** The complete and incomplete checkpoints in a folder, oldest first. */
+async function checkpointsIn(folder: string): Promise<string[]> {
+  const names = await readdir(folder).catch(() => [] as string[]);
+  const steps = (name: string) => Number(pattern.exec(name)![1]);
+  return names.filter((name) => pattern.test(name)).sort((a, b) => steps(a) - steps(b));
+}
+
+/**
+ * Takes up the newest checkpoint in `folder`: false where there is none. One that is damaged is passed
+ * over, and `onWarning` says so. Returns what was saved as `data`.
+ * @throws FormatError when one belongs to another model.
+ */
+export async function loadCheckpoint(
+  folder: string,
+  trainer: Trainer,
+  onWarning: (message: string) => void = () => {},
+): Promise<{ readonly data: unknown } | undefined> {
+  for (const name of (await checkpointsIn(folder)).reverse()) {
+    const path = join(folder, name);
+    try {
+      const { steps, layout, data, contents } = await readCheckpoint(path, trainer);
+      if (layout !== layoutOf(trainer)) throw new OtherModel(path);
+      for (const [tensor, bytes] of contents) await tensor.write(bytes);
+      trainer.resumed(steps);
+      return { data };
+    } catch (error) {
+      if (error instanceof OtherModel) throw error;
+      onWarning(`${path} is damaged and passed over: ${(error as Error).message}`);
+    }
+  }
+  return undefined;
+}
+
+class OtherModel extends FormatError {
+  constructor(path: string) {
+    super(`${path}: its parameters have other names or shapes; it belongs to another model`);
+  }
+}
+
+/** Everything is read and checked before anything is written. */
+async function readCheckpoint(path: string, trainer: Trainer) {
+  const state = parseJsonObject(await readFile(join(path, stateFile)), join(path, stateFile));
+  const { version: written, steps, layout, digests, data } = state;
+  if (written !== version) throw new FormatError(`version is ${String(written)}, expected ${version}`);
+  if (!Number.isSafeInteger(steps) || typeof layout !== 'string' || !isObject(digests))
+    throw new FormatError(`${stateFile} lacks what it should hold`);
+  const contents: (readonly [Tensor, Uint8Array])[] = [];
+  if (layout !== layoutOf(trainer)) return { steps: steps as number, layout, data, contents };
+  const file = await openSafetensors(join(path, tensorsFile));
+  try {
+    for (const [name, tensor] of tensorsOf(trainer)) {
+      const info = file.tensors.get(name);
+      if (!info || info.dtype !== 'F32' || info.shape.join() !== tensor.shape.join())
+        throw new FormatError(`tensor ${name} is missing or of another shape`);
+      const bytes = new Uint8Array(info.end - info.begin);
+      await file.read(info, bytes);
+      if (createHash('sha256').update(bytes).digest('hex') !== digests[name])
+        throw new FormatError(`tensor ${name} is not what was written`);
+      contents.push([tensor, bytes]);
+    }
+  } finally {
+    await file.close();
+  }
+  return { steps: steps as number, layout, data, contents };
+}

@@ -1,0 +1,96 @@
+/** S4D's ops, plainly and in f64. */
+import { row, values, type Attrs, type Inputs, type Values } from './values';
+
+type Complex = readonly [number, number];
+const times = ([a, b]: Complex, [c, d]: Complex): Complex => [a * c - b * d, a * d + b * c];
+const over = ([a, b]: Complex, [c, d]: Complex): Complex => {
+  const size = c * c + d * d;
+  return [(a * c + b * d) / size, (b * c - a * d) / size];
+};
+/** e^z - 1, also for small z. */
+const expm1 = ([x, y]: Complex): Complex => [
+  Math.expm1(x) * Math.cos(y) - 2 * Math.sin(y / 2) ** 2,
+  Math.exp(x) * Math.sin(y),
+];
+const at = (x: Values, c: number, j: number): Complex => [row(x, c)[2 * j]!, row(x, c)[2 * j + 1]!];
+
+function discretize({ logDt, logAReal, aImag, B, C }: Inputs, { bilinear }: Attrs): Inputs {
+  const [d, n] = logAReal!.shape as [number, number];
+  const E = values(d, n, 2);
+  const W = values(d, n, 2);
+  for (let c = 0; c < d; c++)
+    for (let j = 0; j < n; j++) {
+      const dt = Math.exp(logDt!.data[c]!);
+      const A: Complex = [-Math.exp(row(logAReal!, c)[j]!), row(aImag!, c)[j]!];
+      const z = times([dt, 0], A);
+      const below: Complex = [1 - z[0] / 2, -z[1] / 2];
+      const e = bilinear ? over(z, below) : expm1(z);
+      const input = bilinear ? over([dt, 0], below) : over(e, A);
+      row(E, c).set(e, 2 * j);
+      row(W, c).set(times(times(input, B ? at(B, c, j) : [1, 0]), at(C!, c, j)), 2 * j);
+    }
+  return { E, W };
+}
+
+function scan({ u, E, W, D, offsets, slots, state }: Inputs): Inputs {
+  const [d, n] = E!.shape as [number, number];
+  const y = values(...u!.shape);
+  for (let s = 0; s + 1 < offsets!.data.length; s++) {
+    const slot = slots ? slots.data[s]! : s;
+    for (let c = 0; c < d; c++) {
+      const kept = state && slot >= 0 ? row(state, slot).subarray(2 * c * n, 2 * (c + 1) * n) : undefined;
+      const h = kept ?? new Float64Array(2 * n);
+      for (let t = offsets!.data[s]!; t < offsets!.data[s + 1]!; t++) {
+        const input = row(u!, t)[c]!;
+        let total = (D?.data[c] ?? 0) * input;
+        for (let j = 0; j < n; j++) {
+          const [re, im] = at(E!, c, j);
+          const next = times([1 + re, im], [h[2 * j]!, h[2 * j + 1]!]);
+          h.set([next[0] + input, next[1]], 2 * j);
+          total += 2 * times(at(W!, c, j), [h[2 * j]!, h[2 * j + 1]!])[0];
+        }
+        row(y, t)[c] = total;
+      }
+    }
+  }
+  return { y };
+}
+
+/** By polar powers: nothing is carried from one tap to the next. */
+function kernel({ E, W }: Inputs, { l }: Attrs): Inputs {
+  const [d, n] = E!.shape as [number, number];
+  const taps = values(d, l as number);
+  for (let c = 0; c < d; c++)
+    for (let j = 0; j < n; j++) {
+      const [re, im] = at(E!, c, j);
+      const size = Math.hypot(1 + re, im);
+      const angle = Math.atan2(im, 1 + re);
+      for (let k = 0; k < (l as number); k++) {
+        const power: Complex = [size ** k * Math.cos(k * angle), size ** k * Math.sin(k * angle)];
+        row(taps, c)[k]! += 2 * times(at(W!, c, j), power)[0];
+      }
+    }
+  return { kernel: taps };
+}
+
+/** By the sum itself. */
+function convolve({ u, kernel: taps, D, offsets }: Inputs): Inputs {
+  const d = u!.shape[1]!;
+  const y = values(...u!.shape);
+  for (let s = 0; s + 1 < offsets!.data.length; s++)
+    for (let t = offsets!.data[s]!; t < offsets!.data[s + 1]!; t++)
+      for (let c = 0; c < d; c++) {
+        let total = (D?.data[c] ?? 0) * row(u!, t)[c]!;
+        for (let k = 0; k <= t - offsets!.data[s]!; k++) total += row(taps!, c)[k]! * row(u!, t - k)[c]!;
+        row(y, t)[c] = total;
+      }
+  return { y };
+}
+
+/** By op name, for the table in `reference.ts`. */
+export const s4dReferences: Readonly<Record<string, (inputs: Inputs, attrs: Attrs) => Inputs>> = {
+  s4d_discretize: discretize,
+  s4d_scan: scan,
+  s4d_kernel: kernel,
+  fft_conv: convolve,
+};

@@ -1,0 +1,194 @@
+/** Training as a whole, on a small model and a task that it can learn. */
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { AutoModelForCausalLM, device, Trainer, type TrainerOptions, type TrainingBatch } from '../../lib';
+import { rowsToBatch } from '../../lib/training/batch';
+import { loadCheckpoint, saveCheckpoint } from '../../lib/training/checkpoints';
+import { randomFrom } from '../../lib/verify/cases';
+import { relativeError } from '../same';
+
+const config = {
+  model_type: 'mamba',
+  vocab_size: 17,
+  hidden_size: 32,
+  num_hidden_layers: 2,
+  state_size: 8,
+  initializer_range: 0.02,
+};
+const options: TrainerOptions = { steps: 40, learningRate: 5e-3, warmup: 4, weightDecay: 0.01, seed: 3 };
+
+/** Rows that count upwards from anywhere, by 1 or 2. */
+function batchOf(step: number, rows = 8, length = 24): TrainingBatch {
+  const random = randomFrom(step + 1);
+  return rowsToBatch(
+    Array.from({ length: rows }, () => {
+      const [from, by] = [Math.floor(17 * random()), 1 + Math.floor(2 * random())];
+      return Array.from({ length: length + 1 }, (_, i) => (from + by * i) % 17);
+    }),
+  );
+}
+
+/** Losses of steps `from` to `to`. */
+async function run(trainer: Trainer, from: number, to: number): Promise<number[]> {
+  const reports = [];
+  for (let i = from; i < to; i++) reports.push(trainer.step(batchOf(i)));
+  return (await Promise.all(reports)).map(({ loss }) => loss);
+}
+
+const parametersOf = async (trainer: Trainer) =>
+  Buffer.concat(
+    await Promise.all(
+      trainer.parameters.blocks.map(async ({ parameter }) => Buffer.from((await parameter.data()).buffer)),
+    ),
+  );
+
+describe('a trainer', () => {
+  let folder: string;
+  beforeEach(async () => {
+    folder = await mkdtemp(join(tmpdir(), 'training-'));
+  });
+  afterEach(async () => {
+    await rm(folder, { recursive: true });
+    expect(device().memoryUsage().tensors).toBe(0);
+  });
+
+  it('learns, and in bf16 almost as well', async () => {
+    const last: number[] = [];
+    for (const precision of ['f32', 'bf16'] as const) {
+      const trainer = await Trainer.fromConfig(config, { ...options, steps: 80, precision });
+      const losses = await run(trainer, 0, 80);
+      expect(losses[0]).toBeGreaterThan(2.5);
+      last.push(losses.slice(-10).reduce((a, b) => a + b) / 10);
+      trainer.dispose();
+    }
+    expect(last[0]).toBeLessThan(1);
+    expect(Math.abs(last[1]! - last[0]!)).toBeLessThan(0.05 * last[0]!);
+  });
+
+  it('takes micro-batches together', async () => {
+    const [whole, parts] = await Promise.all([0, 1].map(() => Trainer.fromConfig(config, options)));
+    const { ids, labels } = batchOf(0);
+    const half = (begin: number): TrainingBatch => ({
+      ids: ids.slice(begin * 24, (begin + 4) * 24),
+      labels: labels.slice(begin * 24, (begin + 4) * 24),
+      offsets: Int32Array.from([0, 24, 48, 72, 96]),
+    });
+    const [a, b] = [await whole!.step(batchOf(0)), await parts!.step([half(0), half(4)])];
+    expect(b.loss).toBeCloseTo(a.loss, 5);
+    expect(b.gradientNorm).toBeCloseTo(a.gradientNorm, 5);
+    whole!.dispose();
+    parts!.dispose();
+  });
+
+  it('goes on from a checkpoint to the same bits, and keeps the last ones', async () => {
+    const first = await Trainer.fromConfig(config, options);
+    const checkpoint = async () => saveCheckpoint(folder, first, { data: { at: first.steps }, keep: 2 });
+    await run(first, 0, 3);
+    await checkpoint();
+    await run(first, 3, 6);
+    await checkpoint();
+    await checkpoint();
+    await run(first, 6, 9);
+    await checkpoint();
+    expect((await readdir(folder)).sort()).toEqual(['step-00000006', 'step-00000009']);
+    const losses = await run(first, 9, 12);
+
+    const second = await Trainer.fromConfig(config, { ...options, seed: 4 });
+    expect(await loadCheckpoint(folder, second)).toEqual({ data: { at: 9 } });
+    expect(second.steps).toBe(9);
+    expect(await run(second, 9, 12)).toEqual(losses);
+    expect((await parametersOf(second)).equals(await parametersOf(first))).toBe(true);
+    first.dispose();
+    second.dispose();
+  });
+
+  it('passes over a damaged checkpoint, and refuses one of another model', async () => {
+    const trainer = await Trainer.fromConfig(config, options);
+    await run(trainer, 0, 1);
+    await saveCheckpoint(folder, trainer);
+    await run(trainer, 1, 2);
+    const newest = await saveCheckpoint(folder, trainer);
+    const path = join(newest, 'training.safetensors');
+    const bytes = await readFile(path);
+    bytes[bytes.length - 100]! ^= 1;
+    await writeFile(path, bytes);
+    const warnings: string[] = [];
+    expect(await loadCheckpoint(folder, trainer, (message) => warnings.push(message))).toEqual({
+      data: null,
+    });
+    expect(trainer.steps).toBe(1);
+    expect(warnings).toEqual([expect.stringContaining(`${newest} is damaged and passed over`)]);
+    trainer.dispose();
+
+    const other = await Trainer.fromConfig({ ...config, hidden_size: 48 }, options);
+    await expect(loadCheckpoint(folder, other)).rejects.toThrow('it belongs to another model');
+    expect(await loadCheckpoint(join(folder, 'none'), other)).toBeUndefined();
+    other.dispose();
+  });
+
+  it('saves what from_pretrained loads, and evaluates it to the same loss', async () => {
+    const trainer = await Trainer.fromConfig(config, { ...options, average: 0.9 });
+    await run(trainer, 0, 5);
+    const loss = await trainer.evaluate([batchOf(100), batchOf(101)]);
+    await trainer.save(folder);
+    const again = await Trainer.fromPretrained(folder, options);
+    expect(await again.evaluate([batchOf(100), batchOf(101)])).toBe(loss);
+    again.dispose();
+
+    const model = await AutoModelForCausalLM.fromPretrained(folder);
+    const { ids } = batchOf(100, 1);
+    const [got, wanted] = [
+      await model.forward({ inputIds: ids }),
+      await trainer.model.forward({ inputIds: ids }),
+    ];
+    expect(relativeError(await got.logits.data(), await wanted.logits.data())).toBe(0);
+    got.logits.dispose();
+    wanted.logits.dispose();
+    model.dispose();
+    trainer.dispose();
+  });
+
+  it('skips steps in f16 whose gradients overflow, and finds a scale', async () => {
+    const trainer = await Trainer.fromConfig(config, { ...options, precision: 'f16', lossScale: 2 ** 24 });
+    const reports = [];
+    for (let i = 0; i < 30; i++) reports.push(await trainer.step(batchOf(i)));
+    const { taken, skipped, lossScale, loss } = reports.at(-1)!;
+    expect(taken + skipped).toBe(30);
+    expect(taken).toBeGreaterThan(10);
+    expect(lossScale).toBe(2 ** (24 - skipped));
+    expect(loss).toBeLessThan(reports[0]!.loss);
+    trainer.dispose();
+  });
+
+  it('stops at a loss that is not a number, with the parameters before it', async () => {
+    const trainer = await Trainer.fromConfig(config, options);
+    await run(trainer, 0, 2);
+    const norm = trainer.model.parameters.get('backbone.norm_f.weight')!;
+    norm.set(new Float32Array(32).fill(NaN));
+    const before = await parametersOf(trainer);
+    await expect(trainer.step(batchOf(2))).rejects.toThrow('step: loss is NaN at step 3');
+    expect((await parametersOf(trainer)).equals(before)).toBe(true);
+    trainer.dispose();
+  });
+
+  it('refuses bad options and batches by name', async () => {
+    const make = (bad: object) => Trainer.fromConfig(config, { ...options, ...bad });
+    await expect(make({ steps: 0 })).rejects.toThrow(
+      'Trainer.fromConfig: steps is 0, expected a whole number',
+    );
+    await expect(make({ precision: 'fp8' })).rejects.toThrow('precision is fp8, expected f32, bf16 or f16');
+    await expect(make({ learningrate: 1 })).rejects.toThrow('there is no option learningrate');
+    const trainer = await make({});
+    const good = batchOf(0);
+    const refused = (batch: Partial<TrainingBatch>) => () => trainer.step({ ...good, ...batch });
+    expect(refused({ ids: new Int32Array(3) })).toThrow('step: labels has 192 elements, expected 3, as ids');
+    expect(refused({ labels: good.labels.map(() => -100) })).toThrow('step: labels are all -100');
+    expect(refused({ offsets: Int32Array.of(0, 9, 9, 192) })).toThrow(
+      'step: offsets[2] is 9, expected more than 9',
+    );
+    expect(() => trainer.step([])).toThrow('step: batches is empty');
+    trainer.dispose();
+    expect(() => trainer.step(good)).toThrow('step: trainer is disposed');
+  });
+});
