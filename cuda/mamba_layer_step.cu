@@ -66,7 +66,8 @@ bool fits(const Call& c) {
   const int64_t m = c.residual.size(1);
   const DType type = c.conv_state.dtype();
   return c.residual.size(0) == 1 && type != DType::f32 && c.in_proj.dtype() == type &&
-         c.A.size(0) == 2 * m && c.A.size(1) == kLayerStates && c.dt_weight.size(1) == m / 16 &&
+         c.scan_state.dtype() == DType::f32 && c.A.size(0) == 2 * m &&
+         c.A.size(1) == kLayerStates && c.dt_weight.size(1) == m / 16 &&
          c.conv_weight.size(1) == kLayerTaps && (!c.x || dense(c.x)) &&
          (!c.conv_bias || dense(c.conv_bias)) &&
          all_dense(c.residual, c.norm_weight, c.in_proj, c.conv_weight, c.conv_state, c.x_proj,

@@ -153,7 +153,7 @@ export const mambaLayerStep = op('mamba_layer_step', {
     dtBias: 'f32[d]',
     A: 'f32[d,n]',
     D: 'f32[d]',
-    scanState: 'f32[p,d,n]!',
+    scanState: 'S[p,d,n]!',
     outProj: 'W[m,d]',
     offsets: 'i32[b+1]',
     slots: 'i32[b]',

@@ -34,7 +34,11 @@ const roundedOnTheWay: Readonly<Record<string, Readonly<Record<string, string>>>
 };
 
 /** What is rounded to its dtype at random, to either neighbour, where that is not f32. */
-const drawn: Readonly<Record<string, string>> = { selective_scan: 'state', mamba_step: 'scanState' };
+const drawn: Readonly<Record<string, string>> = {
+  selective_scan: 'state',
+  mamba_step: 'scanState',
+  mamba_layer_step: 'scanState',
+};
 
 /** The distance of two neighbours, as a share of the larger: at most. */
 const unit: Readonly<Partial<Record<DType, number>>> = { bf16: 2 ** -7, f16: 2 ** -10 };
