@@ -11,4 +11,12 @@ inline int multiprocessors() {
   return count;
 }
 
+// That one block can have.
+inline int shared_bytes() {
+  int device = 0, bytes = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return bytes;
+}
+
 }  // namespace ss::cuda

@@ -12,6 +12,7 @@
 
 #include "card.h"
 #include "device/scan.cuh"
+#include "device/scan_ring.cuh"
 #include "device/scan_step.cuh"
 #include "dispatch.cuh"
 #include "narrow_states.cuh"
@@ -49,12 +50,35 @@ bool suits(const Scan<typename P::T>& s) {
 }
 
 template <class P>
+void lay_out(Scan<typename P::T>& s) {
+  s.group_blocks = static_cast<unsigned>(ceil_div(s.group_channels, P::kWidth));
+  s.blocks = static_cast<unsigned>(s.d / s.group_channels * s.group_blocks);
+}
+
+template <class P>
 bool launch_scan(Stream& stream, Scan<typename P::T> s) {
   if (P::kFast && !suits<P>(s)) return false;
   s.shift = kWhole;
-  s.group_blocks = static_cast<unsigned>(ceil_div(s.group_channels, P::kWidth));
-  s.blocks = static_cast<unsigned>(s.d / s.group_channels * s.group_blocks);
+  lay_out<P>(s);
   launch(stream, scan_sequences<P>, s.blocks * s.sequences.count, P::kThreads, P::kBytes, s);
+  return true;
+}
+
+// Up to 16 states: for full cards, where a card has one block a multiprocessor, and for lone blocks.
+template <class T>
+using Ring128 = RingPlan<T, 8, 2, 8, 4, 16, 2, 2, 1, 1, 0>;
+template <class T>
+using Ring96 = RingPlan<T, 8, 2, 6, 4, 16, 2, 2, 1, 1, 0>;
+template <class T>
+using Ring16 = RingPlan<T, 2, 8, 4, 2, 16, 4, 4, 2, 2, 4>;
+
+// Whole sequences or, where `pieces` are given, each from its carry.
+template <class P>
+bool launch_ring(Stream& stream, Scan<typename P::T> s, int64_t pieces = 0) {
+  if (P::kBytes + kTurnstiles > shared_bytes() || !suits<P>(s)) return false;
+  if (pieces == 0) s.shift = kWhole, pieces = s.sequences.count;
+  lay_out<P>(s);
+  launch(stream, scan_ring<P>, s.blocks * pieces, P::kThreads, P::kBytes, s);
   return true;
 }
 
@@ -68,36 +92,48 @@ bool launch_pieces(Stream& stream, Scan<typename P::T> s, int shift) {
   if (!scratch.floats()) return true;
   s.shift = shift;
   s.carry = scratch.floats(), s.time = s.carry + pieces * row;
-  s.group_blocks = static_cast<unsigned>(ceil_div(s.group_channels, P::kWidth));
-  s.blocks = static_cast<unsigned>(s.d / s.group_channels * s.group_blocks);
+  lay_out<P>(s);
   launch(stream, scan_pieces<P>, s.blocks * pieces, P::kThreads, P::kBytes, s);
   const dim3 grid(static_cast<unsigned>(ceil_div(row, 128)), static_cast<unsigned>(s.sequences.count));
   join_pieces<T><<<grid, 128, 0, stream.handle>>>(s);
+  // The wider ring needs fewer cycles a channel, and many blocks to come out even.
+  constexpr int kEven = 5;
+  const int64_t wider = ceil_div(s.d, Ring128<T>::kWidth) * pieces;
+  if (wider >= kEven * multiprocessors() && launch_ring<Ring128<T>>(stream, s, pieces)) return true;
   launch(stream, scan_sequences<P>, s.blocks * pieces, P::kThreads, P::kBytes, s);
   return true;
 }
 
-// Up to 16 states. More lanes a channel make more and shorter blocks: they fill the card where
-// sequences or channels are few, but cost more a channel; pieces fill it too, but need two passes.
-// The numbers are cycles for one token, read off the times in docs/kernels/selective_scan.md: of a
-// multiprocessor's first block and of each more. A narrower plan asks for less alignment: it takes
-// what a wider one refuses.
+// Up to 16 states. Narrow plans make more and shorter blocks: they fill the card where sequences or
+// channels are few, but cost more a channel; pieces fill it too, but need two passes. Rings start
+// slowly: they are for long sequences. The numbers are cycles for one token, read off the times in
+// docs/kernels/selective_scan.md: of a multiprocessor's first block and of each more. A narrower
+// plan asks for less alignment: it takes what a wider one refuses.
 template <class T>
 bool scan_few_states(Stream& stream, const Scan<T>& s) {
   using Wide = Plan<T, 8, 2, true, 2>;
-  const int64_t units = multiprocessors(), channels = s.sequences.count * s.d;
+  const int64_t units = multiprocessors(), groups = s.sequences.count * (s.d / s.group_channels);
   const auto cycles = [&](int width, int first, int more) {
-    return first + (ceil_div(ceil_div(channels, width), units) - 1) * more;
+    return first + (ceil_div(groups * ceil_div(s.group_channels, width), units) - 1) * more;
   };
   const int64_t wide = cycles(64, 124, 95), middle = cycles(32, 101, 48), narrow = cycles(16, 76, 30);
+  const int64_t r128 = cycles(128, 196, 196), r96 = cycles(96, 172, 172), r16 = cycles(16, 38, 33);
 
-  constexpr int64_t kBoth = 182, kLaunches = 10000;  // cycles of both passes, and of two more launches
-  const int64_t of_piece = ceil_div(s.d, 64), tokens = s.sequences.tokens;
-  const int64_t in_pieces = tokens * of_piece / units * kBoth + kLaunches;
-  if (in_pieces < tokens / s.sequences.count * std::min({wide, middle, narrow})) {
+  constexpr int64_t kBoth = 182, kLaunches = 16000;  // cycles of both passes, and of two more launches
+  constexpr int64_t kLong = 256;                     // tokens
+  const int64_t tokens = s.sequences.tokens, mean = tokens / s.sequences.count;
+  const int64_t ring = std::min({r128, r96, r16}), of_piece = ceil_div(s.d, 64);
+  const int64_t whole = mean < kLong ? std::min({wide, middle, narrow}) : ring;
+  if (tokens * of_piece / units * kBoth + kLaunches < mean * whole) {
     int shift = 11;
     while (shift > 7 && s.sequences.pieces(shift) * of_piece < 9 * units) shift--;
     if (launch_pieces<Wide>(stream, s, shift)) return true;
+  }
+  if (mean >= kLong) {
+    if (ring == r128 ? launch_ring<Ring128<T>>(stream, s)
+        : ring == r96 ? launch_ring<Ring96<T>>(stream, s)
+                      : launch_ring<Ring16<T>>(stream, s))
+      return true;
   }
   if (wide <= middle && wide <= narrow && launch_scan<Wide>(stream, s)) return true;
   if (middle <= narrow && launch_scan<Plan<T, 4, 4, true, 3>>(stream, s)) return true;

@@ -4,7 +4,7 @@ export type { Completion, ModelOptions, PretrainedOptions } from './generation/c
 export type { FinishReason, GeneratedToken, Prompt } from './generation/generate';
 export type { Drafter, GenerateOptions, PerPrompt } from './generation/options';
 export type { Speculation } from './generation/speculation';
-export type { ForwardInput, ForwardOutput } from './models/model';
+export type { ForwardInput, ForwardOutput } from './models/forward';
 export type { RouterOutput } from './models/router';
 export { moeMambaPresets } from './models/moe-mamba';
 export { preset, presets } from './models/presets';

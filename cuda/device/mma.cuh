@@ -46,6 +46,13 @@ __device__ inline void copy_async(void* to, const void* from, bool there) {
                "r"(there ? 16 : 0)
                : "memory");
 }
+// The same of 4, 8 or 16 bytes that are there.
+template <int Bytes>
+__device__ inline void copy_some(void* to, const void* from) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address), "l"(from), "n"(Bytes)
+               : "memory");
+}
 __device__ inline void end_copy_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until at most N of the groups are still on their way.
 template <int N>

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(P::kThreads, P::kBlocks)
   const Place<P> place(s, blockIdx.x % s.blocks);
   const int tokens = static_cast<int>(piece.end - piece.begin);
   const int tiles = (tokens + P::kSteps - 1) / P::kSteps;
-  const auto tile = [&](int i) { return Tile<P>(reinterpret_cast<float*>(memory), i % 2); };
+  const auto tile = [&](int i) { return P::tile(memory, i % 2); };
   if (threadIdx.x < P::kScanners) {
     Lane<P> lane(s, place, s.carry ? s.carry + number * s.d * s.n : state);
     meet<P>();
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(P::kThreads, P::kBlocks)
 
   const Place<P> place(s, blockIdx.x % s.blocks);
   const int tokens = static_cast<int>(piece.end - piece.begin), tiles = tokens / P::kSteps;
-  const auto tile = [&](int i) { return Tile<P>(reinterpret_cast<float*>(memory), i % 2); };
+  const auto tile = [&](int i) { return P::tile(memory, i % 2); };
   if (threadIdx.x < P::kScanners) {
     Lane<P> lane(s, place, nullptr);
     meet<P>();

@@ -57,7 +57,7 @@ class Edge {
   }
 
   // Tile i enters, and the next is asked for.
-  __device__ void enter(const Tile<P>& tile, int i) {
+  __device__ void enter(const Tile& tile, int i) {
 #pragma unroll 8
     for (int k = 0; k < P::kPieces; k++) {
       if constexpr (kAhead)
@@ -78,7 +78,7 @@ class Edge {
     if (s.z) z = load_items(z_at, static_cast<Stride>(s.z_stride), i);
   }
 
-  __device__ void leave(const Tile<P>& tile, int i) {
+  __device__ void leave(const Tile& tile, int i) {
     Pack<kItem> out[4];
 #pragma unroll
     for (int k = 0; k < kItem; k++) {
@@ -144,7 +144,7 @@ class Edge {
   }
 
   template <bool Softplus>
-  __device__ void enter_items(const Tile<P>& tile, int i) const {
+  __device__ void enter_items(const Tile& tile, int i) const {
     const int t = i * P::kSteps + above;
 #pragma unroll
     for (int k = 0; k < kItem; k++) {
@@ -187,7 +187,7 @@ class Edge {
       return Piece::load_some(from, there);
   }
 
-  __device__ void store_piece(const Tile<P>& tile, int k, const Piece& piece) const {
+  __device__ void store_piece(const Tile& tile, int k, const Piece& piece) const {
     const int number = k * P::kEdges + index, step = number / kOfRow;
     const bool is_C = number % kOfRow >= kOfRow / 2;
     if (step >= P::kSteps) return;

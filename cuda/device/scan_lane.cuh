@@ -15,8 +15,11 @@ class Lane {
     float B[S], C[S];
   };
 
+ protected:
   int part, slot;  // which of the kLanes, and of the kWidth channels
   float A[S], h[S];
+
+ private:
   float time = 0.0f;  // the sum of dt
   Coefficients constant;  // where B and C are
 
@@ -56,7 +59,7 @@ class Lane {
   // Up to kTurn - 1 steps beyond the tokens are taken too: their dt is 0, which changes nothing.
   // Without Out only h and the sum of dt are wanted.
   template <bool Out>
-  __device__ void scan(const Tile<P>& tile, int steps) {
+  __device__ void scan(const Tile& tile, int steps) {
     constexpr int G = P::kAheadSteps;
     const float* dt_row = tile.dt + slot * P::kRow;
     const float* dtu_row = tile.dtu + slot * P::kRow;

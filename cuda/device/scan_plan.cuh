@@ -32,6 +32,11 @@ struct Scan {
 
 __host__ __device__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 
+// A tile in shared memory.
+struct Tile {
+  float *dt, *dtu, *shares, *coefficients;
+};
+
 // A channel's states on Lanes threads of States each. Fast: all accesses aligned, B and C given per
 // token; else anything. Blocks: of a multiprocessor at once, which bounds the registers.
 template <class T_, int States, int Lanes, bool Fast, int Blocks>
@@ -63,6 +68,13 @@ struct Plan {
   static constexpr int kTile = 2 * kWidth * kRow + Lanes * kPlane + kCoefficients;
   static constexpr int kBytes = 2 * kTile * static_cast<int>(sizeof(float));
 
+  // One of the two tiles that are in shared memory.
+  __device__ static Tile tile(float4* memory, int parity) {
+    float* dt = reinterpret_cast<float*>(memory) + parity * kTile;
+    float *dtu = dt + kWidth * kRow, *shares = dtu + kWidth * kRow;
+    return {dt, dtu, shares, shares + Lanes * kPlane};
+  }
+
   // Row of item k of a column, so that neighbouring columns lie in neighbouring rows; and back.
   __device__ static int row(int column, int k) { return k * kColumns + column; }
   __device__ static int channel(int row) { return row % kColumns * kItem + row / kColumns; }
@@ -75,17 +87,6 @@ struct Plan {
     const int quad = n / kQuad;
     return (quad / quads * 2 * quads + quad % quads) * kQuad + n % kQuad;
   }
-};
-
-// One of the two tiles that are in shared memory.
-template <class P>
-struct Tile {
-  float *dt, *dtu, *shares, *coefficients;
-  __device__ Tile(float* memory, int parity)
-      : dt(memory + parity * P::kTile),
-        dtu(dt + P::kWidth * P::kRow),
-        shares(dtu + P::kWidth * P::kRow),
-        coefficients(shares + P::kLanes * P::kPlane) {}
 };
 
 // The channels of a block.

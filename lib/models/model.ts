@@ -11,42 +11,11 @@ import { crossEntropy } from '../ops/loss';
 import { keep, scope, Tensor } from '../tensor';
 import type { Backbone, CommonConfig } from './family';
 import { integerRows, pack, targetsOf, type IdsBatch } from './inputs';
+import { inputNames, type ForwardInput, type ForwardOutput } from './forward';
 import { chunked, chunkTokens, mutedRows, type Piece } from './pieces';
 import { RouterRecord, type RouterOutput } from './router';
 import { checkState, State, type StateLayout } from './state';
 import { unpack } from './unpack';
-
-export interface ForwardInput {
-  /** Token ids: one sequence, several (of any lengths), or a tensor i32[batch, length]. */
-  readonly inputIds: IdsBatch;
-  /** 1 for tokens, 0 for padding, in the shape of `inputIds`; on the left, the right or in between. */
-  readonly attentionMask?: IdsBatch;
-  /** Class ids in the shape of `inputIds`; -100 is left out. Column j+1 is what column j should predict. */
-  readonly labels?: IdsBatch;
-  readonly outputHiddenStates?: boolean;
-  /** What each mixture of experts did with the tokens. */
-  readonly outputRouter?: boolean;
-  /** Logits for the last so many columns only; 0, the default, for all. */
-  readonly logitsToKeep?: number;
-  /** Continues these sequences, and updates them. */
-  readonly state?: State;
-}
-
-export interface ForwardOutput {
-  /** f32[batch, length or logitsToKeep, vocabSize]; zero at padding. */
-  readonly logits: Tensor;
-  /** As transformers' Mamba: the output of each layer, then the last one normalised; f32[batch, length, hiddenSize]. */
-  readonly hiddenStates?: readonly Tensor[];
-  /** For each layer with experts, in order. */
-  readonly router?: readonly RouterOutput[];
-  /** Mean cross-entropy, in nats. */
-  readonly loss?: number;
-}
-
-const inputNames: readonly (keyof ForwardInput)[] = [
-  ...(['inputIds', 'attentionMask', 'labels', 'state'] as const),
-  ...(['outputHiddenStates', 'outputRouter', 'logitsToKeep'] as const),
-];
 
 /** A language model on a device: parameters, and the computation over them. */
 export class Model<C extends CommonConfig = CommonConfig> {

@@ -99,6 +99,28 @@ describe.each(onEach)('on %s', (_, device) => {
     });
   });
 
+  // As many channels as take each of the ways a GPU has for long sequences (132 multiprocessors).
+  it.each([
+    ['a few', 'f32', [700, 300, 33, 257], 72, 2],
+    ['a few', 'bf16', [700, 300, 33, 257], 72, 2],
+    ['a few', 'f16', [1025], 1544, 1],
+    ...(device.id === 'cpu'
+      ? []
+      : ([
+          ['a wave of 96', 'bf16', Array<number>(44).fill(260), 288, 1],
+          ['a wave of 128', 'f32', Array<number>(44).fill(257), 384, 1],
+        ] as const)),
+  ] as const)(
+    'selective_scan, %s channels in %s: long is short after short',
+    async (_, dtype, lengths, d, g) => {
+      const slots = lengths.map((_, i) => i - 1); // the first has no state
+      const each = { sizes: { d, n: 16, g }, dtype, lengths, slots, attrs: flags.selective_scan };
+      const op = selectiveScanPacked as unknown as Op;
+      for (const pair of await packedAndPieces(op, device, each, 200))
+        expectSame(pair.pieces, pair.packed, { on: device, dtype: pair.dtype });
+    },
+  );
+
   describe('answers of another implementation, in f64', () => {
     it.each([0, 1, 2, 3, 4, 5, 6, 7])('case %i', async (i) => {
       const file = await openSafetensors(
