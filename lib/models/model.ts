@@ -10,10 +10,10 @@ import { copySlots, takeRows, zeroSlots } from '../ops/elementwise';
 import { crossEntropy } from '../ops/loss';
 import { keep, scope, Tensor } from '../tensor';
 import type { Backbone, CommonConfig } from './family';
-import { integerRows, pack, targetsOf, type IdsBatch } from './inputs';
+import { integerRows, pack, targetsOf } from './inputs';
 import { inputNames, type ForwardInput, type ForwardOutput } from './forward';
 import { chunked, chunkTokens, mutedRows, type Piece } from './pieces';
-import { RouterRecord, type RouterOutput } from './router';
+import { RouterRecord } from './router';
 import { checkState, State, type StateLayout } from './state';
 import { unpack } from './unpack';
 
