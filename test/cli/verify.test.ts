@@ -19,6 +19,9 @@ function withWrongReference(): string {
   return folder.path;
 }
 
+// Minutes of processor time, on machines that do other work too.
+jest.setTimeout(900_000);
+
 describe('verify', () => {
   it('prints the largest error of each kernel and dtype beside its bound', async () => {
     const { code, stdout, stderr } = await run(['verify', '--device', 'cpu']);
