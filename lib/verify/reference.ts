@@ -1,7 +1,9 @@
 /** Every op once more, plainly and in f64: what the kernels are held to. */
 import { gradientReferences } from './gradient-reference';
+import { moeGradientReferences } from './moe-gradient-reference';
 import { moeReferences } from './moe-reference';
 import { optimizerReferences } from './optimizer-reference';
+import { s4dGradientReferences } from './s4d-gradient-reference';
 import { s4dReferences } from './s4d-reference';
 import { logSumExp, rmsNorm, row, sum, values, type Attrs, type Inputs, type Values } from './values';
 
@@ -261,7 +263,9 @@ export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs, 
     return {};
   },
   ...moeReferences,
+  ...moeGradientReferences,
   ...gradientReferences,
   ...optimizerReferences,
   ...s4dReferences,
+  ...s4dGradientReferences,
 };

@@ -1,18 +1,18 @@
 /** S4D's ops, plainly and in f64. */
 import { row, values, type Attrs, type Inputs, type Values } from './values';
 
-type Complex = readonly [number, number];
-const times = ([a, b]: Complex, [c, d]: Complex): Complex => [a * c - b * d, a * d + b * c];
-const over = ([a, b]: Complex, [c, d]: Complex): Complex => {
+export type Complex = readonly [number, number];
+export const times = ([a, b]: Complex, [c, d]: Complex): Complex => [a * c - b * d, a * d + b * c];
+export const over = ([a, b]: Complex, [c, d]: Complex): Complex => {
   const size = c * c + d * d;
   return [(a * c + b * d) / size, (b * c - a * d) / size];
 };
 /** e^z - 1, also for small z. */
-const expm1 = ([x, y]: Complex): Complex => [
+export const expm1 = ([x, y]: Complex): Complex => [
   Math.expm1(x) * Math.cos(y) - 2 * Math.sin(y / 2) ** 2,
   Math.exp(x) * Math.sin(y),
 ];
-const at = (x: Values, c: number, j: number): Complex => [row(x, c)[2 * j]!, row(x, c)[2 * j + 1]!];
+export const at = (x: Values, c: number, j: number): Complex => [row(x, c)[2 * j]!, row(x, c)[2 * j + 1]!];
 
 function discretize({ logDt, logAReal, aImag, B, C }: Inputs, { bilinear }: Attrs): Inputs {
   const [d, n] = logAReal!.shape as [number, number];
