@@ -16,8 +16,8 @@ export const rect = (x: number, y: number, width: number, height: number, fill: 
   `<rect x="${x.toFixed(1)}" y="${y.toFixed(1)}" width="${width.toFixed(1)}" height="${height.toFixed(1)}" fill="${fill}"/>`;
 export const line = (x1: number, y1: number, x2: number, y2: number, stroke: string, width = 1.2) =>
   `<line x1="${x1.toFixed(1)}" y1="${y1.toFixed(1)}" x2="${x2.toFixed(1)}" y2="${y2.toFixed(1)}" stroke="${stroke}" stroke-width="${width}"/>`;
-export const dot = (x: number, y: number, fill: string, radius = 4.5) =>
-  `<circle cx="${x.toFixed(1)}" cy="${y.toFixed(1)}" r="${radius}" fill="${fill}"/>`;
+export const dot = (x: number, y: number, fill: string) =>
+  `<circle cx="${x.toFixed(1)}" cy="${y.toFixed(1)}" r="4.5" fill="${fill}"/>`;
 
 export function svg(width: number, height: number, parts: readonly string[]): string {
   const size = `width="${width}" height="${height}" viewBox="0 0 ${width} ${height}"`;

@@ -93,7 +93,9 @@ class Course {
   readonly #options: CourseOptions;
   readonly #trainer: Trainer;
   readonly #log: Log | undefined;
-  #losses: number[] = []; // after the last point of the curve
+  /** Losses after the last point of the curve. */
+  #losses = { sum: 0, count: 0 };
+  #recent: number[] = [];
 
   constructor(task: Task, options: CourseOptions, trainer: Trainer) {
     this.#task = task;
@@ -114,20 +116,22 @@ class Course {
     await mkdir(folder, { recursive: true });
     const loaded = await loadCheckpoint(folder, this.#trainer, onWarning);
     if (!loaded) return;
-    const { settings, curve, seconds } = isObject(loaded.data) ? loaded.data : {};
+    const { settings, curve, seconds, losses } = isObject(loaded.data) ? loaded.data : {};
     if (settings !== this.#settings)
       throw new FormatError(
         `${folder}: holds a training of ${String(settings)}, not of ${this.#settings}; take another folder`,
       );
     this.curve.push(...(curve as readonly CurvePoint[]));
     this.seconds = Number(seconds);
+    this.#losses = losses as { sum: number; count: number };
   }
 
   async #save(): Promise<void> {
     const { folder } = this.#options;
     if (folder === undefined) return;
     const { curve, seconds } = this;
-    await saveCheckpoint(folder, this.#trainer, { data: { settings: this.#settings, curve, seconds } });
+    const data = { settings: this.#settings, curve, seconds, losses: this.#losses };
+    await saveCheckpoint(folder, this.#trainer, { data });
   }
 
   /** One step is queued while the one before it runs. */
@@ -163,17 +167,22 @@ class Course {
   }
 
   #saw({ step, loss }: TrainingStep): void {
-    this.#losses.push(loss);
+    this.#losses.sum += loss;
+    this.#losses.count++;
+    this.#recent.push(loss);
     if (step % progressSteps !== 0) return;
     const { layers, steps, onProgress } = this.#options;
-    onProgress?.({ layers, step, steps, loss: mean(this.#losses.slice(-progressSteps)) });
+    const mean = this.#recent.reduce((sum, value) => sum + value, 0) / this.#recent.length;
+    this.#recent = [];
+    onProgress?.({ layers, step, steps, loss: mean });
   }
 
   /** A point of the curve. */
   async #point(): Promise<void> {
     const { accuracy } = await this.test(this.#options.length, curveSequences);
-    const point = { step: this.#trainer.steps, loss: mean(this.#losses), accuracy };
-    this.#losses = [];
+    const { sum, count } = this.#losses;
+    const point = { step: this.#trainer.steps, loss: sum / count, accuracy };
+    this.#losses = { sum: 0, count: 0 };
     this.curve.push(point);
     this.#log?.write({ ...point, seconds: this.seconds });
   }
@@ -186,6 +195,3 @@ class Course {
     return accuracyOf(model, this.#task, { length, sequences, seed, signal });
   }
 }
-
-const mean = (values: readonly number[]): number =>
-  values.reduce((sum, value) => sum + value, 0) / Math.max(1, values.length);

@@ -108,7 +108,7 @@ function draw({ title, axis, series, range: [low, high], ticks, results }: Plot)
     points.forEach(([px, py], j) => {
       const before = points[j - 1];
       if (before) parts.push(line(x(before[0]), y(before[1]), x(px), y(py), colour, own ? 3 : 1.2));
-      if (own || points.length > 2) parts.push(dot(x(px), y(py), colour, own ? 4.5 : 2.5));
+      if (own) parts.push(dot(x(px), y(py), colour));
     });
   }
   series.forEach(({ name, own }, i) => {
