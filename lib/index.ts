@@ -20,7 +20,7 @@ export type { DeviceInfo } from './device';
 export { keep, scope, Tensor } from './tensor';
 export type { DType, TensorLike, TypedArray } from './tensor';
 export { capture, Graph } from './capture';
-export { DeviceError, DisposedError, FormatError, LoadError } from './errors';
+export { DeviceError, DisposedError, FormatError, LoadError, TrainingError } from './errors';
 export { rmsNorm, addRmsNorm, normMatmul, layerNorm } from './ops/norm';
 export { matmul, embedding } from './ops/matmul';
 export { selectiveScan } from './ops/selective-scan';

@@ -6,7 +6,7 @@ const root = join(__dirname, '..');
 
 /** Imports point downwards: a file may import from its own layer and from those above it in this list. */
 const layers: readonly (readonly string[])[] = [
-  ['native', 'loader', 'errors', 'arguments', 'shape'],
+  ['native', 'loader', 'errors', 'arguments', 'shape', 'plot/'],
   ['capture', 'device', 'tensor'],
   ['schema', 'autograd/tape'],
   ['op'],
@@ -31,7 +31,7 @@ const packages: Readonly<Record<string, readonly string[]>> = {
   yauzl: ['io/'],
   commander: ['cli/'],
   'cli-progress': ['cli/'],
-  'd3-scale': ['bench/'],
+  'd3-scale': ['bench/', 'plot/'],
 };
 
 /** Lines that a file may have; the first row that fits counts. */
