@@ -68,4 +68,7 @@ export { writeTokens } from './training/token-file';
 export type { WrittenTokens } from './training/token-file';
 export { Windows } from './training/windows';
 export type { WindowOptions } from './training/windows';
+export { train } from './training/train';
+export type { TrainOptions, TrainResult } from './training/train-options';
+export type { EvaluationRecord, StepRecord } from './training/log';
 export { loadCheckpoint, saveCheckpoint } from './training/checkpoints';

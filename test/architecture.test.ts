@@ -31,7 +31,7 @@ const packages: Readonly<Record<string, readonly string[]>> = {
   yauzl: ['io/'],
   commander: ['cli/'],
   'cli-progress': ['cli/'],
-  'd3-scale': ['bench/', 'plot/'],
+  'd3-scale': ['bench/'],
 };
 
 /** Lines that a file may have; the first row that fits counts. */

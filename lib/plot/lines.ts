@@ -1,3 +1,4 @@
+import { linear, logarithmic as factors } from './scale';
 import { colours, ink, letter, line, rect, svg, text } from './svg';
 
 type Point = readonly [number, number];
@@ -30,9 +31,8 @@ const circle = (x: number, y: number, fill: string) =>
   `<circle cx="${x.toFixed(1)}" cy="${y.toFixed(1)}" r="3" fill="${fill}"/>`;
 
 /** Lines as an SVG document: dark on white. Series without points are left out, an empty chart says so. */
-export async function lines(chart: Lines): Promise<string> {
+export function lines(chart: Lines): string {
   const { title, x: xLabel, y: yLabel, logarithmic = {}, width = 620, height = 340 } = chart;
-  const { scaleLinear, scaleLog } = await import('d3-scale');
   const shown = ([x, y]: Point) =>
     Number.isFinite(x) && Number.isFinite(y) && !(logarithmic.x && x <= 0) && !(logarithmic.y && y <= 0);
   const series = chart.series
@@ -55,26 +55,17 @@ export async function lines(chart: Lines): Promise<string> {
     if (low < high) return [low, high];
     return log ? [low / 2, high * 2] : [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2];
   };
-  const axis = (log: boolean | undefined) => (log ? scaleLog() : scaleLinear());
-  const x = axis(logarithmic.x)
-    .domain(domain(0, logarithmic.x))
-    .range([left, width - right]);
-  const y = axis(logarithmic.y)
-    .domain(domain(1, logarithmic.y))
-    .range([height - bottom, top])
-    .nice();
-
-  for (const tick of y.ticks(5)) {
-    const label = y.tickFormat(5)(tick);
-    if (label === '') continue;
-    parts.push(line(left, y(tick), width - right, y(tick), '#e4e4e4'));
-    parts.push(text(left - 8, y(tick) + 4.5, label, 'text-anchor="end"'));
+  const axis = (log: boolean | undefined) => (log ? factors : linear);
+  const { x: xLog, y: yLog } = logarithmic;
+  const across = axis(xLog)(domain(0, xLog), [left, width - right], { count: 6 });
+  const up = axis(yLog)(domain(1, yLog), [height - bottom, top], { nice: true });
+  for (const { value, label } of up.ticks) {
+    parts.push(line(left, up.at(value), width - right, up.at(value), '#e4e4e4'));
+    parts.push(text(left - 8, up.at(value) + 4.5, label, 'text-anchor="end"'));
   }
-  for (const tick of x.ticks(6)) {
-    const label = x.tickFormat(6)(tick);
-    if (label === '') continue;
-    parts.push(line(x(tick), height - bottom, x(tick), height - bottom + 5, ink));
-    parts.push(text(x(tick), height - bottom + 20, label, 'text-anchor="middle"'));
+  for (const { value, label } of across.ticks) {
+    parts.push(line(across.at(value), height - bottom, across.at(value), height - bottom + 5, ink));
+    parts.push(text(across.at(value), height - bottom + 20, label, 'text-anchor="middle"'));
   }
   parts.push(line(left, height - bottom, width - right, height - bottom, ink));
   parts.push(text((left + width - right) / 2, height - 10, xLabel, 'text-anchor="middle"'));
@@ -91,12 +82,14 @@ export async function lines(chart: Lines): Promise<string> {
         pen = false;
         continue;
       }
-      d += `${pen ? 'L' : 'M'}${x(point[0]).toFixed(1)} ${y(point[1]).toFixed(1)}`;
+      d += `${pen ? 'L' : 'M'}${across.at(point[0]).toFixed(1)} ${up.at(point[1]).toFixed(1)}`;
       pen = true;
     }
     parts.push(path(d, colour, style === 'pale' ? 1 : 1.8, opacity));
     if (style === 'dots' || points.length === 1)
-      parts.push(...points.filter(shown).map((point) => circle(x(point[0]), y(point[1]), colour)));
+      parts.push(
+        ...points.filter(shown).map((point) => circle(across.at(point[0]), up.at(point[1]), colour)),
+      );
     if (!hasLegend) continue;
     parts.push(path(`M${legendAt} 50H${legendAt + 18}`, colour, 3, opacity), text(legendAt + 24, 54.5, name));
     legendAt += 48 + letter * name.length;

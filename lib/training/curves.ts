@@ -63,13 +63,13 @@ const escape = (text: string) =>
   text.replace(/[&<>"]/g, (char) => ({ '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;' })[char]!);
 
 /** A page that needs nothing besides itself; `refresh` has a browser read it again every so many seconds. */
-export async function curvesPage(
+export function curvesPage(
   title: string,
   steps: readonly StepRecord[],
   evaluations: readonly EvaluationRecord[],
   refresh?: number,
-): Promise<string> {
-  const charts = await Promise.all(chartsOf(steps, evaluations).map(lines));
+): string {
+  const charts = chartsOf(steps, evaluations).map(lines);
   const last = steps.at(-1);
   const best = evaluations.reduce((least, { validation }) => Math.min(least, validation), Infinity);
   const said = [
@@ -107,6 +107,6 @@ export async function writeCurves(
   refresh?: number,
 ): Promise<void> {
   const { steps, evaluations } = await readLog(logPath);
-  const page = await curvesPage(title, steps, evaluations, refresh);
+  const page = curvesPage(title, steps, evaluations, refresh);
   await writeAtomically(pagePath, (file) => writeFully(file, Buffer.from(page)));
 }

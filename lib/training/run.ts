@@ -164,7 +164,7 @@ export class Run {
     this.#restart();
     this.#log?.write(record);
     this.#options.onStep?.(record);
-    await this.#draw();
+    await this.#draw(false);
   }
 
   /** The clock of the speed starts anew: what was done besides steps does not count. */
@@ -230,20 +230,20 @@ export class Run {
     throw new TrainingError(`train: ${what} at step ${step}; ${first}${saved}`, { cause: error });
   }
 
-  async #draw(refresh: number | undefined = drawEvery): Promise<void> {
+  async #draw(last: boolean): Promise<void> {
     const { folder, title = 'Training' } = this.#options;
     if (!this.#log || folder === undefined) return;
     const now = performance.now();
-    if (refresh !== undefined && now - this.#drawn < 1000 * drawEvery) return;
+    if (!last && now - this.#drawn < 1000 * drawEvery) return;
     this.#drawn = now;
     await this.#log.close();
-    await writeCurves(join(folder, logName), join(folder, curvesName), title, refresh);
+    await writeCurves(join(folder, logName), join(folder, curvesName), title, last ? undefined : drawEvery);
     this.#interval.since += performance.now() - now;
   }
 
   /** The page as it stays, and all lines written. */
   async close(): Promise<void> {
-    await this.#draw(undefined);
+    await this.#draw(true);
     await this.#log?.close();
   }
 }
