@@ -1,4 +1,4 @@
-import { colours, dot, ink, letter, line, rect, svg, text } from '../bench/svg';
+import { colours, dot, ink, letter, line, rect, svg, text } from '../plot/svg';
 import { layerNames, lengthsOf, paperAt, type Results } from './results';
 
 interface Series {
