@@ -7,15 +7,13 @@ import { loadCheckpoint, saveCheckpoint } from '../training/checkpoints';
 import { Log } from '../training/log';
 import { Trainer, type TrainingStep } from '../training/trainer';
 import { accuracyOf, type Accuracy } from './accuracy';
-import { batchOf, configOf, type Layers, type Task } from './task';
+import { batchOf, configOf, lengthAt, type Layers, type Recipe, type Task } from './task';
 
 export interface CourseOptions {
   readonly layers: Layers;
   readonly device: Device;
-  readonly steps: number;
-  readonly rows: number;
-  readonly learningRate: number;
-  /** Tokens of the sequences that are trained on. */
+  readonly recipe: Recipe;
+  /** Tokens of the sequences that are trained on, at the end of the curriculum. */
   readonly length: number;
   readonly testLengths: readonly number[];
   /** Sequences of each test. */
@@ -48,11 +46,10 @@ export interface CurvePoint {
 export interface CourseResult {
   readonly layers: Layers;
   readonly parameters: number;
-  readonly steps: number;
-  readonly rows: number;
+  /** Tokens of the sequences at the end of the training. */
   readonly length: number;
-  readonly learningRate: number;
   readonly seed: number;
+  readonly recipe: Recipe;
   readonly device: string;
   /** Of training, all parts of an interrupted one together. */
   readonly seconds: number;
@@ -68,9 +65,11 @@ const progressSteps = 100;
 
 /** Trains a model on a task and tests it. */
 export async function follow(task: Task, options: CourseOptions): Promise<CourseResult> {
-  const { layers, device, steps, rows, learningRate, length, seed } = options;
+  const { layers, device, recipe, length, seed } = options;
+  const { steps, learningRate, beta2, eps } = recipe;
   const trainer = await Trainer.fromConfig(configOf(task, layers), {
-    ...{ device, steps, learningRate, seed, schedule: 'constant', warmup: 0, weightDecay: 0, beta2: 0.999 },
+    ...{ device, steps, learningRate, seed, beta2, eps, weightDecay: 0 },
+    ...{ minimumLearningRate: learningRate / 100, warmup: Math.min(100, Math.floor(steps / 10)) },
   });
   try {
     const course = new Course(task, options, trainer);
@@ -79,8 +78,8 @@ export async function follow(task: Task, options: CourseOptions): Promise<Course
     const tests: Accuracy[] = [];
     for (const length of options.testLengths) tests.push(await course.test(length, options.testSequences));
     const { seconds, curve } = course;
-    const settings = { layers, parameters: trainer.model.numParameters, rows, length, learningRate, seed };
-    return { ...settings, steps: trainer.steps, device: device.info.name, seconds, curve, tests };
+    const settings = { layers, parameters: trainer.model.numParameters, length, seed, recipe };
+    return { ...settings, device: device.info.name, seconds, curve, tests };
   } finally {
     trainer.dispose();
   }
@@ -92,7 +91,7 @@ class Course {
   readonly #task: Task;
   readonly #options: CourseOptions;
   readonly #trainer: Trainer;
-  readonly #log: Log | undefined;
+  #log: Log | undefined;
   /** Losses after the last point of the curve. */
   #losses = { sum: 0, count: 0 };
   #recent: number[] = [];
@@ -101,12 +100,11 @@ class Course {
     this.#task = task;
     this.#options = options;
     this.#trainer = trainer;
-    this.#log = options.folder === undefined ? undefined : new Log(join(options.folder, 'log.jsonl'));
   }
 
   get #settings(): string {
-    const { layers, rows, length, learningRate, seed } = this.#options;
-    return JSON.stringify({ task: this.#task.name, layers, rows, length, learningRate, seed });
+    const { layers, recipe, length, seed } = this.#options;
+    return JSON.stringify({ task: this.#task.name, layers, length, seed, ...recipe });
   }
 
   /** Goes on from the folder's last checkpoint, if there is one. */
@@ -114,6 +112,7 @@ class Course {
     const { folder, onWarning } = this.#options;
     if (folder === undefined) return;
     await mkdir(folder, { recursive: true });
+    this.#log = new Log(join(folder, 'log.jsonl'));
     const loaded = await loadCheckpoint(folder, this.#trainer, onWarning);
     if (!loaded) return;
     const { settings, curve, seconds, losses } = isObject(loaded.data) ? loaded.data : {};
@@ -136,7 +135,9 @@ class Course {
 
   /** One step is queued while the one before it runs. */
   async train(): Promise<void> {
-    const { steps, rows, length, seed, signal } = this.#options;
+    const { recipe, length, seed, signal } = this.#options;
+    const { steps, rows, mostTokens } = recipe;
+    if (this.#trainer.steps >= steps) return;
     const every = Math.max(1, Math.ceil(steps / points));
     let begin = performance.now();
     let before: Promise<TrainingStep> | undefined;
@@ -147,7 +148,9 @@ class Course {
     };
     while (this.#trainer.steps < steps && !signal?.aborted) {
       const step = this.#trainer.steps;
-      const next = this.#trainer.step(batchOf(this.#task, length, rows, seed, step));
+      const tokens = lengthAt(recipe, length, steps, step);
+      const count = Math.max(1, Math.min(rows, Math.floor(mostTokens / tokens)));
+      const next = this.#trainer.step(batchOf(this.#task, tokens, count, seed, step));
       next.catch(() => {}); // whoever waits for it is told
       if (before) this.#saw(await before);
       before = next;
@@ -159,8 +162,10 @@ class Course {
       await this.#save();
       begin = performance.now();
     }
-    if (before) this.#saw(await before);
-    pause();
+    if (before) {
+      this.#saw(await before);
+      pause();
+    }
     if (signal?.aborted) await this.#save();
     await this.#log?.close();
     signal?.throwIfAborted();
@@ -171,10 +176,10 @@ class Course {
     this.#losses.count++;
     this.#recent.push(loss);
     if (step % progressSteps !== 0) return;
-    const { layers, steps, onProgress } = this.#options;
+    const { layers, recipe, onProgress } = this.#options;
     const mean = this.#recent.reduce((sum, value) => sum + value, 0) / this.#recent.length;
     this.#recent = [];
-    onProgress?.({ layers, step, steps, loss: mean });
+    onProgress?.({ layers, step, steps: recipe.steps, loss: mean });
   }
 
   /** A point of the curve. */
