@@ -65,7 +65,7 @@ export function reproduceCommand(): Command {
     .option('--seed <n>', 'of parameters and sequences', number, 0)
     .optionsGroup('How it is tested:')
     .option('--test-lengths <list>', "(default: the paper's, or --length)", wholes)
-    .option('--test-sequences <n>', 'of each length', whole, 64)
+    .option('--test-sequences <n>', 'of each length; of the longest, 16', whole, 64)
     .optionsGroup('Output:')
     .option('--output <folder>', 'checkpoints, logs and results (default: ./<task>)')
     .option('--plot <file>', 'draw the results there too, as SVG')

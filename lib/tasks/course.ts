@@ -16,7 +16,7 @@ export interface CourseOptions {
   /** Tokens of the sequences that are trained on, at the end of the curriculum. */
   readonly length: number;
   readonly testLengths: readonly number[];
-  /** Sequences of each test. */
+  /** Sequences of each test, at most. */
   readonly testSequences: number;
   readonly seed: number;
   /** Where checkpoints and the log go; what is there is gone on from. */
@@ -76,7 +76,8 @@ export async function follow(task: Task, options: CourseOptions): Promise<Course
     await course.resume();
     await course.train();
     const tests: Accuracy[] = [];
-    for (const length of options.testLengths) tests.push(await course.test(length, options.testSequences));
+    for (const length of options.testLengths)
+      tests.push(await course.test(length, sequencesAt(length, options.testSequences)));
     const { seconds, curve } = course;
     const settings = { layers, parameters: trainer.model.numParameters, length, seed, recipe };
     return { ...settings, device: device.info.name, seconds, curve, tests };
@@ -84,6 +85,10 @@ export async function follow(task: Task, options: CourseOptions): Promise<Course
     trainer.dispose();
   }
 }
+
+/** Fewer of the longest sequences: `most` up to 65,536 tokens, sixteen from 262,144 on. */
+const sequencesAt = (length: number, most: number): number =>
+  Math.min(most, Math.max(16, Math.floor(2 ** 22 / length)));
 
 class Course {
   readonly curve: CurvePoint[] = [];

@@ -62,11 +62,13 @@ export function remarks({ runs, paper }: Results): readonly string[] {
     const [first] = curriculum.map((stage) => stage.length).filter((shorter) => shorter < length);
     const lengths = first === undefined ? count(length) : `${count(first)} to ${count(length)}`;
     const atLeast = Math.max(1, Math.min(rows, Math.floor(mostTokens / length)));
-    const sequences = [...new Set(tests.map(({ sequences }) => sequences))].join(' or ');
+    const sequences = tests.map((test) => test.sequences);
+    const [most, few] = [Math.max(...sequences), Math.min(...sequences)];
+    const tested = few === most ? `${most}` : `${most} to ${few}`;
     return (
       `${layerNames[layers]}: ${count(parameters)} parameters, ${count(steps)} steps of ` +
       `${atLeast === rows ? rows : `${rows} to ${atLeast}`} sequences of ${lengths} tokens, ` +
-      `learning rate ${learningRate}, seed ${seed}, ${seconds.toFixed(0)} s on ${device}; ${sequences} sequences a test`
+      `learning rate ${learningRate}, seed ${seed}, ${seconds.toFixed(0)} s on ${device}; ${tested} sequences a test`
     );
   });
   return [...lines, `Paper: ${paper.source}; ${paper.recipe}`];
