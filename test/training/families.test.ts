@@ -14,6 +14,10 @@ const families: Readonly<Record<string, JsonObject>> = {
   s4d: {
     ...{ model_type: 's4d', vocab_size: 17, hidden_size: 32, num_hidden_layers: 2, state_size: 16 },
   },
+  's4d, bilinear, by recurrence': {
+    ...{ model_type: 's4d', vocab_size: 17, hidden_size: 32, num_hidden_layers: 2, state_size: 16 },
+    ...{ discretization: 'bilinear', state_initialization: 'real', execution: 'recurrent' },
+  },
 };
 
 /** Rows that count upwards from anywhere, by 1 or 2; the last one is shorter. */
