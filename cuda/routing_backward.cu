@@ -1,4 +1,4 @@
-// The gradients of route_experts and of router_statistics' two losses (formulas in
+// What training needs of routers: totals, and the gradients of route_experts and of router_statistics' two losses (formulas in
 // native/cpu/routing_backward.cc). A warp takes a token, its lanes the experts; the shares of the
 // choices are counted before, by one block.
 #include <math.h>
@@ -88,6 +88,12 @@ __global__ void __launch_bounds__(32 * kWarps)
     dlogits[i * e + j] = expf(x[j] - most) / total * fmaf(of_balance, share(j) - level, of_z);
 }
 
+__global__ void add_totals(const float* balance, const float* z, const float* entropy,
+                           const int32_t* dropped, float most, float* totals) {
+  totals[0] += *balance, totals[1] += *z, totals[2] += most > 0 ? *entropy / most : 1.0f;
+  totals[3] += static_cast<float>(*dropped), totals[4] += 1;
+}
+
 unsigned blocks_of(int64_t t) { return static_cast<unsigned>((t + kWarps - 1) / kWarps); }
 
 }  // namespace
@@ -117,5 +123,14 @@ void router_statistics_backward(Stream& s, In logits, In experts, Opt dbalance, 
       dz ? dz.data<float>() : nullptr, dlogits.data<float>());
 }
 KERNEL(router_statistics_backward)
+
+void add_router_totals(Stream& s, In balance, In z, In entropy, In dropped, InOut totals,
+                       int64_t experts) {
+  add_totals<<<1, 1, 0, s.handle>>>(balance.data<float>(), z.data<float>(), entropy.data<float>(),
+                                    dropped.data<int32_t>(),
+                                    experts > 1 ? logf(static_cast<float>(experts)) : 0.0f,
+                                    totals.data<float>());
+}
+KERNEL(add_router_totals)
 
 }  // namespace ss::cuda

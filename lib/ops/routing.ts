@@ -120,6 +120,16 @@ export const routerStatistics = op('router_statistics', {
 });
 
 /**
+ * Adds what a router of so many `experts` did to `totals`: balance, z, the entropy as a share of the most
+ * there could be, the choices that were dropped, and one for the router itself.
+ */
+export const addRouterTotals = op('add_router_totals', {
+  in: { balance: 'f32[1]', z: 'f32[1]', entropy: 'f32[1]', dropped: 'i32[1]', totals: 'f32[5]!' },
+  attrs: { experts: 2 },
+  out: {},
+});
+
+/**
  * `x` times numbers that are uniform in [1 - epsilon, 1 + epsilon] (Fedus et al. 2021, section 2.4):
  * the noise of a router in training. Element i takes number i mod 2³² of Philox 4x32-10 with `seed`.
  */

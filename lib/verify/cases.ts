@@ -140,7 +140,7 @@ export const attrsOf = (op: Op, sizes: Sizes): Attrs => {
 };
 
 /** Other values of the attributes that are whole numbers and no sizes. */
-const otherWhole: Readonly<Record<string, number>> = { kind: 1, most: 3 };
+const otherWhole: Readonly<Record<string, number>> = { kind: 1, most: 3, experts: 3 };
 
 /** One other value for each attribute that is no size. */
 export const attrsToTry = (op: Op): Attrs[] =>

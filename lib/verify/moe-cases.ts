@@ -49,6 +49,7 @@ export const moeFills: Readonly<Record<string, Readonly<Record<string, Fill>>>> 
     probs: (random) => 0.05 + 0.9 * random(),
   },
   router_statistics_backward: { experts: below('e') },
+  add_router_totals: { dropped: (random) => floor(100 * random()) },
 };
 
 /** Some of the experts, if there are any. */

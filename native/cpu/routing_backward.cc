@@ -1,4 +1,5 @@
-// The gradients of route_experts and of router_statistics' two losses, in f64: rows are independent.
+// What training needs of routers: the gradients of route_experts and of router_statistics' two losses, in
+// f64, rows being independent of each other; and totals.
 #include <math.h>
 
 #include "simd.h"
@@ -64,5 +65,14 @@ void router_statistics_backward(Stream& s, In logits, In experts, Opt dbalance, 
   }
 }
 KERNEL(router_statistics_backward)
+
+void add_router_totals(Stream&, In balance, In z, In entropy, In dropped, InOut totals, int64_t experts) {
+  const double most = ::log(static_cast<double>(experts));
+  const float entropy_share = experts > 1 ? static_cast<float>(*entropy.data<float>() / most) : 1.0f;
+  float* to = totals.data<float>();
+  to[0] += *balance.data<float>(), to[1] += *z.data<float>(), to[2] += entropy_share;
+  to[3] += static_cast<float>(*dropped.data<int32_t>()), to[4] += 1;
+}
+KERNEL(add_router_totals)
 
 }  // namespace ss::SS_LEVEL
