@@ -1,8 +1,8 @@
 // y[t, c] = silu?(bias[c] + sum over k of weight[c, k] x[t - w + 1 + k, c]) along each sequence,
 // where its past is the last w - 1 inputs in `state`, oldest first, or zeros; they are replaced by
-// the last w - 1 inputs of all. A thread takes four neighbouring channels through a
-// run of tokens with the window in registers, so that x is read and y written once: 2 t d items
-// move. Only the thread with a sequence's first run knows its state: it reads and replaces it.
+// the last w - 1 inputs of all. A thread takes four neighbouring channels through a run of tokens
+// with the window in registers, so that x is read and y written once: 2 t d items move; the w - 1
+// tokens before a run come from the L2. Only the thread with a sequence's first run knows its state: it reads and replaces it.
 #include <string.h>
 
 #include "device/activation.cuh"

@@ -1,5 +1,5 @@
 import { isRecording } from '../autograd/tape';
-import { negExp, zeroSlots } from '../ops/elementwise';
+import { accumulate, fill, negExp, zeroSlots } from '../ops/elementwise';
 import { matmul } from '../ops/matmul';
 import { rmsNorm } from '../ops/norm';
 import { causalConv1dPacked, mambaLayerStep, mambaStep, selectiveScanPacked } from '../ops/scan';
@@ -20,6 +20,9 @@ export interface Batch {
   /** Sees what each router did, layer by layer; disposes it. */
   readonly router?: (routing: Routing) => void;
 }
+
+/** What delta's rank is filled up to a multiple of: rows of B and C that a GPU reads 16 bytes at a time. */
+const rankUnit = 16;
 
 /** The sizes of a Mamba mixer, in the paper's names. */
 export interface MixerConfig {
@@ -65,6 +68,8 @@ export class MambaMixer {
   #A: Tensor | undefined;
   #convWeight: Tensor | undefined; // [dInner, dConv]
   #ones: ReadonlyMap<number, Tensor> | undefined; // weights of the norms, by their width
+  /** The products of delta's rank filled up with zeros, where its own rows would not be aligned. */
+  #filled: { readonly xProj: Tensor; readonly dtWeight: Tensor } | undefined;
 
   constructor(w: Weights, config: MixerConfig) {
     const { dModel, dInner, dState, dConv, dtRank } = config;
@@ -103,10 +108,33 @@ export class MambaMixer {
     this.dispose();
     this.#A = keep(negExp({ x: this.#aLog }));
     this.#convWeight = keep(this.#conv.reshape([dInner, dConv]));
-    if (rmsEps === undefined) return;
+    if (rmsEps === undefined) {
+      if (dtRank % rankUnit > 0) this.#filled = this.#fill();
+      return;
+    }
     const ones = (n: number) =>
       keep(Tensor.from(new Float32Array(n).fill(1), [n], { device: this.#D.device }));
     this.#ones = new Map([...new Set([dtRank, dState])].map((n) => [n, ones(n)]));
+  }
+
+  /** x_proj and dt_proj with a rank that is a multiple of `rankUnit`: the same products. */
+  #fill() {
+    const { dInner, dState, dtRank } = this.#config;
+    const rank = Math.ceil(dtRank / rankUnit) * rankUnit;
+    const zeros = ({ dtype, device }: Tensor, rows: number, columns: number) => {
+      const x = Tensor.empty([rows, columns], dtype, device);
+      fill({ x, value: 0 });
+      return x;
+    };
+    return scope(() => {
+      const { weight } = this.#xProj;
+      const xProj = zeros(weight, rank + 2 * dState, dInner);
+      const dtWeight = zeros(this.#dtWeight, dInner, rank);
+      accumulate({ x: weight.rows(0, dtRank), sum: xProj.rows(0, dtRank) });
+      accumulate({ x: weight.rows(dtRank, weight.shape[0]!), sum: xProj.rows(rank, rank + 2 * dState) });
+      accumulate({ x: this.#dtWeight, sum: dtWeight.columns(0, dtRank) });
+      return { xProj: keep(xProj), dtWeight: keep(dtWeight) };
+    });
   }
 
   /**
@@ -165,8 +193,8 @@ export class MambaMixer {
     return {
       convWeight: this.#convWeight!,
       convBias: this.#convBias,
-      xProj: this.#xProj.weight,
-      dtWeight: this.#dtWeight,
+      xProj: this.#filled?.xProj ?? this.#xProj.weight,
+      dtWeight: this.#filled?.dtWeight ?? this.#dtWeight,
       dtBias: this.#dtBias,
       A: this.#A!,
       D: this.#D,
@@ -175,12 +203,15 @@ export class MambaMixer {
 
   /** Sequences of any lengths, [t, 2 dInner] to [t, dInner]. */
   #scan(xz: Tensor, { offsets, slots, muted }: Batch, convState?: Tensor, scanState?: Tensor): Tensor {
-    const { dInner, dState, dConv, dtRank } = this.#config;
+    const { dInner, dState, dConv } = this.#config;
     const tokens = xz.shape[0]!;
     return scope(() => {
       // While gradients are recorded these are computed from the parameters, and not what is kept.
       const A = isRecording() ? negExp({ x: this.#aLog }) : this.#A!;
       const convWeight = isRecording() ? this.#conv.reshape([dInner, dConv]) : this.#convWeight!;
+      const filled = isRecording() ? undefined : this.#filled;
+      const dtWeight = filled?.dtWeight ?? this.#dtWeight;
+      const dtRank = dtWeight.shape[1]!;
       const input = xz.columns(0, dInner);
       if (muted) zeroSlots({ pool: input, slots: muted });
       const u = causalConv1dPacked({
@@ -193,7 +224,7 @@ export class MambaMixer {
         silu: true,
       });
       if (muted) zeroSlots({ pool: u, slots: muted });
-      const dbc = this.#xProj.forward(u); // [t, dtRank + 2 dState]
+      const dbc = matmul({ x: u, weight: filled?.xProj ?? this.#xProj.weight }); // [t, dtRank + 2 dState]
       const part = (begin: number, size: number) => {
         const x = dbc.columns(begin, begin + size);
         const weight = this.#ones?.get(size);
@@ -202,7 +233,7 @@ export class MambaMixer {
       const group = (begin: number) => part(begin, dState).reshape([tokens, 1, dState]);
       return selectiveScanPacked({
         u,
-        delta: matmul({ x: part(0, dtRank), weight: this.#dtWeight }),
+        delta: matmul({ x: part(0, dtRank), weight: dtWeight }),
         A,
         B: group(dtRank),
         C: group(dtRank + dState),
@@ -221,5 +252,8 @@ export class MambaMixer {
     this.#A?.dispose();
     this.#convWeight?.dispose();
     this.#ones?.forEach((tensor) => tensor.dispose());
+    this.#filled?.xProj.dispose();
+    this.#filled?.dtWeight.dispose();
+    this.#filled = undefined;
   }
 }

@@ -4,7 +4,7 @@ import type { Device } from '../device';
 import type { Model } from '../models/model';
 import { accumulate, mul } from '../ops/elementwise';
 import { keep, scope, Tensor } from '../tensor';
-import type { TrainingBatch } from './batch';
+import { longestOf, type TrainingBatch } from './batch';
 import type { Optimizer } from './optimizer';
 import type { Parameters } from './parameters';
 
@@ -56,7 +56,8 @@ export class Passes {
   }
 
   #pass({ ids, offsets }: TrainingBatch): Pass {
-    const key = `${ids.length}:${offsets.length}`;
+    const longest = this.#model.backbone.bounded ? boundOf(offsets) : undefined;
+    const key = [ids.length, offsets.length, longest].join(':');
     const known = this.#passes.get(key);
     if (known) {
       this.#passes.delete(key); // the last used stays longest
@@ -76,7 +77,7 @@ export class Passes {
       slots: ints(offsets.length - 1),
     };
     try {
-      const graph = capture(this.#device, () => scope(() => this.#record(inputs)));
+      const graph = capture(this.#device, () => scope(() => this.#record(inputs, longest)));
       const pass = { ...inputs, graph };
       this.#passes.set(key, pass);
       return pass;
@@ -86,13 +87,14 @@ export class Passes {
     }
   }
 
-  #record({ ids, labels, offsets, slots }: Omit<Pass, 'graph'>): void {
+  #record({ ids, labels, offsets, slots }: Omit<Pass, 'graph'>, longest: number | undefined): void {
     const { leaves, copies } = this.#parameters;
     const { scale, loss } = this.#optimizer;
     const one = (x: Tensor) => x.reshape([1, 1]);
     const factor = mul(one(this.#factor), one(scale)).reshape([1]);
+    const packing = { offsets, slots, ...(longest !== undefined && { longest }) };
     const { value } = grad(
-      () => this.#model.loss(ids, { offsets, slots }, labels, factor),
+      () => this.#model.loss(ids, packing, labels, factor),
       leaves.map(({ parameter }) => parameter),
       { into: leaves.map(({ gradient }) => gradient), copies },
     );
@@ -105,6 +107,12 @@ export class Passes {
     this.#update?.dispose();
     this.#factor.dispose();
   }
+}
+
+/** What no sequence is longer than: one of few numbers, so that few passes are recorded. */
+function boundOf(offsets: Int32Array): number {
+  const longest = longestOf(offsets);
+  return Math.min(offsets.at(-1)!, longest % 256 === 0 ? longest : 2 ** Math.ceil(Math.log2(longest)));
 }
 
 function release({ graph, ids, labels, offsets, slots }: Pass): void {
