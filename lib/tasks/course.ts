@@ -66,10 +66,11 @@ const progressSteps = 100;
 /** Trains a model on a task and tests it. */
 export async function follow(task: Task, options: CourseOptions): Promise<CourseResult> {
   const { layers, device, recipe, length, seed } = options;
-  const { steps, learningRate, beta2, eps } = recipe;
+  const { steps, learningRate, schedule, beta2, eps, average } = recipe;
   const trainer = await Trainer.fromConfig(configOf(task, layers), {
-    ...{ device, steps, learningRate, seed, beta2, eps, weightDecay: 0 },
-    ...{ minimumLearningRate: learningRate / 100, warmup: Math.min(100, Math.floor(steps / 10)) },
+    ...{ device, steps, learningRate, seed, schedule, beta2, eps, average, weightDecay: 0 },
+    minimumLearningRate: learningRate / 100,
+    warmup: schedule === 'constant' ? 0 : Math.min(100, Math.floor(steps / 10)),
   });
   try {
     const course = new Course(task, options, trainer);
@@ -109,7 +110,9 @@ class Course {
 
   get #settings(): string {
     const { layers, recipe, length, seed } = this.#options;
-    return JSON.stringify({ task: this.#task.name, layers, length, seed, ...recipe });
+    // A constant rate can be gone on with beyond the steps that were asked for at first.
+    const steps = recipe.schedule === 'constant' ? undefined : recipe.steps;
+    return JSON.stringify({ task: this.#task.name, layers, length, ...recipe, steps, seed });
   }
 
   /** Goes on from the folder's last checkpoint, if there is one. */
@@ -201,7 +204,9 @@ class Course {
   async test(length: number, sequences: number): Promise<Accuracy> {
     const { model } = this.#trainer;
     const { seed, signal } = this.#options;
-    model.refresh();
-    return accuracyOf(model, this.#task, { length, sequences, seed, signal });
+    return this.#trainer.withAverages(() => {
+      model.refresh();
+      return accuracyOf(model, this.#task, { length, sequences, seed, signal });
+    });
   }
 }

@@ -21,7 +21,8 @@ export const selectiveCopying: Task = {
   // Among little noise the order is learnt soon, and then carried over to more of it: from the first step on
   // at 4096 tokens nothing was learnt in 6,500 steps of 8 sequences.
   recipe: {
-    ...{ steps: 32_000, rows: 64, mostTokens: 1 << 16, learningRate: 1e-3, beta2: 0.999, eps: 1e-8 },
+    ...{ steps: 32_000, rows: 64, mostTokens: 1 << 16, learningRate: 1e-3, schedule: 'cosine' },
+    ...{ beta2: 0.999, eps: 1e-8, seed: 0 },
     curriculum: [
       { length: 64, until: 0.65 },
       { length: 128, until: 0.68 },

@@ -11,16 +11,20 @@ export interface Example {
 /** Which mixers a model has: Mamba's selective ones, or S4D's, the same at every token. */
 export type Layers = 'mamba' | 's4d';
 
-/** How a task is trained by default: by Adam without decay, at a rate that falls by half a cosine. */
+/** How a task is trained by default: by Adam without decay. */
 export interface Recipe {
   readonly steps: number;
   /** Sequences of a step; fewer where that would be more than `mostTokens`. */
   readonly rows: number;
   readonly mostTokens: number;
-  /** The first; the last is a hundredth of it. */
   readonly learningRate: number;
+  /** `cosine`: down to a hundredth of it, after a hundred steps upwards. */
+  readonly schedule: 'constant' | 'cosine';
   readonly beta2: number;
   readonly eps: number;
+  /** What is tested is an average of the parameters with this decay. */
+  readonly average?: number;
+  readonly seed: number;
   /** Shorter sequences to begin with: each length until this share of the steps is done. */
   readonly curriculum: readonly { readonly length: number; readonly until: number }[];
 }

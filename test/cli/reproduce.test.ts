@@ -14,7 +14,7 @@ it('trains both kinds of layers, and writes a table, JSON and a plot', async () 
   expect(stdout).toMatch(/^Induction heads: answers .*\n\n {2}length {2}Mamba {2,}S4D {2}Mamba \(paper\)/);
   expect(stdout).toMatch(/\n {6}64 .* 97\.7 /);
   expect(stdout).toMatch(
-    /\nMamba: 66,496 parameters, 4 steps of 2 sequences of 32 tokens, learning rate 0.001, seed 0, /,
+    /\nMamba: 66,496 parameters, 4 steps of 2 sequences of 32 tokens, learning rate 0.001, seed 4, /,
   );
   expect(readdirSync(folder.at('out')).sort()).toEqual(['mamba', 'results.json', 'results.svg', 's4d']);
   expect(readFileSync(folder.at('out', 'results.svg'), 'utf8')).toMatch(/^<svg/);

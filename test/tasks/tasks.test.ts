@@ -164,6 +164,9 @@ describe('a training', () => {
     expect(log).toHaveLength(40);
     expect(JSON.parse(log.at(-1)!)).toMatchObject({ step: 200, accuracy: straight.curve.at(-1)!.accuracy });
 
+    // A constant rate goes on beyond the steps that were asked for at first; another training is refused.
+    const longer = { ...parts, recipe: { ...long.recipe, steps: 210 } };
+    expect((await follow(inductionHeads, longer)).curve.at(-1)!.step).toBe(210);
     await expect(follow(inductionHeads, { ...parts, seed: 2 })).rejects.toThrow('take another folder');
     await expect(follow(selectiveCopying, { ...parts, length: 40 })).rejects.toThrow('take another folder');
   });
