@@ -6,6 +6,8 @@ namespace ss::cuda {
 
 template <class W>
 using Held = float[W::kOwn][W::kStates];
+template <class W>
+using Some = float[W::kPasses][W::kVector];  // of a tile, by the threads that bring it
 
 // A for powers of two.
 template <class W>
@@ -22,317 +24,480 @@ __device__ void load_constant(const W& w, const void* from, bool constant, int64
   if constexpr (W::kAny)
     if (constant) w.load(static_cast<const float*>(from), stride, n, to);
 }
-
-__device__ inline int tile_steps(int64_t t, int64_t end, int most) {
-  return end - t < most ? static_cast<int>(end - t) : most;
+// D or the bias of the warp's channels.
+template <class W>
+__device__ void place_channels(const W& w, const float* from, float* to) {
+  for (int c = w.lane; c < W::kWidth; c += 32) to[c] = from && c < w.width ? from[w.first + c] : 0.0f;
 }
 
-// What each piece adds to h and, from behind, to dh; and its time. With the decay P_t from the
-// piece's start through token t, what comes back to the start is the sum of P_t C_t g_t: one way does
-// for both. A sequence of one piece needs neither.
+__device__ inline int tile_steps(int64_t t, int64_t end) {
+  return end - t < kTile ? static_cast<int>(end - t) : kTile;
+}
+
+// The thread's part of h after tile `tile` of a piece, [quad][lane].
 template <class W>
-__global__ void __launch_bounds__(W::kThreads)
+__device__ float4* inner_state(const W& w, const ScanBackward<typename W::T>& s, int64_t piece, int tile) {
+  const int64_t at = (piece * (s.tiles() - 1) + tile) * (s.groups * s.group_warps) + w.number;
+  return reinterpret_cast<float4*>(s.inner + at * W::kHeld) + w.lane;
+}
+
+// What each piece adds to h and, from behind, to dh; its time; and h after each of its tiles. With the
+// decay P_t from the piece's start through token t, what comes back to the start is the sum of
+// P_t C_t g_t: one way does for both. A sequence of one piece needs no more than its h.
+template <class W, bool Lone>
+__device__ __forceinline__ void walk_edge(const W& w, const ScanBackward<typename W::T>& s, int64_t number,
+                                          int64_t begin, int64_t end, float* memory) {
+  float *dt_of = memory, *dtu_of = dt_of + W::kTokens, *g_of = dtu_of + W::kTokens;
+  float *B_of = g_of + W::kTokens, *C_of = B_of + W::kCoefficients / 2, *bias_of = B_of + W::kCoefficients;
+  Held<W> A, B, C, h{}, dh{}, decay;
+  load_A(w, s, A);
+  load_constant(w, s.B, s.B_constant, s.B_stride, s.n, B);
+  load_constant(w, s.C, s.C_constant, s.C_stride, s.n, C);
+  place_channels(w, s.bias, bias_of);
+#pragma unroll
+  for (int k = 0; k < W::kOwn; k++)
+#pragma unroll
+    for (int i = 0; i < W::kStates; i++) decay[k][i] = 1.0f;
+  float time[W::kOwn] = {};
+  float* times = s.time + number * s.tiles() * s.d + w.first + w.own;
+  const auto keep_time = [&](int64_t tile) {
+#pragma unroll
+    for (int k = 0; k < W::kOwn; k++)
+      if (w.sub == 0 && w.own + k < w.width) times[tile * s.d + k] = time[k];
+  };
+  const int count = static_cast<int>((end - begin + kTile - 1) >> kTileShift);
+  const int needed = Lone ? count - 1 : count;  // the last tile leads nowhere
+  Share<W> raw;
+  if (needed > 0) raw.fetch(w, s, begin, tile_steps(begin, end));
+  __syncwarp();
+  for (int tile = 0; tile < needed; tile++) {
+    const int64_t t = begin + tile * kTile;
+    const int steps = tile_steps(t, end), c = Share<W>::channel(w);
+    float bias[W::kVector];
+    load_floats<W::kVector>(bias_of + c, bias);
+#pragma unroll
+    for (int p = 0; p < W::kPasses; p++) {
+      const int row = Share<W>::step(w, p);
+      if (row >= kTile) break;
+      float dt[W::kVector], dtu[W::kVector], g[W::kVector];
+#pragma unroll
+      for (int v = 0; v < W::kVector; v++) {
+        const float x = raw.delta[p][v] + bias[v];
+        dt[v] = row < steps ? s.softplus ? softplus(x) : x : 0.0f;
+        dtu[v] = dt[v] * raw.u[p][v];
+        g[v] = raw.dy[p][v];
+        if (s.z) g[v] *= silu(raw.z[p][v]);
+      }
+      const int at = row * W::kWidth + c;
+      store_floats<W::kVector>(dt, dt_of + at);
+      store_floats<W::kVector>(dtu, dtu_of + at);
+      if (!Lone) store_floats<W::kVector>(g, g_of + at);
+    }
+    raw.place_states(w, s, t, steps, B_of);
+    __syncwarp();
+    if (tile + 1 < needed) raw.fetch(w, s, t + kTile, tile_steps(t + kTile, end));
+#pragma unroll 2
+    for (int step = 0; step < kTile; step++) {
+      float dt[W::kOwn], dtu[W::kOwn], g[W::kOwn], b[W::kStates], c[W::kStates];
+      w.take(dt_of, step, dt);
+      w.take(dtu_of, step, dtu);
+      w.coefficients(B_of, step, b);
+      if (!Lone) w.take(g_of, step, g);
+      if (!Lone) w.coefficients(C_of, step, c);
+#pragma unroll
+      for (int k = 0; k < W::kOwn; k++) {
+        if (!Lone) time[k] += dt[k];
+#pragma unroll
+        for (int i = 0; i < W::kStates; i++) {
+          const float a = exp2_approx(dt[k] * A[k][i]);
+          h[k][i] = fmaf(a, h[k][i], dtu[k] * (W::kAny && s.B_constant ? B[k][i] : b[i]));
+          if (Lone) continue;
+          decay[k][i] *= a;
+          dh[k][i] = fmaf(decay[k][i], g[k] * (W::kAny && s.C_constant ? C[k][i] : c[i]), dh[k][i]);
+        }
+      }
+    }
+    if (tile + 1 < count) {
+      float4* to = inner_state(w, s, number, tile);
+#pragma unroll
+      for (int k = 0; k < W::kOwn; k++)
+#pragma unroll
+        for (int i = 0; i < W::kStates; i += 4)
+          to[(k * W::kStates + i) / 4 * 32] = make_float4(h[k][i], h[k][i + 1], h[k][i + 2], h[k][i + 3]);
+      if (!Lone) keep_time(tile);
+    }
+    __syncwarp();
+  }
+  if (Lone) return;
+  keep_time(s.tiles() - 1);
+  w.store(h, s.n, s.start + number * s.d * s.n);
+  w.store(dh, s.n, s.end + number * s.d * s.n);
+}
+
+template <class W>
+__global__ void __launch_bounds__(W::kThreads, 384 / W::kThreads)
     scan_edges(const __grid_constant__ ScanBackward<typename W::T> s) {
   extern __shared__ __align__(16) float memory[];
   s.sequences.check();
-  const W w(memory, s, blockIdx.x % s.blocks);
-  const int64_t number = blockIdx.x / s.blocks, row = number * s.d * s.n;
+  const W w(s, blockIdx.x % s.blocks);
+  const int64_t number = blockIdx.x / s.blocks;
   const auto piece = s.sequences.piece(number, s.shift);
-  Held<W> A, B, C, h{}, dh{}, decay;
-  const bool lone = piece.begin <= piece.start && piece.end >= piece.stop;
-  if (piece.begin < piece.end && !lone) {
-    load_A(w, s, A);
-    load_constant(w, s.B, s.B_constant, s.B_stride, s.n, B);
-    load_constant(w, s.C, s.C_constant, s.C_stride, s.n, C);
-#pragma unroll
-    for (int k = 0; k < W::kOwn; k++)
-#pragma unroll
-      for (int i = 0; i < W::kStates; i++) decay[k][i] = 1.0f;
-    float time = 0;
-    Share<W> raw;
-    raw.template fetch<true>(w, s, piece.begin, tile_steps(piece.begin, piece.end, W::kSteps));
-    for (int64_t t = piece.begin; t < piece.end; t += W::kSteps) {
-      raw.template place<true>(w, s, tile_steps(t, piece.end, W::kSteps));
-      __syncthreads();
-      const int64_t next = t + W::kSteps;
-      if (next < piece.end)
-        raw.template fetch<true>(w, s, next, tile_steps(next, piece.end, W::kSteps));
-      if (threadIdx.x < W::kWidth)
-#pragma unroll
-        for (int step = 0; step < W::kSteps; step++) time += w.dt[step * W::kWidth + threadIdx.x];
-#pragma unroll 2
-      for (int step = 0; step < W::kSteps; step++) {
-        float dt[W::kOwn], dtu[W::kOwn], g[W::kOwn], b[W::kStates], c[W::kStates];
-        w.take(w.dt, step, dt);
-        w.take(w.dtu, step, dtu);
-        w.take(w.g, step, g);
-        w.coefficients(w.B, step, b);
-        w.coefficients(w.C, step, c);
-#pragma unroll
-        for (int k = 0; k < W::kOwn; k++)
-#pragma unroll
-          for (int i = 0; i < W::kStates; i++) {
-            const float a = exp2_approx(dt[k] * A[k][i]);
-            h[k][i] = fmaf(a, h[k][i], dtu[k] * (W::kAny && s.B_constant ? B[k][i] : b[i]));
-            decay[k][i] *= a;
-            dh[k][i] = fmaf(decay[k][i], g[k] * (W::kAny && s.C_constant ? C[k][i] : c[i]), dh[k][i]);
-          }
-      }
-      __syncthreads();
-    }
-    if (threadIdx.x < w.width) s.time[number * s.d + w.first + threadIdx.x] = time;
-  }
-  w.store(h, s.n, s.start + row);
-  w.store(dh, s.n, s.end + row);
+  if (piece.begin >= piece.end || w.width == 0) return;
+  float* own = memory + w.warp * W::kEdge;
+  if (piece.begin <= piece.start && piece.end >= piece.stop)
+    walk_edge<W, true>(w, s, number, piece.begin, piece.end, own);
+  else
+    walk_edge<W, false>(w, s, number, piece.begin, piece.end, own);
 }
 
-// From what pieces add to what they start from: a thread has one state of one sequence, of h or of dh.
-// Some pieces ahead are asked for together, since each by itself would be waited for.
+// From what pieces add to what they start from: a thread has one state, of h or of dh, of some
+// sequences. Some pieces ahead are asked for together, since each by itself would be waited for.
 template <class T>
 __global__ void join_edges(const __grid_constant__ ScanBackward<T> s) {
   constexpr int kAhead = 8;
-  const int64_t at = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, row = s.d * s.n;
+  const int64_t at = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, row = s.d * s.n, tiles = s.tiles();
   if (at >= row) return;
-  const float A = s.A[at / s.n * s.A_stride + at % s.n] * kLog2e;
-  const int64_t first = s.sequences.first_piece(blockIdx.y, s.shift);
-  const auto whole = s.sequences.whole(blockIdx.y);
-  const int64_t count = (whole.stop - whole.start + (int64_t{1} << s.shift) - 1) >> s.shift;
-  if (count < 2) return;
   const bool back = blockIdx.z == 1;
   float* edge = (back ? s.end : s.start) + at;
-  const float* time = s.time + at / s.n;
-  float carried = 0;
-  for (int64_t done = 0; done < count; done += kAhead) {
-    float added[kAhead], span[kAhead];
+  const float* time = s.time + (tiles - 1) * s.d + at / s.n;
+  for (int64_t sequence = blockIdx.y; sequence < s.sequences.count; sequence += gridDim.y) {
+    const auto whole = s.sequences.whole(sequence);
+    const int64_t count = (whole.stop - whole.start + (int64_t{1} << s.shift) - 1) >> s.shift;
+    if (count < 2) continue;
+    const int64_t first = s.sequences.first_piece(sequence, s.shift);
+    const float A = s.A[at / s.n * s.A_stride + at % s.n] * kLog2e;
+    float carried = 0;
+    for (int64_t done = 0; done < count; done += kAhead) {
+      float added[kAhead], span[kAhead];
 #pragma unroll
-    for (int i = 0; i < kAhead; i++) {
-      const int64_t p = first + (back ? count - 1 - done - i : done + i);
-      if (done + i < count) added[i] = edge[p * row], span[i] = time[p * s.d];
-    }
+      for (int i = 0; i < kAhead; i++) {
+        const int64_t p = first + (back ? count - 1 - done - i : done + i);
+        if (done + i < count) added[i] = edge[p * row], span[i] = time[p * tiles * s.d];
+      }
 #pragma unroll
-    for (int i = 0; i < kAhead; i++) {
-      if (done + i >= count) break;
-      edge[(first + (back ? count - 1 - done - i : done + i)) * row] = carried;
-      carried = fmaf(exp2_approx(A * span[i]), carried, added[i]);
+      for (int i = 0; i < kAhead; i++) {
+        if (done + i >= count) break;
+        edge[(first + (back ? count - 1 - done - i : done + i)) * row] = carried;
+        carried = fmaf(exp2_approx(A * span[i]), carried, added[i]);
+      }
     }
+  }
+}
+
+// A warp's shared memory in scan_back. Arrays by token and channel, [step][channel], are read by all
+// before others are written in their place.
+template <class W>
+struct Room {
+  float *dt, *dtu, *through, *g, *q, *y;
+  float* states;        // two of: B and C of a tile, then dB and dC of it, [step][kN] of each
+  float *D, *bias;      // [channel]
+  float4* history;      // [step][quad][lane]: h, then dB and dC of the thread's channels
+  float4* start;        // [quad][lane]: h that the piece starts from
+  __device__ explicit Room(float* memory)
+      : dt(memory),
+        dtu(dt + W::kTokens),
+        through(dtu),
+        g(dtu + W::kTokens),
+        q(g),
+        y(g + W::kTokens),
+        states(y + W::kTokens),
+        D(states + 2 * W::kCoefficients),
+        bias(D + W::kWidth),
+        history(reinterpret_cast<float4*>(bias + W::kWidth)),
+        start(history + kTile * W::kQuads * 32) {}
+};
+
+// What a thread keeps of its tokens and channels from the way in to the way out.
+template <class W>
+struct Kept {
+  Words<typename W::T, W::kVector> u[W::kPasses];
+  Some<W> slope, gate, skip;  // slopes of softplus, and of silu times dy; D g
+};
+
+template <class W>
+__device__ __forceinline__ void enter_tile(const W& w, const ScanBackward<typename W::T>& s,
+                                           const Room<W>& room, const Share<W>& raw, int steps,
+                                           Kept<W>& kept, float (&dD)[W::kVector]) {
+  const int c = Share<W>::channel(w);
+  float bias[W::kVector], D[W::kVector];
+  load_floats<W::kVector>(room.bias + c, bias);
+  load_floats<W::kVector>(room.D + c, D);
+#pragma unroll
+  for (int p = 0; p < W::kPasses; p++) {
+    const int row = Share<W>::step(w, p);
+    if (row >= kTile) break;
+    kept.u[p] = raw.u[p];
+    float dt[W::kVector], dtu[W::kVector], g[W::kVector];
+#pragma unroll
+    for (int v = 0; v < W::kVector; v++) {
+      const float x = raw.delta[p][v] + bias[v], u = raw.u[p][v];
+      kept.slope[p][v] = 1.0f;
+      dt[v] = s.softplus ? softplus_slope(x, kept.slope[p][v]) : x;
+      if (row >= steps) dt[v] = 0.0f;
+      dtu[v] = dt[v] * u;
+      g[v] = raw.dy[p][v];
+      if (s.z) {
+        const float z = raw.z[p][v];
+        const float gate = reciprocal_approx(1.0f + exp2_approx(z * -kLog2e));
+        kept.gate[p][v] = g[v] * gate * fmaf(z, 1.0f - gate, 1.0f);
+        g[v] *= z * gate;
+      }
+      kept.skip[p][v] = D[v] * g[v];
+      dD[v] = fmaf(g[v], u, dD[v]);
+    }
+    const int at = row * W::kWidth + c;
+    store_floats<W::kVector>(dt, room.dt + at);
+    store_floats<W::kVector>(dtu, room.dtu + at);
+    store_floats<W::kVector>(g, room.g + at);
+  }
+}
+
+// du, ddelta and dz of a tile.
+template <class W>
+__device__ __forceinline__ void leave_tile(const W& w, const ScanBackward<typename W::T>& s,
+                                           const Room<W>& room, const Kept<W>& kept, int64_t t, int steps,
+                                           float (&dbias)[W::kVector]) {
+  constexpr float kLn2 = 0x1.62e43p-1f;
+  constexpr int V = W::kVector;
+  const int c = Share<W>::channel(w);
+  const int64_t x = w.first + c;
+  float D[V];
+  load_floats<V>(room.D + c, D);
+#pragma unroll
+  for (int p = 0; p < W::kPasses; p++) {
+    const int row = Share<W>::step(w, p), there = w.width - c;
+    if (row >= steps || there <= 0) break;
+    const int at = row * W::kWidth + c;
+    const int64_t token = t + row;
+    float dt[V], q[V], through[V], y[V], du[V], ddelta[V], dz[V];
+    load_floats<V>(room.dt + at, dt);
+    load_floats<V>(room.q + at, q);
+    load_floats<V>(room.through + at, through);
+    load_floats<V>(room.y + at, y);
+#pragma unroll
+    for (int v = 0; v < V; v++) {
+      const float u = kept.u[p][v];
+      du[v] = fmaf(dt[v], q[v], kept.skip[p][v]);
+      ddelta[v] = fmaf(u, q[v], through[v] * kLn2) * kept.slope[p][v];
+      dbias[v] += ddelta[v];
+      if (s.z) dz[v] = kept.gate[p][v] * fmaf(D[v], u, y[v]);
+    }
+    store_some<V>(du, s.wide, there, s.du + token * s.du_stride + x);
+    store_some<V>(ddelta, s.wide, there, s.ddelta + token * s.ddelta_stride + x);
+    if (s.z) store_some<V>(dz, s.wide, there, s.dz + token * s.dz_stride + x);
+  }
+}
+
+// A tile forward, keeping every h, and y.
+template <class W>
+__device__ __forceinline__ void walk_forward(const W& w, const ScanBackward<typename W::T>& s,
+                                             const Room<W>& room, const float* states, const Held<W>& A,
+                                             const Held<W>& B_of, const Held<W>& C_of, Held<W>& h) {
+#pragma unroll 2
+  for (int step = 0; step < kTile; step++) {
+    float dt[W::kOwn], dtu[W::kOwn], b[W::kStates], c[W::kStates], y[W::kOwn] = {};
+    w.take(room.dt, step, dt);
+    w.take(room.dtu, step, dtu);
+    w.coefficients(states, step, b);
+    w.coefficients(states + W::kCoefficients / 2, step, c);
+#pragma unroll
+    for (int k = 0; k < W::kOwn; k++)
+#pragma unroll
+      for (int i = 0; i < W::kStates; i += 4) {
+#pragma unroll
+        for (int j = i; j < i + 4; j++) {
+          h[k][j] = fmaf(exp2_approx(dt[k] * A[k][j]), h[k][j],
+                         dtu[k] * (W::kAny && s.B_constant ? B_of[k][j] : b[j]));
+          y[k] = fmaf(W::kAny && s.C_constant ? C_of[k][j] : c[j], h[k][j], y[k]);
+        }
+        room.history[(step * W::kQuads + (k * W::kStates + i) / 4) * 32 + w.lane] =
+            make_float4(h[k][i], h[k][i + 1], h[k][i + 2], h[k][i + 3]);
+      }
+    sum_states(w, y, room.y + step * W::kWidth);
   }
 }
 
 // A tile back: `dh` has exp(dt A) dh of the token after it.
 template <class W>
 __device__ __forceinline__ void walk_back(const W& w, const ScanBackward<typename W::T>& s,
-                                          const Held<W>& A, const Held<W>& B_of, const Held<W>& C_of,
-                                          Held<W>& dh, Held<W>& dA, Held<W>& dB_of, Held<W>& dC_of) {
+                                          const Room<W>& room, const float* states, const Held<W>& A,
+                                          const Held<W>& B_of, const Held<W>& C_of, Held<W>& dh,
+                                          Held<W>& dA, Held<W>& dB_of, Held<W>& dC_of) {
 #pragma unroll 2
-  for (int step = W::kSteps - 1; step >= 0; step--) {
-    float dt[W::kOwn], dtu[W::kOwn], g[W::kOwn], B[W::kStates], C[W::kStates];
-    w.take(w.dt, step, dt);
-    w.take(w.dtu, step, dtu);
-    w.take(w.g, step, g);
-    w.coefficients(w.B, step, B);
-    w.coefficients(w.C, step, C);
+  for (int step = kTile - 1; step >= 0; step--) {
+    float dt[W::kOwn], dtu[W::kOwn], g[W::kOwn], b[W::kStates], c[W::kStates];
+    w.take(room.dt, step, dt);
+    w.take(room.dtu, step, dtu);
+    w.take(room.g, step, g);
+    w.coefficients(states, step, b);
+    w.coefficients(states + W::kCoefficients / 2, step, c);
+    float4* held = room.history + step * W::kQuads * 32 + w.lane;
     float q[W::kOwn] = {}, through[W::kOwn] = {}, dB[W::kStates] = {}, dC[W::kStates] = {};
 #pragma unroll
     for (int k = 0; k < W::kOwn; k++)
 #pragma unroll
       for (int i = 0; i < W::kStates; i += 4) {
-        const float4 four = w.held(step, (k * W::kStates + i) / 4);
+        const float4 four = held[(k * W::kStates + i) / 4 * 32];
         const float h[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
         for (int j = i; j < i + 4; j++) {
-          const float b = W::kAny && s.B_constant ? B_of[k][j] : B[j];
-          const float c = W::kAny && s.C_constant ? C_of[k][j] : C[j];
-          const float dh_j = fmaf(c, g[k], dh[k][j]);
-          const float flow = dh_j * fmaf(-dtu[k], b, h[j - i]);
-          q[k] = fmaf(dh_j, b, q[k]);
+          const float b_j = W::kAny && s.B_constant ? B_of[k][j] : b[j];
+          const float c_j = W::kAny && s.C_constant ? C_of[k][j] : c[j];
+          const float dh_j = fmaf(c_j, g[k], dh[k][j]);
+          const float flow = dh_j * fmaf(-dtu[k], b_j, h[j - i]);
+          q[k] = fmaf(dh_j, b_j, q[k]);
           through[k] = fmaf(flow, A[k][j], through[k]);
           dA[k][j] = fmaf(flow, dt[k], dA[k][j]);
-          if (W::kAny && s.B_constant)
-            dB_of[k][j] = fmaf(dh_j, dtu[k], dB_of[k][j]);
-          else
-            dB[j] = fmaf(dh_j, dtu[k], dB[j]);
-          if (W::kAny && s.C_constant)
-            dC_of[k][j] = fmaf(h[j - i], g[k], dC_of[k][j]);
-          else
-            dC[j] = fmaf(h[j - i], g[k], dC[j]);
+          float& dB_j = W::kAny && s.B_constant ? dB_of[k][j] : dB[j];
+          float& dC_j = W::kAny && s.C_constant ? dC_of[k][j] : dC[j];
+          dB_j = fmaf(dh_j, dtu[k], dB_j);
+          dC_j = fmaf(h[j - i], g[k], dC_j);
           dh[k][j] = exp2_approx(dt[k] * A[k][j]) * dh_j;
         }
       }
     // The thread's own h of this step is no longer needed.
 #pragma unroll
     for (int i = 0; i < W::kStates; i += 4) {
-      w.held(step, i / 4) = make_float4(dB[i], dB[i + 1], dB[i + 2], dB[i + 3]);
-      w.held(step, (W::kStates + i) / 4) = make_float4(dC[i], dC[i + 1], dC[i + 2], dC[i + 3]);
+      held[i / 4 * 32] = make_float4(dB[i], dB[i + 1], dB[i + 2], dB[i + 3]);
+      held[(W::kStates + i) / 4 * 32] = make_float4(dC[i], dC[i + 1], dC[i + 2], dC[i + 3]);
     }
-    sum_states(w, q, w.q + step * W::kWidth);
-    sum_states(w, through, w.through + step * W::kWidth);
+    __syncwarp();
+    sum_states(w, q, room.q + step * W::kWidth);
+    sum_states(w, through, room.through + step * W::kWidth);
   }
 }
 
-// du, ddelta and dz of a tile; dD and dbias are added to.
+// dB and dC of a tile from all channels of the warp, to where B and C were. Threads begin at different
+// channels, so that they read from different banks: each sum has an order of its own, always the same.
 template <class W>
-__device__ __forceinline__ void leave_tile(const W& w, const ScanBackward<typename W::T>& s,
-                                           const Share<W>& raw, int64_t t, int steps, float& dD,
-                                           float& dbias) {
-  constexpr float kLn2 = 0x1.62e43p-1f;
+__device__ __forceinline__ void add_channels(const W& w, const Room<W>& room, float* to) {
 #pragma unroll
-  for (int r = 0; r < Share<W>::kItems; r++) {
-    const int i = threadIdx.x + r * W::kThreads, step = Share<W>::step(r), c = Share<W>::channel(r);
-    if (step >= steps || c >= w.width) continue;
-    const int64_t at = t + step, x = w.first + c;
-    const float g = w.g[i], dt = w.dt[i], q = w.q[i], u = to_float(raw.u[r]);
-    const float D = s.D ? s.D[x] : 0.0f;
-    from_float(s.du[at * s.du_stride + x], fmaf(dt, q, D * g));
-    float ddelta = fmaf(u, q, w.through[i] * kLn2);
-    if (s.softplus) {
-      const float before = to_float(raw.delta[r]) + (s.bias ? s.bias[x] : 0.0f);
-      ddelta *= reciprocal_approx(1.0f + exp2_approx(before * -kLog2e));
-    }
-    from_float(s.ddelta[at * s.ddelta_stride + x], ddelta);
-    if (s.z) {
-      const float z = to_float(raw.z[r]);
-      const float gate = reciprocal_approx(1.0f + exp2_approx(z * -kLog2e));
-      const float slope = gate * fmaf(z, 1.0f - gate, 1.0f);
-      from_float(s.dz[at * s.dz_stride + x], to_float(raw.dy[r]) * fmaf(D, u, w.y[i]) * slope);
-    }
-    dD = fmaf(g, u, dD);
-    dbias += ddelta;
-  }
-}
-
-// dB and dC of a tile, from all channels of the block, always in one order: fours of them, each
-// from kParts threads that add up neighbouring groups.
-template <class W>
-__device__ __forceinline__ void leave_coefficients(const W& w, const ScanBackward<typename W::T>& s,
-                                                   int64_t t, int steps) {
-  constexpr int fours = W::kN / 4, all = W::kSteps * 2 * fours;
-  constexpr int kParts = all < W::kThreads ? W::kThreads / all : 1;
-  constexpr int of_part = W::kGroups / kParts;
-  const int part = threadIdx.x % kParts;
-  for (int o = threadIdx.x / kParts; o < all; o += W::kThreads / kParts) {
-    const int four = o % fours, of_C = o / fours % 2, step = o / (2 * fours);
-    const int sub = four / (W::kStates / 4), quad = of_C * (W::kStates / 4) + four % (W::kStates / 4);
-    const float4* from = w.history + (step * W::kQuads + quad) * W::kThreads + sub;
+  for (int p = 0; p < kTile * W::kQuads * W::kLanes / 32; p++) {
+    const int o = w.lane + 32 * p, sub = o % W::kLanes, row = o / W::kLanes;
+    const float4* from = room.history + row * 32 + sub;
     float4 total = make_float4(0, 0, 0, 0);
 #pragma unroll
-    for (int i = 0; i < of_part; i++) {
-      const float4 more = from[(part * of_part + i) * W::kLanes];
+    for (int i = 0; i < W::kGroups; i++) {
+      const float4 more = from[(i + row) % W::kGroups * W::kLanes];
       total.x += more.x, total.y += more.y, total.z += more.z, total.w += more.w;
     }
-#pragma unroll
-    for (int lane = 1; lane < kParts; lane *= 2) {
-      total.x += __shfl_xor_sync(0xffffffffu, total.x, lane);
-      total.y += __shfl_xor_sync(0xffffffffu, total.y, lane);
-      total.z += __shfl_xor_sync(0xffffffffu, total.z, lane);
-      total.w += __shfl_xor_sync(0xffffffffu, total.w, lane);
-    }
-    if (part > 0 || step >= steps || (of_C ? s.C_constant : s.B_constant)) continue;
-    float* to = s.shares +
-                (((w.block * s.sequences.tokens + t + step) * s.groups + w.group) * 2 + of_C) * s.n;
-    const float sums[4] = {total.x, total.y, total.z, total.w};
-#pragma unroll
-    for (int j = 0; j < 4; j++)
-      if (four * 4 + j < s.n) to[four * 4 + j] = sums[j];
+    const int step = row / W::kQuads, quad = row % W::kQuads, of_C = quad / (W::kStates / 4);
+    const int at = (of_C * kTile + step) * W::kN + sub * W::kStates + quad % (W::kStates / 4) * 4;
+    *reinterpret_cast<float4*>(to + at) = total;
   }
 }
 
-// A block takes pieces in turn, since its memory for tiles is to stay in the cache.
+// ... and of all warps of the block, in order, to the block's shares.
+template <class W>
+__device__ __forceinline__ void leave_coefficients(const W& w, const ScanBackward<typename W::T>& s,
+                                                   const float* first, int64_t t, int steps) {
+  for (int o = threadIdx.x; o < W::kCoefficients; o += W::kThreads) {
+    const int of_C = o / (kTile * W::kN), step = o / W::kN % kTile, j = o % W::kN;
+    if (step >= steps || j >= s.n || (of_C ? s.C_constant : s.B_constant)) continue;
+    float total = first[o];
+#pragma unroll
+    for (int i = 1; i < W::kWarps; i++) total += first[i * W::kBack + o];
+    s.shares[(((w.block * s.sequences.tokens + t + step) * s.groups + w.group) * 2 + of_C) * s.n + j] =
+        total;
+  }
+}
+
 template <class W>
 __global__ void __launch_bounds__(W::kThreads, W::kBlocks)
     scan_back(const __grid_constant__ ScanBackward<typename W::T> s) {
   extern __shared__ __align__(16) float memory[];
-  const int64_t of_piece = (int64_t{1} << s.shift) / W::kSteps;
-  float4* tiles = reinterpret_cast<float4*>(s.tiles + blockIdx.x * of_piece * W::kTileFloats);
-  for (int64_t item = blockIdx.x; item < s.pieces * s.blocks; item += gridDim.x) {
-    const W w(memory, s, item % s.blocks);
-    const int64_t number = item / s.blocks, row = number * s.d * s.n;
-    const auto piece = s.sequences.piece(number, s.shift);
-    Held<W> A, B, C, h, dh, dA{}, dB{}, dC{};
-    float dD = 0, dbias = 0;
-    if (piece.begin < piece.end) {
-      load_A(w, s, A);
-      load_constant(w, s.B, s.B_constant, s.B_stride, s.n, B);
-      load_constant(w, s.C, s.C_constant, s.C_stride, s.n, C);
-      w.load(s.start + row, s.n, s.n, h);
-      w.load(s.end + row, s.n, s.n, dh);
-      const int count = static_cast<int>((piece.end - piece.begin + W::kSteps - 1) / W::kSteps);
-      const auto token = [&](int tile) { return piece.begin + tile * W::kSteps; };
-      const auto steps_of = [&](int tile) { return tile_steps(token(tile), piece.end, W::kSteps); };
-      const auto h_before = [&](int tile, int quad) -> float4& {
-        return tiles[(tile * W::kQuads + quad) * W::kThreads + threadIdx.x];
-      };
-      Share<W> next;
-      if (count > 1) next.template fetch<false>(w, s, token(0), W::kSteps);
-      for (int tile = 0; tile < count; tile++) {
+  const W w(s, blockIdx.x % s.blocks);
+  const int64_t number = blockIdx.x / s.blocks, row = number * s.d * s.n;
+  const auto piece = s.sequences.piece(number, s.shift);
+  const bool fresh = piece.begin <= piece.start, last = piece.end >= piece.stop;
+  const Room<W> room(memory + w.warp * W::kBack);
+  Held<W> A, B, C, h{}, dh{}, dA{}, dB{}, dC{};
+  float dD[W::kVector] = {}, dbias[W::kVector] = {};
+  if (piece.begin < piece.end) {
+    load_A(w, s, A);
+    load_constant(w, s.B, s.B_constant, s.B_stride, s.n, B);
+    load_constant(w, s.C, s.C_constant, s.C_stride, s.n, C);
+    place_channels(w, s.D, room.D);
+    place_channels(w, s.bias, room.bias);
+    if (!last) w.load(s.end + row, s.n, s.n, dh);
+    if (!fresh) w.load(s.start + row, s.n, s.n, h);
 #pragma unroll
-        for (int k = 0; k < W::kOwn; k++)
+    for (int k = 0; k < W::kOwn; k++)
 #pragma unroll
-          for (int i = 0; i < W::kStates; i += 4)
-            h_before(tile, (k * W::kStates + i) / 4) =
-                make_float4(h[k][i], h[k][i + 1], h[k][i + 2], h[k][i + 3]);
-        if (tile == count - 1) break;
-        next.template place<false>(w, s, W::kSteps);
-        __syncthreads();
-        if (tile + 2 < count) next.template fetch<false>(w, s, token(tile + 1), W::kSteps);
-#pragma unroll 2
-        for (int step = 0; step < W::kSteps; step++) advance(w, step, s.B_constant, A, B, h);
-        __syncthreads();
-      }
-      next.template fetch<true>(w, s, token(count - 1), steps_of(count - 1));
-      for (int tile = count - 1; tile >= 0; tile--) {
-        const int steps = steps_of(tile);
-        const Share<W> now = next;
-        now.template place<true>(w, s, steps);
+      for (int i = 0; i < W::kStates; i += 4)
+        room.start[(k * W::kStates + i) / 4 * 32 + w.lane] =
+            make_float4(h[k][i], h[k][i + 1], h[k][i + 2], h[k][i + 3]);
+    const int count = static_cast<int>((piece.end - piece.begin + kTile - 1) >> kTileShift);
+    const auto token = [&](int tile) { return piece.begin + tile * kTile; };
+    float4 inner[W::kQuads];
+    float time[W::kOwn] = {};
+    const auto fetch_inner = [&](int tile) {
+      if (tile == 0) return;
+      const float4* from = inner_state(w, s, number, tile - 1);
 #pragma unroll
-        for (int k = 0; k < W::kOwn; k++)
+      for (int i = 0; i < W::kQuads; i++) inner[i] = from[i * 32];
+      if (fresh) return;
 #pragma unroll
-          for (int i = 0; i < W::kStates; i += 4) {
-            const float4 four = h_before(tile, (k * W::kStates + i) / 4);
-            h[k][i] = four.x, h[k][i + 1] = four.y, h[k][i + 2] = four.z, h[k][i + 3] = four.w;
-          }
-        __syncthreads();
-        if (tile > 0) next.template fetch<true>(w, s, token(tile - 1), W::kSteps);
-#pragma unroll 2
-        for (int step = 0; step < W::kSteps; step++) {
-          advance(w, step, s.B_constant, A, B, h);
-          float y[W::kOwn] = {}, c[W::kStates];
-          w.coefficients(w.C, step, c);
+      for (int k = 0; k < W::kOwn; k++)
+        if (w.own + k < w.width)
+          time[k] = s.time[(number * s.tiles() + tile - 1) * s.d + w.first + w.own + k];
+    };
+    Share<W> raw;
+    raw.fetch(w, s, token(count - 1), tile_steps(token(count - 1), piece.end));
+    fetch_inner(count - 1);
+    __syncwarp();
+    for (int tile = count - 1; tile >= 0; tile--) {
+      const int steps = tile_steps(token(tile), piece.end);
+      float* states = room.states + tile % 2 * W::kCoefficients;
+      Kept<W> kept;
+      enter_tile(w, s, room, raw, steps, kept, dD);
+      raw.place_states(w, s, token(tile), steps, states);
+      // h before the tile: what is left of the piece's start, and what came to be since.
 #pragma unroll
-          for (int k = 0; k < W::kOwn; k++)
+      for (int k = 0; k < W::kOwn; k++)
 #pragma unroll
-            for (int i = 0; i < W::kStates; i += 4) {
-              w.held(step, (k * W::kStates + i) / 4) =
-                  make_float4(h[k][i], h[k][i + 1], h[k][i + 2], h[k][i + 3]);
+        for (int i = 0; i < W::kStates; i += 4) {
+          const int quad = (k * W::kStates + i) / 4;
+          const float4 from = room.start[quad * 32 + w.lane];
+          h[k][i] = from.x, h[k][i + 1] = from.y, h[k][i + 2] = from.z, h[k][i + 3] = from.w;
+          if (tile == 0) continue;
+          const float added[4] = {inner[quad].x, inner[quad].y, inner[quad].z, inner[quad].w};
 #pragma unroll
-              for (int j = i; j < i + 4; j++)
-                y[k] = fmaf(W::kAny && s.C_constant ? C[k][j] : c[j], h[k][j], y[k]);
-            }
-          sum_states(w, y, w.y + step * W::kWidth);
+          for (int j = i; j < i + 4; j++)
+            h[k][j] = fresh ? added[j - i] : fmaf(exp2_approx(time[k] * A[k][j]), h[k][j], added[j - i]);
         }
-        walk_back(w, s, A, B, C, dh, dA, dB, dC);
+      __syncwarp();
+      if (tile > 0) raw.fetch(w, s, token(tile - 1), kTile);
+      walk_forward(w, s, room, states, A, B, C, h);
+      if (tile > 0) fetch_inner(tile - 1);
+      walk_back(w, s, room, states, A, B, C, dh, dA, dB, dC);
+      __syncwarp();
+      add_channels(w, room, states);
+      leave_tile(w, s, room, kept, token(tile), steps, dbias);
+      if constexpr (W::kWarps > 1)
         __syncthreads();
-        leave_tile(w, s, now, token(tile), steps, dD, dbias);
-        leave_coefficients(w, s, token(tile), steps);
-        __syncthreads();
-      }
+      else
+        __syncwarp();
+      leave_coefficients(w, s, states - w.warp * W::kBack, token(tile), steps);
     }
-    w.store(dA, s.n, s.start + row);
-    if constexpr (W::kAny) {
-      if (s.B_constant) w.store(dB, s.n, s.end + row);
-      if (s.C_constant) w.store(dC, s.n, s.constant_C + row);
+  }
+  w.store(dA, s.n, s.start + row);
+  if constexpr (W::kAny) {
+    if (s.B_constant) w.store(dB, s.n, s.end + row);
+    if (s.C_constant) w.store(dC, s.n, s.constant_C + row);
+  }
+  // Threads that had the same channels.
+  const int c = Share<W>::channel(w);
+#pragma unroll
+  for (int v = 0; v < W::kVector; v++) {
+#pragma unroll
+    for (int bit = W::kRowThreads; bit < 32; bit *= 2) {
+      dD[v] += __shfl_xor_sync(0xffffffffu, dD[v], bit);
+      dbias[v] += __shfl_xor_sync(0xffffffffu, dbias[v], bit);
     }
-    // Threads that had the same channels at the edge.
-    float *sums = reinterpret_cast<float*>(w.history), *more = sums + W::kThreads;
-    sums[threadIdx.x] = dD;
-    more[threadIdx.x] = dbias;
-    __syncthreads();
-    if (const int c = threadIdx.x; c < w.width) {
-      float total = 0, other = 0;
-      for (int i = c; i < W::kThreads; i += W::kWidth) total += sums[i], other += more[i];
-      s.dD[number * s.d + w.first + c] = total;
-      s.dbias[number * s.d + w.first + c] = other;
-    }
-    __syncthreads();
+    if (w.lane >= W::kRowThreads || c + v >= w.width) continue;
+    s.dD[number * s.d + w.first + c + v] = dD[v];
+    s.dbias[number * s.d + w.first + c + v] = dbias[v];
   }
 }
 
