@@ -49,10 +49,11 @@ __global__ void plan(float* squares, float* loss, const float* rate, Scaler* sca
   Scaler at = *scaler;
   Control out;
   const double norm = sqrt(static_cast<double>(*squares)) / at.scale;
-  const bool take = isfinite(norm);
   at.norm = static_cast<float>(norm);
   at.loss = *loss / at.scale;
-  *squares = *loss = 0;
+  const bool take = isfinite(norm) && isfinite(at.loss);
+  *squares = take || interval > 0 ? 0 : NAN;  // without a scale to change no step follows
+  *loss = 0;
   const double clip = max_norm > 0 && norm > max_norm ? max_norm / (norm + 1e-6) : 1;
   out.take = take;
   out.factor = take ? static_cast<float>(clip / at.scale) : 0;

@@ -17,3 +17,8 @@ export class LoadError extends Error {
 export class FormatError extends Error {
   override readonly name = 'FormatError';
 }
+
+/** A training cannot go on: its loss is not finite, or its disk is full. */
+export class TrainingError extends Error {
+  override readonly name = 'TrainingError';
+}

@@ -78,6 +78,30 @@ export function mismatch(op: Op, signature: string): string | undefined {
   return fits ? undefined : `${op.opName}: the kernel takes '${signature}', the op table says '${wanted}'`;
 }
 
+/** Told of every call, before it runs and after it; see `observing`. */
+export interface Observer {
+  /** Outputs as they were allocated, with undefined contents. */
+  readonly before: (results: readonly Tensor[]) => void;
+  /** `written`: what the call made or updated, by name. */
+  readonly after: (
+    opName: string,
+    args: Readonly<Record<string, unknown>>,
+    written: Readonly<Record<string, Tensor>>,
+  ) => void;
+}
+let observer: Observer | undefined;
+
+/** Runs `fn` while `told` is told of every call but its own: for looking for what went wrong. */
+export function observing<R>(told: Observer | undefined, fn: () => R): R {
+  const outer = observer;
+  observer = told;
+  try {
+    return fn();
+  } finally {
+    observer = outer;
+  }
+}
+
 type Kernel = { readonly id: number; readonly signature: string };
 const found = new WeakMap<Device, Map<string, Kernel>>();
 
@@ -143,6 +167,23 @@ function placed(
       `${call}: out.${name} is ${String(tensor)}, expected a dense ${wanted} on ${device.id}`,
     );
   return tensor;
+}
+
+function beforeCall(told: Observer, results: Readonly<Record<string, Tensor>>): void {
+  observing(undefined, () => told.before(Object.values(results)));
+}
+
+function afterCall(
+  told: Observer,
+  opName: string,
+  args: Readonly<Record<string, unknown>>,
+  inPlace: readonly string[],
+  results: Readonly<Record<string, Tensor>>,
+): void {
+  const updated = inPlace.flatMap((name) => (args[name] instanceof Tensor ? [[name, args[name]]] : []));
+  observing(undefined, () =>
+    told.after(opName, args, { ...(Object.fromEntries(updated) as Record<string, Tensor>), ...results }),
+  );
 }
 
 /**
@@ -222,12 +263,14 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
           : Tensor.empty(shape, dtype, device);
         values.push(only.handle(opName, name));
       }
+      if (observer) beforeCall(observer, results);
       native().run(device.handle, kernel.id, ...values);
     } catch (error) {
       for (const name in results) if (!into?.[name]) results[name]!.dispose();
       throw deviceError(opName, error);
     }
     if (tracked) record(recorded, args as Record<string, Tensor>, results);
+    if (observer) afterCall(observer, opName, args, recorded.inPlace, results);
     return outputs.size > 1 ? results : only;
   };
 

@@ -6,7 +6,7 @@ const root = join(__dirname, '..');
 
 /** Imports point downwards: a file may import from its own layer and from those above it in this list. */
 const layers: readonly (readonly string[])[] = [
-  ['native', 'loader', 'errors', 'arguments', 'shape'],
+  ['native', 'loader', 'errors', 'arguments', 'shape', 'plot/'],
   ['capture', 'device', 'tensor'],
   ['schema', 'autograd/tape'],
   ['op'],
@@ -14,7 +14,7 @@ const layers: readonly (readonly string[])[] = [
   ['autograd/grad', 'autograd/remat', 'nn/', 'io/'],
   ['models/'],
   ['generation/', 'training/', 'evaluation/'],
-  ['serving/', 'bench/', 'verify/'],
+  ['serving/', 'bench/', 'verify/', 'tasks/'],
   ['index', 'cli/'],
 ];
 

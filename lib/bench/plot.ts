@@ -1,5 +1,5 @@
 import { digits, isGpu, type Line } from './result';
-import { colours, ink, letter, line, rect, svg, text } from './svg';
+import { colours, ink, letter, line, rect, svg, text } from '../plot/svg';
 
 /** What a plot shows: groups of bars with the spread of their runs. */
 export interface Bars {

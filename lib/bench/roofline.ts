@@ -1,5 +1,5 @@
 import { digits, type Line } from './result';
-import { colours, dot, ink, letter, line, rect, svg, text } from './svg';
+import { colours, dot, ink, letter, line, rect, svg, text } from '../plot/svg';
 
 const [width, height] = [1000, 620];
 const [left, right, top, bottom] = [80, width - 330, 110, height - 70];

@@ -1,11 +1,10 @@
-import { existsSync } from 'node:fs';
 import { checkNames, kindOf } from '../arguments';
 import type { Device } from '../device';
 import { device as openDevice } from '../device';
 import { openCheckpoint } from '../io/checkpoint';
 import type { FloatFormat } from '../io/convert';
 import { resolveModel, type ResolveOptions } from '../io/hub';
-import { readJson, type JsonObject } from '../io/json';
+import { optionalJson, readJson, type JsonObject } from '../io/json';
 import { ByteTokenizer } from '../io/bytes';
 import type { Codec } from '../io/codec';
 import { loadTokenizer, Tokenizer } from '../io/tokenizer';
@@ -275,8 +274,4 @@ export function storedDtype(checkpoint: Awaited<ReturnType<typeof openCheckpoint
   }
   const [most] = [...bytes].reduce((a, b) => (b[1] > a[1] ? b : a), ['F32', 0]);
   return most === 'BF16' ? 'bf16' : most === 'F16' ? 'f16' : 'f32';
-}
-
-async function optionalJson(path: string): Promise<JsonObject | undefined> {
-  return existsSync(path) ? readJson(path) : undefined;
 }

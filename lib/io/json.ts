@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { constants, open } from 'node:fs/promises';
 import { FormatError } from '../errors';
 
@@ -21,6 +22,11 @@ export async function readJson(
   } finally {
     await file.close();
   }
+}
+
+/** The same, or undefined where there is no such file. */
+export async function optionalJson(path: string): Promise<JsonObject | undefined> {
+  return existsSync(path) ? readJson(path) : undefined;
 }
 
 /** Opens a regular file; what is missing, unreadable or a folder is a FormatError that names it. */

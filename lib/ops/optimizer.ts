@@ -8,10 +8,11 @@ export const addSquares = op('add_squares', { in: { x: 'f32[n]', sum: 'f32[1]!' 
  * What a step does, from the squared norm of its gradients, `squares`, which starts anew from 0.
  * `scaler` holds the loss scale, the steps since it last changed, the steps taken, the steps skipped,
  * and, without the scale, the norm of the gradients and the loss, which starts anew as well. `control` is for `adamw`: whether to take the step
- * (1 or 0: where the norm is not finite), what to multiply gradients with, the learning rate, and
+ * (1 or 0: where the norm or the loss is not finite), what to multiply gradients with, the learning rate, and
  * Adam's corrections of both moments. Gradients are clipped to the norm `maxNorm` (Pascanu et al.
  * 2013), 0 being any. With `interval` the scale is halved where a step is skipped and doubled after so
- * many that were not (Micikevicius et al. 2018).
+ * many that were not (Micikevicius et al. 2018). Without it a step that is not taken leaves NaN in
+ * `squares`, so that none after it is taken either until somebody has looked.
  */
 export const planStep = op('plan_step', {
   in: { squares: 'f32[1]!', loss: 'f32[1]!', learningRate: 'f32[1]', scaler: 'f32[6]!' },

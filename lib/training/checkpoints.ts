@@ -65,14 +65,25 @@ export async function saveCheckpoint(
     await rm(temporary, { recursive: true, force: true });
     throw error;
   }
-  const all = await checkpointsIn(folder);
+  const all = await findCheckpoints(folder);
   for (const old of all.slice(0, Math.max(0, all.length - keep)))
     await rm(join(folder, old), { recursive: true, force: true });
+  await removeUnfinished(folder);
   return target;
 }
 
-/** The complete and incomplete checkpoints in a folder, oldest first. */
-async function checkpointsIn(folder: string): Promise<string[]> {
+/** What `saveCheckpoint` of a process that has died left of a checkpoint. */
+async function removeUnfinished(folder: string): Promise<void> {
+  for (const name of await readdir(folder))
+    if (/^\.step-\d+\.\d+\.tmp$/.test(name)) await rm(join(folder, name), { recursive: true, force: true });
+}
+
+/** Bytes that a checkpoint takes. */
+export const checkpointBytes = (trainer: Trainer): number =>
+  [...tensorsOf(trainer).values()].reduce((sum, { size }) => sum + 4 * size, 0);
+
+/** The names of the complete and damaged checkpoints in a folder, oldest first. */
+export async function findCheckpoints(folder: string): Promise<string[]> {
   const names = await readdir(folder).catch(() => [] as string[]);
   const steps = (name: string) => Number(pattern.exec(name)![1]);
   return names.filter((name) => pattern.test(name)).sort((a, b) => steps(a) - steps(b));
@@ -80,22 +91,22 @@ async function checkpointsIn(folder: string): Promise<string[]> {
 
 /**
  * Takes up the newest checkpoint in `folder`: false where there is none. One that is damaged is passed
- * over, and `onWarning` says so. Returns what was saved as `data`.
+ * over, and `onWarning` says so. Returns what was saved as `data`, and the checkpoint's path.
  * @throws FormatError when one belongs to another model.
  */
 export async function loadCheckpoint(
   folder: string,
   trainer: Trainer,
   onWarning: (message: string) => void = () => {},
-): Promise<{ readonly data: unknown } | undefined> {
-  for (const name of (await checkpointsIn(folder)).reverse()) {
+): Promise<{ readonly data: unknown; readonly path: string } | undefined> {
+  for (const name of (await findCheckpoints(folder)).reverse()) {
     const path = join(folder, name);
     try {
       const { steps, layout, data, contents } = await readCheckpoint(path, trainer);
       if (layout !== layoutOf(trainer)) throw new OtherModel(path);
       for (const [tensor, bytes] of contents) await tensor.write(bytes);
       trainer.resumed(steps);
-      return { data };
+      return { data, path };
     } catch (error) {
       if (error instanceof OtherModel) throw error;
       onWarning(`${path} is damaged and passed over: ${(error as Error).message}`);

@@ -1,22 +1,110 @@
-import { appendFile } from 'node:fs/promises';
+import { appendFile, open, readFile } from 'node:fs/promises';
+import { TrainingError } from '../errors';
+import { isObject } from '../io/json';
+import type { RouterReport } from './routers';
+
+/** What a training notes of a step; times are of the wall clock. */
+export interface StepRecord {
+  readonly step: number;
+  /** Labels that were learnt from so far. */
+  readonly tokens: number;
+  /** Mean of the steps since the record before, in nats a label. */
+  readonly loss: number;
+  readonly learningRate: number;
+  readonly gradientNorm: number;
+  readonly tokensPerSecond: number;
+  /** Bytes of device memory, at most so far. */
+  readonly memory: number;
+  /** Of f16 alone. */
+  readonly lossScale?: number;
+  readonly skipped?: number;
+  /** Of the last step, where there are mixtures of experts. */
+  readonly router?: RouterReport;
+}
+
+/** What a training notes of an evaluation. */
+export interface EvaluationRecord {
+  readonly step: number;
+  /** Mean over the held-out labels, in nats a label. */
+  readonly validation: number;
+  /** Whether none before it was lower. */
+  readonly best: boolean;
+}
 
 /** Lines of JSON at the end of a file, in the order in which they were given. */
 export class Log {
   readonly #path: string;
-  #last: Promise<void> = Promise.resolve();
+  #last: Promise<void>;
+  #error: Error | undefined;
 
   constructor(path: string) {
     this.#path = path;
+    this.#last = this.#then(() => endLine(path));
   }
 
-  write(record: Readonly<Record<string, unknown>>): void {
+  /** @throws TrainingError when an earlier line could not be written. */
+  write(record: object): void {
+    if (this.#error) throw this.#error;
     const line = `${JSON.stringify({ time: new Date().toISOString(), ...record })}\n`;
-    this.#last = this.#last.then(() => appendFile(this.#path, line));
-    this.#last.catch(() => {}); // `close` tells of it
+    const before = this.#last;
+    this.#last = this.#then(() =>
+      before.then(() => (this.#error ? undefined : appendFile(this.#path, line))),
+    );
   }
 
-  /** Waits for what was written. @throws what went wrong with it. */
+  #then(work: () => Promise<void>): Promise<void> {
+    return work().catch((error: NodeJS.ErrnoException) => {
+      const reason = error.code === 'ENOSPC' ? 'the disk is full' : error.message;
+      this.#error ??= new TrainingError(`${this.#path}: cannot be written, ${reason}`, { cause: error });
+    });
+  }
+
+  /** Waits for what was written. @throws TrainingError when it could not be. */
   async close(): Promise<void> {
     await this.#last;
+    if (this.#error) throw this.#error;
+  }
+}
+
+/** What a process that died left of a line is ended, so that the next one stands for itself. */
+async function endLine(path: string): Promise<void> {
+  const file = await open(path, 'a+');
+  try {
+    const { size } = await file.stat();
+    if (size === 0) return;
+    const last = Buffer.alloc(1);
+    await file.read(last, 0, 1, size - 1);
+    if (last[0] !== 0x0a) await file.appendFile('\n');
+  } finally {
+    await file.close();
+  }
+}
+
+/** What a log holds, in order: of steps that were done again after a restart, the last time alone. */
+export async function readLog(
+  path: string,
+): Promise<{ readonly steps: readonly StepRecord[]; readonly evaluations: readonly EvaluationRecord[] }> {
+  const steps: StepRecord[] = [];
+  const evaluations: EvaluationRecord[] = [];
+  for (const line of (await readFile(path, 'utf8')).split('\n')) {
+    const record = parsed(line);
+    if (!record || typeof record['step'] !== 'number') continue;
+    const { step } = record;
+    const put = <R extends { readonly step: number }>(list: R[]) => {
+      while (list.length > 0 && list.at(-1)!.step >= step) list.pop();
+      list.push(record as unknown as R);
+    };
+    if (typeof record['loss'] === 'number') put(steps);
+    else if (typeof record['validation'] === 'number') put(evaluations);
+  }
+  return { steps, evaluations };
+}
+
+function parsed(line: string): Readonly<Record<string, unknown>> | undefined {
+  try {
+    const value: unknown = JSON.parse(line);
+    return isObject(value) ? value : undefined;
+  } catch {
+    return undefined; // what is left of a line
   }
 }

@@ -58,6 +58,11 @@ export class Optimizer {
     this.#parameters.update(control, { beta1, beta2, eps, decay: weightDecay }, average);
   }
 
+  /** Steps are taken again, after one that was not. */
+  allow(): void {
+    this.#squares.set(Float32Array.of(0));
+  }
+
   /** What the last step that was queued did. */
   async report(): Promise<StepReport> {
     const [lossScale, , taken, skipped, gradientNorm, loss] = (await this.scaler.data()) as unknown as [

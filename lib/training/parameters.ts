@@ -128,6 +128,19 @@ export class Parameters {
     });
   }
 
+  /** Parameters become their averages and the other way round; their copies follow. */
+  exchangeAverages(): void {
+    scope(() => {
+      for (const { parameter, average } of this.blocks) {
+        if (!average) continue;
+        const before = cast({ x: matrix(parameter) });
+        cast({ x: matrix(average), out: { y: matrix(parameter) } });
+        cast({ x: before, out: { y: matrix(average) } });
+      }
+    });
+    this.refresh(false);
+  }
+
   /** Adds the squares of all gradients to `sum`. */
   addSquares(sum: Tensor): void {
     for (const { gradient } of this.blocks) addSquares({ x: gradient, sum });

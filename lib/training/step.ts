@@ -4,9 +4,11 @@ import type { Device } from '../device';
 import type { Model } from '../models/model';
 import { accumulate, mul } from '../ops/elementwise';
 import { keep, scope, Tensor } from '../tensor';
-import type { TrainingBatch } from './batch';
+import { countLabels, longestOf, type TrainingBatch } from './batch';
 import type { Optimizer } from './optimizer';
+import type { CompleteOptions } from './options';
 import type { Parameters } from './parameters';
+import { RouterLosses, type RouterReport } from './routers';
 
 /** The tensors that a pass reads its batch from, and the pass itself, recorded for batches of one shape. */
 interface Pass {
@@ -27,36 +29,62 @@ export class Passes {
   readonly #parameters: Parameters;
   readonly #optimizer: Optimizer;
   readonly #factor: Tensor; // f32[1]: 1 / the labels of a step
+  readonly #routers: RouterLosses | undefined;
   readonly #passes = new Map<string, Pass>();
   #update: Graph | undefined;
 
-  constructor(model: Model, parameters: Parameters, optimizer: Optimizer) {
+  constructor(
+    model: Model,
+    parameters: Parameters,
+    optimizer: Optimizer,
+    { routerBalance, routerZ }: Partial<Pick<CompleteOptions, 'routerBalance' | 'routerZ'>> = {},
+  ) {
     this.#device = model.device;
     this.#model = model;
     this.#parameters = parameters;
     this.#optimizer = optimizer;
+    const { routers } = model.backbone;
+    if (routers) {
+      const { count, balance, z } = routers;
+      const weights = { balance: routerBalance ?? balance, z: routerZ ?? z };
+      this.#routers = new RouterLosses(this.#device, { count, ...weights });
+    }
     this.#factor = keep(Tensor.from([1], [1], { device: this.#device }));
   }
 
-  /** Queues the gradients of a batch, as a share of `count` labels, and adds them to those before. */
-  add(batch: TrainingBatch, count: number): void {
+  /**
+   * Queues the gradients of a batch, as a share of `count` labels, and adds them to those before; it is
+   * number `part` of the step after `steps` others.
+   */
+  add(batch: TrainingBatch, count: number, steps = 0, part = 0): void {
     const { ids, labels, offsets, graph } = this.#pass(batch);
     this.#factor.set(Float32Array.of(1 / count));
     ids.set(batch.ids);
     labels.set(batch.labels);
     offsets.set(batch.offsets);
+    this.#routers?.begin(countLabels([batch]) / count, steps, part);
     graph.replay();
   }
 
   /** Queues the optimizer's step. */
   update(learningRate: number): void {
     this.#optimizer.learningRate.set(Float32Array.of(learningRate));
-    this.#update ??= capture(this.#device, () => scope(() => this.#optimizer.update()));
+    const update = () => {
+      this.#optimizer.update();
+      this.#routers?.update();
+    };
+    this.#update ??= capture(this.#device, () => scope(update));
     this.#update.replay();
   }
 
+  /** What the routers of the last step that was queued did, if there are any. */
+  report(): Promise<RouterReport> | undefined {
+    return this.#routers?.report();
+  }
+
   #pass({ ids, offsets }: TrainingBatch): Pass {
-    const key = `${ids.length}:${offsets.length}`;
+    const longest = this.#model.backbone.bounded ? boundOf(offsets) : undefined;
+    const key = [ids.length, offsets.length, longest].join(':');
     const known = this.#passes.get(key);
     if (known) {
       this.#passes.delete(key); // the last used stays longest
@@ -76,7 +104,7 @@ export class Passes {
       slots: ints(offsets.length - 1),
     };
     try {
-      const graph = capture(this.#device, () => scope(() => this.#record(inputs)));
+      const graph = capture(this.#device, () => scope(() => this.#record(inputs, longest)));
       const pass = { ...inputs, graph };
       this.#passes.set(key, pass);
       return pass;
@@ -86,25 +114,43 @@ export class Passes {
     }
   }
 
-  #record({ ids, labels, offsets, slots }: Omit<Pass, 'graph'>): void {
+  #record({ ids, labels, offsets, slots }: Omit<Pass, 'graph'>, longest: number | undefined): void {
     const { leaves, copies } = this.#parameters;
     const { scale, loss } = this.#optimizer;
     const one = (x: Tensor) => x.reshape([1, 1]);
     const factor = mul(one(this.#factor), one(scale)).reshape([1]);
+    const routers = this.#routers;
+    const packing = {
+      ...{ offsets, slots },
+      ...(longest !== undefined && { longest }),
+      ...(routers && { router: routers.see, seeds: routers.seeds }),
+    };
+    routers?.open(scale);
+    let own: Tensor | undefined; // without what the routers add
     const { value } = grad(
-      () => this.#model.loss(ids, { offsets, slots }, labels, factor),
+      () => {
+        own = this.#model.loss(ids, packing, labels, factor);
+        return routers ? routers.close(own) : own;
+      },
       leaves.map(({ parameter }) => parameter),
       { into: leaves.map(({ gradient }) => gradient), copies },
     );
-    accumulate({ x: one(value), sum: one(loss) });
+    accumulate({ x: one(own!), sum: one(loss) });
     value.dispose();
   }
 
   dispose(): void {
     for (const pass of this.#passes.values()) release(pass);
     this.#update?.dispose();
+    this.#routers?.dispose();
     this.#factor.dispose();
   }
+}
+
+/** What no sequence is longer than: one of few numbers, so that few passes are recorded. */
+function boundOf(offsets: Int32Array): number {
+  const longest = longestOf(offsets);
+  return Math.min(offsets.at(-1)!, longest % 256 === 0 ? longest : 2 ** Math.ceil(Math.log2(longest)));
 }
 
 function release({ graph, ids, labels, offsets, slots }: Pass): void {

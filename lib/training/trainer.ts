@@ -1,15 +1,20 @@
 import { device as openDevice, type Device } from '../device';
-import { DisposedError } from '../errors';
+import { DisposedError, FormatError, TrainingError } from '../errors';
 import { CausalLM } from '../generation/causal-lm';
 import { openCheckpoint } from '../io/checkpoint';
-import { readJson, type JsonObject } from '../io/json';
+import { resolveModel } from '../io/hub';
+import { optionalJson, readJson, type JsonObject } from '../io/json';
+import { loadTokenizer, type Tokenizer } from '../io/tokenizer';
 import { familyOf } from '../models';
+import type { Extras } from '../models/save';
 import { Weights } from '../nn/weights';
 import { scope, Tensor } from '../tensor';
-import { checkBatch, countLabels, type TrainingBatch } from './batch';
+import { checkBatch, countLabels, longestOf, type TrainingBatch } from './batch';
+import { firstNotFinite } from './diagnosis';
 import { Optimizer, type StepReport } from './optimizer';
-import { completeOptions, type CompleteOptions, type TrainingOptions } from './options';
+import { checkRouterOptions, completeOptions, type CompleteOptions, type TrainingOptions } from './options';
 import { Parameters } from './parameters';
+import type { RouterReport } from './routers';
 import { learningRateAt } from './schedule';
 import { Passes } from './step';
 
@@ -18,6 +23,8 @@ export interface TrainerOptions extends TrainingOptions {
   readonly device?: string | Device;
   /** Of fresh parameters. */
   readonly seed?: number;
+  /** A folder with a tokenizer.json, whose files are saved with the model. `fromPretrained` has the model's own. */
+  readonly tokenizer?: string;
 }
 
 /** A step's report, with what the host decided. */
@@ -25,7 +32,12 @@ export interface TrainingStep extends StepReport {
   /** From 1 on. */
   readonly step: number;
   readonly learningRate: number;
+  /** Of a model with mixtures of experts. */
+  readonly router?: RouterReport;
 }
+
+/** The loss scale of f16 below which no step can be hoped for: 26 in a row were skipped on the way. */
+const leastScale = 2 ** -10;
 
 /**
  * A model that is being trained: parameters and AdamW's moments in f32, the forward and backward pass of a
@@ -37,7 +49,7 @@ export class Trainer {
   readonly options: CompleteOptions;
   readonly parameters: Parameters;
   readonly optimizer: Optimizer;
-  readonly #passes: Passes;
+  #passes: Passes;
   #steps = 0;
   #fresh = true;
   #disposed = false;
@@ -47,7 +59,7 @@ export class Trainer {
     this.options = options;
     this.parameters = parameters;
     this.optimizer = new Optimizer(model.device, parameters, options);
-    this.#passes = new Passes(model, parameters, this.optimizer);
+    this.#passes = new Passes(model, parameters, this.optimizer, options);
   }
 
   /** A fresh model of the family and sizes of `json`, what config.json would hold. */
@@ -55,13 +67,17 @@ export class Trainer {
     return Trainer.#make('Trainer.fromConfig', json, options, {});
   }
 
-  /** Goes on from the model in a folder: its parameters alone, not what an optimizer had of them. */
-  static async fromPretrained(folder: string, options: TrainerOptions): Promise<Trainer> {
+  /** Goes on from a model, a folder or hub id: its parameters alone, not what an optimizer had of them. */
+  static async fromPretrained(pathOrId: string, options: TrainerOptions): Promise<Trainer> {
+    const folder = await resolveModel(pathOrId, {});
     const json = await readJson(`${folder}/config.json`);
     const { family } = familyOf(json);
     const checkpoint = await openCheckpoint(folder, family.rename);
+    const generationConfig = await optionalJson(`${folder}/generation_config.json`);
+    const tokenizer = family.codec !== 'bytes' && (await loadTokenizer(folder)) ? folder : undefined;
     try {
-      return await Trainer.#make('Trainer.fromPretrained', json, options, { checkpoint });
+      const complete = { tokenizer, ...options };
+      return await Trainer.#make('Trainer.fromPretrained', json, complete, { checkpoint }, generationConfig);
     } finally {
       await checkpoint.close();
     }
@@ -70,21 +86,25 @@ export class Trainer {
   static async #make(
     call: string,
     json: JsonObject,
-    { device: on, seed = 0, ...options }: TrainerOptions,
+    { device: on, seed = 0, tokenizer: tokenizerFolder, ...options }: TrainerOptions,
     from: Pick<ConstructorParameters<typeof Weights>[0], 'checkpoint'>,
+    generationConfig: JsonObject = generationDefaults(json),
   ): Promise<Trainer> {
     const complete = completeOptions(call, options);
     if (!Number.isSafeInteger(seed))
       throw new TypeError(`${call}: seed is ${String(seed)}, expected a whole number`);
     const device = openDevice(on);
-    const { config } = familyOf(json);
+    const { config, family } = familyOf(json);
+    const tokenizer = await tokenizerOf(call, tokenizerFolder, family.codec === 'bytes', config.vocabSize);
+    const extras: Extras = { generationConfig, ...(tokenizer && { tokenizerFolder: tokenizerFolder! }) };
     const dtype = complete.precision;
     const parameters = new Parameters(device, dtype, complete.average !== undefined);
     const weights = new Weights({ device, dtype, seed, place: parameters.place, ...from });
     let model: CausalLM | undefined;
     try {
-      model = new CausalLM(config, { device, dtype, weights });
+      model = new CausalLM(config, { device, dtype, weights, extras, ...(tokenizer && { tokenizer }) });
       await weights.load();
+      checkRouterOptions(call, complete, model.backbone.routers !== undefined);
       parameters.refresh(true);
       model.refresh();
       return new Trainer(model, complete, parameters);
@@ -103,8 +123,9 @@ export class Trainer {
   /**
    * One step: the gradients of all `batches` together (several are micro-batches, one after the other),
    * clipped, and AdamW. Everything is queued at once; the promise is of what came of it, so that the next
-   * step can be queued before. A loss that is not finite rejects in f32 and bf16; in f16 the step is
-   * skipped, and counted, as the loss scale may have been too large.
+   * step can be queued before. In f32 and bf16 a loss or gradient that is not finite rejects with a
+   * TrainingError, and no step after it is taken; in f16 the step is skipped, and counted, as the loss scale
+   * may have been too large, until it has become too small for any hope.
    * @throws TypeError, RangeError for a bad batch, before any work.
    */
   step(batches: TrainingBatch | readonly TrainingBatch[]): Promise<TrainingStep> {
@@ -115,18 +136,35 @@ export class Trainer {
     const count = countLabels(all);
     if (count === 0) throw new RangeError('step: labels are all -100, expected some that count');
     const learningRate = learningRateAt(this.#steps, this.options.schedule);
-    for (const batch of all) this.#passes.add(batch, count);
+    all.forEach((batch, i) => this.#passes.add(batch, count, this.#steps, i));
     this.#passes.update(learningRate);
     this.#fresh = false;
     const step = ++this.#steps;
-    const report = this.optimizer.report();
-    return report.then((done) => {
-      if (!Number.isFinite(done.loss) && this.options.precision !== 'f16')
-        throw new RangeError(
-          `step: loss is ${done.loss} at step ${step}; the parameters are those of the step before`,
+    const reports = Promise.all([this.optimizer.report(), this.#passes.report()]);
+    return reports.then(([done, router]) => {
+      const wrong = whyNotTaken(done, this.options.precision === 'f16');
+      if (wrong !== undefined)
+        throw new TrainingError(
+          `step: ${wrong} at step ${step}; the parameters are those of the step before`,
         );
-      return { step, learningRate, ...done };
+      return { step, learningRate, ...done, ...(router && { router }) };
     });
+  }
+
+  /**
+   * After a step that failed, and has left everything as it was before it: the name of the first tensor
+   * that is not finite, where it is found again. The batches are those of that step. The trainer can then
+   * go on from before it.
+   */
+  async diagnose(step: number, batches: readonly TrainingBatch[]): Promise<string | undefined> {
+    this.#check('diagnose');
+    this.#passes.dispose(); // its memory is needed
+    this.#passes = new Passes(this.model, this.parameters, this.optimizer, this.options);
+    this.#steps = step - 1;
+    this.optimizer.allow();
+    this.#refresh();
+    const { lossScale } = await this.optimizer.report();
+    return firstNotFinite(this.model, this.parameters, batches, lossScale);
   }
 
   /** The mean loss over batches, nothing being updated. */
@@ -141,20 +179,39 @@ export class Trainer {
       const loss = scope(() => {
         const ints = (values: Int32Array) => Tensor.from(values, [values.length], { device });
         const slots = ints(Int32Array.from({ length: batch.offsets.length - 1 }, (_, i) => i));
-        const packing = { offsets: ints(batch.offsets), slots };
+        const packing = { offsets: ints(batch.offsets), slots, longest: longestOf(batch.offsets) };
         const factor = Tensor.from([1], [1], { device });
         return this.model.loss(ints(batch.ids), packing, ints(batch.labels), factor);
       });
       sum += (await loss.data().finally(() => loss.dispose()))[0]!;
       count += countLabels([batch]);
     }
+    if (count === 0) throw new RangeError('evaluate: batches hold no label that counts, expected some');
     return sum / count;
   }
 
-  /** Writes a folder that `AutoModelForCausalLM` and transformers load: the parameters in f32. */
+  /**
+   * Writes a folder that `AutoModelForCausalLM` and transformers load: the parameters in f32, or their
+   * averages inside `withAverages`.
+   */
   async save(folder: string): Promise<void> {
     this.#check('save');
     await this.model.savePretrained(folder);
+  }
+
+  /** Runs `fn` while the model computes with the averages of its parameters, where they are kept. */
+  async withAverages<R>(fn: () => Promise<R>): Promise<R> {
+    this.#check('withAverages');
+    if (this.options.average === undefined) return fn();
+    this.parameters.exchangeAverages();
+    this.#fresh = false;
+    this.#refresh();
+    try {
+      return await fn();
+    } finally {
+      this.parameters.exchangeAverages();
+      this.#fresh = false;
+    }
   }
 
   /** What is computed from parameters once, such as A, has to follow them before the model is used. */
@@ -185,4 +242,42 @@ export class Trainer {
     this.model.dispose();
     this.parameters.dispose();
   }
+}
+
+/** Why a step cannot have been meant, if so. */
+function whyNotTaken({ loss, gradientNorm, lossScale }: StepReport, scaled: boolean): string | undefined {
+  if (scaled) {
+    if (lossScale >= leastScale) return undefined;
+    const what = Number.isFinite(loss) ? 'gradients are' : 'loss is';
+    return `loss scale is ${lossScale}, and ${what} still not finite`;
+  }
+  if (!Number.isFinite(loss)) return `loss is ${loss}`;
+  return Number.isFinite(gradientNorm) ? undefined : `norm of the gradient is ${gradientNorm}`;
+}
+
+/** What transformers writes beside a model of which nothing is known but its configuration. */
+function generationDefaults(json: JsonObject): JsonObject {
+  const ids = ['bos_token_id', 'eos_token_id', 'pad_token_id'] as const;
+  const said = ids.filter((name) => json[name] !== undefined && json[name] !== null);
+  return { _from_model_config: true, ...Object.fromEntries(said.map((name) => [name, json[name]])) };
+}
+
+/** The tokenizer in a folder that is to go with a model. */
+async function tokenizerOf(
+  call: string,
+  folder: string | undefined,
+  bytes: boolean,
+  vocabSize: number,
+): Promise<Tokenizer | undefined> {
+  if (folder === undefined) return undefined;
+  if (bytes)
+    throw new TypeError(`${call}: tokenizer is given, expected none; the tokens of this model are bytes`);
+  const tokenizer = await loadTokenizer(folder);
+  if (!tokenizer)
+    throw new FormatError(`${folder}/tokenizer.json: file does not exist, and tokenizer names its folder`);
+  if (tokenizer.vocabSize > vocabSize)
+    throw new RangeError(
+      `${call}: tokenizer has ${tokenizer.vocabSize} tokens, expected at most vocab_size, which is ${vocabSize}`,
+    );
+  return tokenizer;
 }

@@ -62,8 +62,9 @@ const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
   layer_norm_backward: several,
   embedding_backward: (sizes) => ({ ...sizes, t: sizes['rows'] === 0 ? 0 : sizes['t']! }),
   s4d_scan: (sizes) => ({ ...sizes, ...pool(sizes) }),
-  // No sequence is longer than the kernel.
-  fft_conv: (sizes) => ({ ...sizes, ...pool(sizes), l: Math.max(sizes['l']!, sizes['t']!) }),
+  s4d_scan_backward: (sizes) => ({ ...sizes, ...pool(sizes) }),
+  fft_conv: convolved,
+  fft_conv_backward: convolved,
   mamba_step: (sizes) => mixer(sizes),
   mamba_layer_step: (sizes) => mixer(sizes),
   sample: (sizes) => {
@@ -71,6 +72,10 @@ const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
     return { ...sizes, v, m: Math.ceil(v / 32), e: Math.min(sizes['e']!, 3) };
   },
 };
+/** No sequence is longer than the kernel. */
+function convolved(sizes: Sizes): Sizes {
+  return { ...sizes, ...pool(sizes), l: Math.max(sizes['l']!, sizes['t']!) };
+}
 const mixer = (sizes: Sizes): Sizes => ({
   ...sizes,
   w: Math.max(sizes['w']!, 1),
@@ -135,7 +140,7 @@ export const attrsOf = (op: Op, sizes: Sizes): Attrs => {
 };
 
 /** Other values of the attributes that are whole numbers and no sizes. */
-const otherWhole: Readonly<Record<string, number>> = { kind: 1, most: 3 };
+const otherWhole: Readonly<Record<string, number>> = { kind: 1, most: 3, experts: 3 };
 
 /** One other value for each attribute that is no size. */
 export const attrsToTry = (op: Op): Attrs[] =>

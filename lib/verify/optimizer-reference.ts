@@ -6,12 +6,14 @@ function planStep({ squares, loss, learningRate, scaler }: Inputs, attrs: Attrs)
   const control = values(5);
   const at = scaler!.data;
   const norm = Math.sqrt(squares!.data[0]!) / at[0]!;
-  const take = Number.isFinite(norm);
+  const mean = loss!.data[0]! / at[0]!;
+  const take = Number.isFinite(norm) && Number.isFinite(mean);
   const clip = maxNorm! > 0 && norm > maxNorm! ? maxNorm! / (norm + 1e-6) : 1;
   const factor = take ? clip / at[0]! : 0;
   at[4] = norm;
-  at[5] = loss!.data[0]! / at[0]!;
-  squares!.data[0] = loss!.data[0] = 0;
+  at[5] = mean;
+  squares!.data[0] = take || interval! > 0 ? 0 : NaN;
+  loss!.data[0] = 0;
   at[take ? 2 : 3]! += 1;
   control.data.set([
     Number(take),

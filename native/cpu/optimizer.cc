@@ -50,10 +50,11 @@ void plan_step(Stream&, InOut squares, InOut loss, In rate, InOut scaler, float 
   Scaler& at = *reinterpret_cast<Scaler*>(scaler.data<float>());
   Control& out = *reinterpret_cast<Control*>(control.data<float>());
   const double norm = ::sqrt(static_cast<double>(*squares.data<float>())) / at.scale;
-  const bool take = norm - norm == 0;
   at.norm = static_cast<float>(norm);
   at.loss = *loss.data<float>() / at.scale;
-  *squares.data<float>() = *loss.data<float>() = 0;
+  const bool take = norm - norm == 0 && at.loss - at.loss == 0;
+  *squares.data<float>() = take || interval > 0 ? 0 : NAN;  // without a scale to change no step follows
+  *loss.data<float>() = 0;
   const double clip = max_norm > 0 && norm > max_norm ? max_norm / (norm + 1e-6) : 1;
   out.take = take;
   out.factor = take ? static_cast<float>(clip / at.scale) : 0;

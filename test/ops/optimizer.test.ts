@@ -74,4 +74,23 @@ describe.each(onEach)('on %s', (_, device) => {
     expect([...(await read(scaler))].slice(2, 4)).toEqual([5, 2]);
     free(tensors);
   });
+
+  it('without a loss scale to change, no step is taken after one that is not finite', async () => {
+    for (const bad of ['gradient', 'loss'] as const) {
+      const tensors = start();
+      const { squares, loss, learningRate, scaler } = tensors;
+      const taken: number[] = [];
+      for (const step of [0, 1, 2, 3]) {
+        const gradient = f32(new Float32Array(n).fill(bad === 'gradient' && step === 1 ? NaN : 1));
+        if (bad === 'loss' && step === 1) loss.set(Float32Array.of(Infinity));
+        if (step === 3) squares.set(Float32Array.of(0)); // somebody has looked
+        addSquares({ x: gradient, sum: squares });
+        const control = planStep({ squares, loss, learningRate, scaler });
+        taken.push((await read(control))[0]!);
+        free({ gradient, control });
+      }
+      expect(taken).toEqual([1, 0, 0, 1]);
+      free(tensors);
+    }
+  });
 });

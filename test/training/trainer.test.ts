@@ -95,7 +95,7 @@ describe('a trainer', () => {
     const losses = await run(first, 9, 12);
 
     const second = await Trainer.fromConfig(config, { ...options, seed: 4 });
-    expect(await loadCheckpoint(folder, second)).toEqual({ data: { at: 9 } });
+    expect(await loadCheckpoint(folder, second)).toMatchObject({ data: { at: 9 } });
     expect(second.steps).toBe(9);
     expect(await run(second, 9, 12)).toEqual(losses);
     expect((await parametersOf(second)).equals(await parametersOf(first))).toBe(true);
@@ -114,7 +114,7 @@ describe('a trainer', () => {
     bytes[bytes.length - 100]! ^= 1;
     await writeFile(path, bytes);
     const warnings: string[] = [];
-    expect(await loadCheckpoint(folder, trainer, (message) => warnings.push(message))).toEqual({
+    expect(await loadCheckpoint(folder, trainer, (message) => warnings.push(message))).toMatchObject({
       data: null,
     });
     expect(trainer.steps).toBe(1);
@@ -165,11 +165,50 @@ describe('a trainer', () => {
     const trainer = await Trainer.fromConfig(config, options);
     await run(trainer, 0, 2);
     const norm = trainer.model.parameters.get('backbone.norm_f.weight')!;
+    const good = (await norm.data()) as Float32Array;
     norm.set(new Float32Array(32).fill(NaN));
     const before = await parametersOf(trainer);
-    await expect(trainer.step(batchOf(2))).rejects.toThrow('step: loss is NaN at step 3');
+    const after = [batchOf(3), batchOf(4)].map((batch) => [trainer.step(batchOf(2)), batch] as const);
+    await expect(after[0]![0]).rejects.toThrow('step: loss is NaN at step 3');
+    await expect(after[1]![0]).rejects.toThrow('step: loss is NaN at step 4');
     expect((await parametersOf(trainer)).equals(before)).toBe(true);
+    expect(await trainer.diagnose(3, [batchOf(2)])).toBe('parameter backbone.norm_f.weight');
+    expect(trainer.steps).toBe(2);
+    norm.set(good);
+    expect(Number.isFinite((await trainer.step(batchOf(2))).loss)).toBe(true);
     trainer.dispose();
+  });
+
+  it.each(['f32', 'bf16', 'f16'] as const)('finds nothing amiss in a sound %s pass', async (precision) => {
+    const trainer = await Trainer.fromConfig(config, { ...options, precision });
+    expect(await trainer.diagnose(1, [batchOf(0), batchOf(1)])).toBeUndefined();
+    trainer.dispose();
+  });
+
+  it('names the op where finite numbers become infinite', async () => {
+    const trainer = await Trainer.fromConfig(config, options);
+    const name = 'backbone.layers.1.mixer.in_proj.weight';
+    const weight = trainer.model.parameters.get(name)!;
+    weight.set(new Float32Array(weight.size).fill(3e38));
+    await expect(trainer.step(batchOf(0))).rejects.toThrow('at step 1');
+    expect(await trainer.diagnose(1, [batchOf(0)])).toBe(`y of matmul with ${name}`);
+    trainer.dispose();
+  });
+
+  it('computes with averages where it is asked to, and goes on as if it had not been', async () => {
+    const [one, other] = await Promise.all(
+      [0, 1].map(() => Trainer.fromConfig(config, { ...options, precision: 'bf16', average: 0.5 })),
+    );
+    for (const trainer of [one!, other!]) await run(trainer, 0, 4);
+    const plain = await one!.evaluate([batchOf(50)]);
+    const averaged = await one!.withAverages(() => one!.evaluate([batchOf(50)]));
+    expect(averaged).not.toBe(plain);
+    expect(averaged).toBeGreaterThan(plain); // it lags behind
+    expect(await one!.evaluate([batchOf(50)])).toBe(plain);
+    expect(await run(one!, 4, 6)).toEqual(await run(other!, 4, 6));
+    expect((await parametersOf(one!)).equals(await parametersOf(other!))).toBe(true);
+    one!.dispose();
+    other!.dispose();
   });
 
   it('refuses bad options and batches by name', async () => {

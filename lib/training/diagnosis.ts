@@ -1,0 +1,100 @@
+import { grad, noGrad } from '../autograd/grad';
+import type { Model } from '../models/model';
+import { observing } from '../op';
+import { cast, fill, scale } from '../ops/elementwise';
+import { addSquares } from '../ops/optimizer';
+import { keep, scope, Tensor } from '../tensor';
+import type { TrainingBatch } from './batch';
+import type { Parameters } from './parameters';
+
+const matrix = (tensor: Tensor): Tensor =>
+  tensor.shape.length === 2 ? tensor : tensor.reshape([1, tensor.size]);
+
+/** f32[1]: NaN where any element of `tensor` is not finite, 0 otherwise. */
+function probe(tensor: Tensor, zero: Tensor): Tensor {
+  const sum = keep(Tensor.from([0], [1], { device: tensor.device }));
+  scope(() => {
+    const x = cast({ x: matrix(tensor), dtype: 'f32' });
+    scale({ x, factor: zero });
+    addSquares({ x: x.reshape([x.size]), sum });
+  });
+  return sum;
+}
+
+const isFloat = ({ dtype, size }: Tensor) => dtype !== 'i32' && size > 0;
+
+/**
+ * The name of the first tensor that is not finite: a parameter, or what an op of the forward or backward
+ * pass made of finite ones. The passes run once more, op by op, and each result is looked at on the
+ * device; nothing of it is there in an ordinary step. `scale` is the loss scale.
+ */
+export async function firstNotFinite(
+  model: Model,
+  { leaves, copies }: Parameters,
+  batches: readonly TrainingBatch[],
+  lossScale: number,
+): Promise<string | undefined> {
+  const { device } = model;
+  for (const [name, tensor] of model.parameters) {
+    const values = (await tensor.data()) as Float32Array;
+    if (!values.every(Number.isFinite)) return `parameter ${name}`;
+  }
+  const names = new Map<unknown, string>();
+  for (const { name, parameter, copy } of leaves)
+    for (const tensor of [parameter, copy]) if (tensor) names.set(tensor, name);
+
+  const zero = Tensor.from([0], [1], { device });
+  try {
+    for (const batch of batches) {
+      const probes: { readonly name: string; readonly sum: Tensor }[] = [];
+      let last: string | undefined; // the parameter that was used last says where in the model we are
+      const observer = {
+        // What a kernel leaves alone is 0 then, and not whatever was there.
+        before: (results: readonly Tensor[]) =>
+          noGrad(() => results.filter(isFloat).forEach((x) => fill({ x: matrix(x) }))),
+        after: (
+          opName: string,
+          args: Readonly<Record<string, unknown>>,
+          written: Readonly<Record<string, Tensor>>,
+        ) => {
+          const own = Object.values(args).map((arg) => names.get(arg));
+          const parameter = own.find((name) => name !== undefined);
+          last = parameter ?? last;
+          const where = parameter ? ` with ${parameter}` : last ? `, after ${last}` : '';
+          for (const [name, tensor] of Object.entries(written))
+            if (isFloat(tensor))
+              probes.push({ name: `${name} of ${opName}${where}`, sum: noGrad(() => probe(tensor, zero)) });
+        },
+      };
+      try {
+        scope(() => observing(observer, () => passes(model, leaves, copies, batch, lossScale)));
+        for (const { name, sum } of probes) if (!Number.isFinite((await sum.data())[0])) return name;
+      } finally {
+        for (const { sum } of probes) sum.dispose();
+      }
+    }
+    return undefined;
+  } finally {
+    zero.dispose();
+  }
+}
+
+/** Forward and backward, with new tensors for all gradients. */
+function passes(
+  model: Model,
+  leaves: Parameters['leaves'],
+  copies: Parameters['copies'],
+  { ids, labels, offsets }: TrainingBatch,
+  lossScale: number,
+): void {
+  const { device } = model;
+  const ints = (values: Int32Array) => Tensor.from(values, [values.length], { device });
+  const packing = { offsets: ints(offsets), slots: ints(new Int32Array(offsets.length - 1)) };
+  const factor = Tensor.from([lossScale / ids.length], [1], { device });
+  const { gradients } = grad(
+    () => model.loss(ints(ids), packing, ints(labels), factor),
+    leaves.map(({ parameter }) => parameter),
+    { copies },
+  );
+  for (const gradient of gradients) gradient.dispose();
+}
