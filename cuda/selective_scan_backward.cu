@@ -6,7 +6,7 @@
 #include <algorithm>
 
 #include "card.h"
-#include "device/scan_walk.cuh"
+#include "device/scan_backward_walk.cuh"
 #include "dispatch.cuh"
 #include "row_sums.cuh"
 #include "scratch.h"

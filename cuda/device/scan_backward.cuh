@@ -1,7 +1,7 @@
-// The scan walked back: what its kernels (scan_walk.cuh) are given, and how a warp lays it out. A warp
-// has some channels of one piece of a sequence for itself. A channel's states lie on kLanes threads of
-// kStates each, and a thread has kOwn channels, so that sums over states (y, du, d dt) and over
-// channels (dB, dC) both begin in registers.
+// The scan walked back: what its kernels (scan_backward_edges.cuh, scan_backward_walk.cuh) are given,
+// and how a warp lays it out. A warp has some channels of one piece of a sequence for itself. A channel's
+// states lie on kLanes threads of kStates each, and a thread has kOwn channels, so that sums over states
+// (y, du, d dt) and over channels (dB, dC) both begin in registers.
 #pragma once
 #include <type_traits>
 
