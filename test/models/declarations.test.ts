@@ -19,7 +19,9 @@ it('was trained on files that share no passage of 200 bytes with those that were
     /^training: \d+ files, \d+ bytes\nvalidation: \d+ files, \d+ bytes\ntest: \d+ files/,
   );
   const texts = (kind: string) =>
-    readdirSync(made.at(kind)).map((name) => readFileSync(made.at(kind, name), 'latin1'));
+    readdirSync(made.at(kind))
+      .filter((name) => name.endsWith('.ts')) // what else is there are copies
+      .map((name) => readFileSync(made.at(kind, name), 'latin1'));
   const passages = (kind: string) => {
     const all = new Set<string>();
     for (const text of texts(kind))
@@ -32,8 +34,8 @@ it('was trained on files that share no passage of 200 bytes with those that were
     for (let at = 0; at + 200 <= text.length; at++) if (passages.has(text.slice(at, at + 200))) return true;
     return false;
   };
-  for (const text of texts('training'))
-    for (const passages of Object.values(heldOut)) expect(shared(text, passages)).toBe(false);
+  const either = new Set([...heldOut.validation, ...heldOut.test]);
+  for (const text of texts('training')) expect(shared(text, either)).toBe(false);
   for (const text of texts('validation')) expect(shared(text, heldOut.test)).toBe(false);
 });
 
