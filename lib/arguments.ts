@@ -18,6 +18,19 @@ export function checkNames(call: string, options: unknown, known: readonly strin
   if (unknown !== undefined) throw new TypeError(`${call}: there is no option ${unknown}`);
 }
 
+/** Throws unless `value` is true, false or left out. */
+export function checkFlag(call: string, name: string, value: unknown): void {
+  if (value !== undefined && typeof value !== 'boolean')
+    throw new TypeError(`${call}: ${name} is ${kindOf(value)}, expected true or false`);
+}
+
+/** Throws unless all elements are numbers; a hole is none. */
+export function checkNumbers(call: string, name: string, values: ArrayLike<unknown>): void {
+  for (let i = 0; i < values.length; i++)
+    if (typeof values[i] !== 'number')
+      throw new TypeError(`${call}: ${name}[${i}] is ${kindOf(values[i])}, expected a number`);
+}
+
 export function checkFunction(call: string, value: unknown, name = 'fn'): void {
   if (typeof value !== 'function') {
     throw new TypeError(`${call}: ${name} is ${kindOf(value)}, expected a function`);

@@ -147,11 +147,15 @@ function checkEnvironment(): void {
  * the one that the environment variable SELECTIVE_SCAN_DEVICE names, or the CPU.
  * @throws DeviceError with all that was tried, when there is no such device.
  */
-export function device(name: string | Device = process.env['SELECTIVE_SCAN_DEVICE'] || 'cpu'): Device {
-  if (name instanceof Device) return name;
+export function device(given?: string | Device): Device {
+  if (given instanceof Device) return given;
+  const name = given === undefined ? process.env['SELECTIVE_SCAN_DEVICE'] || 'cpu' : given;
   if (typeof name !== 'string') throw new TypeError(`device: name is ${kindOf(name)}, expected a string`);
   const match = /^(?:(cpu)|(cuda)(?::(\d{1,3}))?)$/.exec(name);
-  if (!match) throw new RangeError(`device: name is '${name}', expected cpu, cuda or cuda:<index>`);
+  if (!match) {
+    const what = given === undefined ? 'SELECTIVE_SCAN_DEVICE' : 'name';
+    throw new RangeError(`device: ${what} is '${name}', expected cpu, cuda or cuda:<index>`);
+  }
   const index = Number(match[3] ?? 0);
   const id = match[1] ?? `cuda:${index}`;
   const known = opened.get(id);

@@ -147,3 +147,34 @@ describe('names that are no options', () => {
     await expect(call()).rejects.toThrow(new TypeError(`${name}: there is no option dType`));
   });
 });
+
+it('an argument of another kind inside is refused by its name and place', async () => {
+  const two = { ...scan, length: 2, delta: [1, 1] };
+  const values: [unknown[], string][] = [
+    [[1, 'x'], 'u[1] is string'],
+    [[undefined, 1], 'u[0] is undefined'],
+    [new Array<number>(2), 'u[0] is undefined'],
+  ];
+  const layer = await library.S4D.create({ dModel: 1, dState: 2 });
+  for (const [u, message] of values) {
+    await expect(library.selectiveScan({ ...two, u: u as number[] })).rejects.toThrow(
+      `selectiveScan: ${message}, expected a number`,
+    );
+    await expect(layer.run({ batch: 1, length: 2, u: u as number[] })).rejects.toThrow(
+      `S4D.run: ${message}, expected a number`,
+    );
+  }
+  const run = (change: object) => layer.run({ batch: 1, length: 2, u: [1, 2], ...change });
+  await expect(run({ mode: 'x' })).rejects.toThrow('S4D.run: mode is x, expected');
+  await expect(run({ returnState: 'x' })).rejects.toThrow(
+    'S4D.run: returnState is string, expected true or false',
+  );
+  await expect(library.S4D.create({ dModel: 1, seed: 1.5 })).rejects.toThrow(
+    'S4D: seed is 1.5, expected a whole number',
+  );
+  layer.dispose();
+  await expect(run({})).rejects.toThrow('S4D.run: layer is disposed');
+  await expect(model.forward({ inputIds: [1], outputRouter: 'yes' as never })).rejects.toThrow(
+    'forward: outputRouter is string, expected true or false',
+  );
+});

@@ -10,6 +10,7 @@ import type { CausalLM } from '../generation/causal-lm';
 import type { FloatFormat } from '../io/convert';
 import type { CommonFlags, ModelFlags } from './bench-flags';
 import { interruption } from './exit';
+import { checkOutput } from './output-file';
 import { note, oneLine, print, table } from './terminal';
 
 /** One command's results: written as they come, then shown as a table and a plot. */
@@ -48,6 +49,8 @@ export class Session {
 
   /** `bench` names the file in an output folder; `onGpu` are the dtypes that a GPU is asked for by default. */
   static async open(flags: CommonFlags, bench: string, onGpu: readonly FloatFormat[]): Promise<Session> {
+    if (flags.output !== undefined) await checkOutput('--output', fileIn(flags.output, bench));
+    if (flags.plot !== undefined) await checkOutput('--plot', flags.plot);
     const others = flags.compare === undefined ? [] : await readMeasured(flags.compare);
     return new Session(flags, bench, onGpu, others);
   }

@@ -49,6 +49,7 @@ export function convertCommand(): Command {
 async function run(model: string, target: string, flags: Flags): Promise<void> {
   const signal = interruption();
   const progress = new Progress();
+  if (target === '') throw new UsageError('folder is empty, expected where to write the model');
   const folder = resolve(target);
   await checkTarget(folder, target, flags.force);
   const { revision, cacheDir, offline } = flags;
@@ -109,8 +110,11 @@ function reader(checkpoint: Checkpoint, progress: Progress, signal: AbortSignal)
 
 /** Has `write` fill a folder beside `folder`, and puts it, or its files, in place once it is whole. */
 async function appear(folder: string, write: (path: string) => Promise<void>): Promise<void> {
-  await mkdir(dirname(folder), { recursive: true });
-  const temporary = await mkdtemp(join(dirname(folder), `.${basename(folder)}.`));
+  const temporary = await mkdir(dirname(folder), { recursive: true })
+    .then(() => mkdtemp(join(dirname(folder), `.${basename(folder)}.`)))
+    .catch((error: Error) => {
+      throw new UsageError(`${oneLine(folder)}: folder cannot be made; ${error.message}`, { cause: error });
+    });
   try {
     const made = join(temporary, 'model'); // with the rights of any folder: mkdtemp's own is for the owner alone
     await write(made);

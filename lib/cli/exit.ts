@@ -26,6 +26,7 @@ const flags: readonly (readonly [RegExp, string])[] = [
   [/^evaluate: /, ''],
   [/^device: name\b/, '--device'],
   [/^device: (?=')/, 'device '],
+  [/^device: (?=SELECTIVE_SCAN_)/, ''],
   [/^restore: /, '--load-state: '],
   [/^fromPretrained: (?=(dtype|stateDtype)\b)/, '--'],
   [/^resolveModel: (?=revision\b)/, '--'],

@@ -1,12 +1,11 @@
-import { access, constants } from 'node:fs/promises';
-import { dirname, resolve } from 'node:path';
 import { Command, Option } from 'commander';
 import { setThreads } from '../device';
 import { AutoModelForCausalLM, type CausalLM } from '../generation/causal-lm';
 import { rowOptions, stopStrings, type Drafter, type GenerateOptions } from '../generation/options';
 import { addHubOptions, bigint, modelArgument, number, several } from './arguments';
 import { continueText, type Flags } from './continue-text';
-import { interruption, UsageError } from './exit';
+import { interruption } from './exit';
+import { checkOutput } from './output-file';
 import { Progress } from './progress';
 import { readNamed, readPrompt } from './prompt';
 
@@ -64,7 +63,11 @@ export function generateCommand(): Command {
     .option('--repetition-penalty <r>', 'above 1 makes tokens that were there before less likely', number)
     .option('--seed <n>', 'the same seed gives the same text', bigint)
     .option('--sample', 'draw at random, with no other option')
-    .addOption(new Option('--greedy', 'always take the likeliest token').conflicts('sample'))
+    .addOption(
+      new Option('--greedy', 'always take the likeliest token').conflicts([
+        ...['sample', 'temperature', 'topK', 'topP', 'minP'],
+      ]),
+    )
     .optionsGroup('Speculative decoding:')
     .option(
       '--drafter <model>',
@@ -106,7 +109,7 @@ async function run(name: string, argument: string | undefined, flags: Flags): Pr
     signal,
   );
   const saved = flags.loadState === undefined ? undefined : await readNamed(flags.loadState);
-  if (flags.saveState !== undefined) await checkFolderOf(flags.saveState);
+  if (flags.saveState !== undefined) await checkOutput('--save-state', flags.saveState);
 
   const model = await load(name, flags, signal);
   let drafter: CausalLM | undefined;
@@ -155,16 +158,6 @@ function generateOptions(flags: Flags): GenerateOptions {
     doSample,
     eosTokenId,
   };
-}
-
-/** A state that cannot be saved is better known before the text than after it. */
-async function checkFolderOf(path: string): Promise<void> {
-  const folder = dirname(resolve(path));
-  await access(folder, constants.W_OK).catch((error: unknown) => {
-    throw new UsageError(`--save-state: folder ${folder} does not exist or cannot be written`, {
-      cause: error,
-    });
-  });
 }
 
 async function load(name: string, flags: Flags, signal: AbortSignal): Promise<CausalLM> {

@@ -13,8 +13,9 @@ import { State } from '../models/state';
 import { Weights } from '../nn/weights';
 import { dtypeBytes } from '../tensor';
 import { addHubOptions, modelArgument, type HubOptions } from './arguments';
-import { exitCodes, interruption } from './exit';
+import { exitCodes, interruption, UsageError } from './exit';
 import { unusualIn, type Unusual } from './finite';
+import { checkOutput } from './output-file';
 import { Progress } from './progress';
 import { showRouter } from './router';
 import { count, note, oneLine, print, size, table } from './terminal';
@@ -55,6 +56,9 @@ export function inspectCommand(): Command {
 
 async function run(name: string, flags: Flags): Promise<void> {
   const signal = interruption();
+  const needsRouter = (['prompt', 'ids'] as const).find((flag) => flags[flag] !== undefined);
+  if (flags.router !== undefined) await checkOutput('--router', flags.router);
+  else if (needsRouter) throw new UsageError(`--${needsRouter} is for what --router runs, which is missing`);
   const progress = new Progress();
   let checkpoint: Checkpoint | undefined;
   try {

@@ -1,15 +1,19 @@
 import { addAbortSignal } from 'node:stream';
-import { readFile } from 'node:fs/promises';
+import { readFile, stat } from 'node:fs/promises';
 import { FormatError } from '../errors';
 import { UsageError } from './exit';
 import { note } from './terminal';
 
-/** The bytes of a file that the user named: a plain file, or a pipe such as `<(command)`. */
+/** The bytes of a file that the user named: a plain file, or a pipe such as `<(command)`; not a device without end. */
 export async function readNamed(path: string): Promise<Uint8Array> {
-  return readFile(path).catch((error: NodeJS.ErrnoException) => {
+  const explain = (error: NodeJS.ErrnoException): never => {
     const reason = error.code === 'ENOENT' ? 'file does not exist' : `file cannot be read; ${error.message}`;
     throw new UsageError(`${path}: ${reason}`, { cause: error });
-  });
+  };
+  const stats = await stat(path).catch(explain);
+  if (stats.isDirectory()) throw new UsageError(`${path}: file cannot be read; it is a folder`);
+  if (!stats.isFile() && !stats.isFIFO()) throw new UsageError(`${path}: is not a regular file, nor a pipe`);
+  return readFile(path).catch(explain);
 }
 
 async function readStdin(signal: AbortSignal): Promise<Uint8Array> {
@@ -73,14 +77,13 @@ export async function readPrompt(source: PromptSource, signal: AbortSignal): Pro
   return raw ? bytes : decodeUtf8(bytes, file ?? 'stdin').replace(/\r?\n$/, '');
 }
 
-/** Token ids as they are typed: whole numbers with commas or spaces between them. */
+/** Token ids as they are typed: whole numbers with a comma or spaces between two. */
 export function parseIds(text: string): number[] {
-  return text
-    .split(/[\s,]+/)
-    .filter((word) => word !== '')
-    .map((word) => {
-      if (!/^\d+$/.test(word))
-        throw new UsageError(`prompt holds ${JSON.stringify(word)}, expected token ids, as --ids says`);
-      return Number(word);
-    });
+  const trimmed = text.trim();
+  if (trimmed === '') return [];
+  return trimmed.split(/\s*,\s*|\s+/).map((word) => {
+    if (!/^\d+$/.test(word))
+      throw new UsageError(`prompt holds ${JSON.stringify(word)}, expected token ids, as --ids says`);
+    return Number(word);
+  });
 }

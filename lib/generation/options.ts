@@ -1,4 +1,4 @@
-import { checkNames } from '../arguments';
+import { checkFlag, checkNames } from '../arguments';
 import type { Codec } from '../io/codec';
 import type { Model } from '../models/model';
 import type { State } from '../models/state';
@@ -117,8 +117,11 @@ export const positive = (name: string, value: unknown): number =>
   inRange(name, value, { fallback: 1, least: 1, most: int32, whole: true });
 
 function seedOf(value: unknown): bigint {
-  if (typeof value === 'bigint' || Number.isSafeInteger(value))
-    return BigInt.asUintN(64, BigInt(value as number));
+  if (typeof value === 'bigint' || Number.isSafeInteger(value)) {
+    const seed = BigInt(value as number);
+    if (seed >= -(2n ** 63n) && seed < 2n ** 64n) return BigInt.asUintN(64, seed);
+    throw new RangeError(`generate: seed is ${seed}, expected a whole number of at most 64 bits`);
+  }
   throw new TypeError(`generate: seed is ${String(value)}, expected a whole number`);
 }
 
@@ -128,6 +131,7 @@ const randomSeed = () =>
 /** The options of each of `rows` prompts. @throws RangeError, TypeError that name the option. */
 export function rowOptions(options: GenerateOptions, rows: number): RowOptions[] {
   checkNames('generate', options, known);
+  checkFlag('generate', 'capture', options.capture);
   const { signal } = options;
   if (signal !== undefined && !(signal instanceof AbortSignal)) {
     throw new TypeError(`generate: signal is ${typeof signal}, expected an AbortSignal`);

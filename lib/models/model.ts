@@ -1,5 +1,5 @@
 import { setImmediate } from 'node:timers/promises';
-import { checkNames } from '../arguments';
+import { checkFlag, checkNames } from '../arguments';
 import type { Device } from '../device';
 import { DisposedError } from '../errors';
 import type { Batch } from '../nn/mamba';
@@ -210,6 +210,8 @@ export class Model<C extends CommonConfig = CommonConfig> {
     checkNames('forward', input, inputNames);
     const { vocabSize, hiddenSize, numLayers } = this.config;
     const { logitsToKeep = 0 } = input;
+    for (const name of ['outputHiddenStates', 'outputRouter'] as const)
+      checkFlag('forward', name, input[name]);
     const rows = await integerRows('forward', 'inputIds', input.inputIds, 0, vocabSize - 1);
     const mask =
       input.attentionMask && (await integerRows('forward', 'attentionMask', input.attentionMask, 0, 1));

@@ -1,5 +1,6 @@
-import { checkNames, kindOf } from '../arguments';
+import { checkFlag, checkNames, checkNumbers, kindOf } from '../arguments';
 import { device as openDevice, type Device } from '../device';
+import { DisposedError } from '../errors';
 import { scope, sizeOf, Tensor } from '../tensor';
 import { S4DMixer, s4dInits, s4dRules, type S4DConfig } from './s4d';
 import { s4dModes, type S4DMode } from './s4d-cost';
@@ -82,12 +83,13 @@ function checkChoice(call: string, name: string, value: unknown, allowed: readon
     throw new RangeError(`${call}: ${name} is ${String(value)}, expected ${allowed.join(', ')}`);
 }
 
-/** Throws unless `values` are as many as `shape` says. */
+/** Throws unless `values` are numbers, as many as `shape` says. */
 function checkValues(call: string, name: string, values: unknown, shape: readonly number[]): void {
   if (!(values instanceof Float32Array) && !Array.isArray(values))
     throw new TypeError(`${call}: ${name} is ${kindOf(values)}, expected a Float32Array or numbers`);
   if (values.length !== sizeOf(shape))
     throw new TypeError(`${call}: ${name} has ${values.length} elements, expected [${shape.join(',')}]`);
+  if (Array.isArray(values)) checkNumbers(call, name, values);
 }
 
 function configOf(options: S4DOptions): S4DConfig {
@@ -114,6 +116,7 @@ export class S4D {
   readonly device: Device;
   readonly #weights: Weights;
   readonly #mixer: S4DMixer;
+  #disposed = false;
 
   private constructor(config: S4DConfig, device: Device, weights: Weights, mixer: S4DMixer) {
     this.config = config;
@@ -127,6 +130,8 @@ export class S4D {
     checkNames('S4D', options, optionNames);
     const config = configOf(options);
     const { seed = 0, parameters = {} } = options;
+    if (!Number.isSafeInteger(seed))
+      throw new TypeError(`S4D: seed is ${String(seed)}, expected a whole number`);
     const device = openDevice(options.device);
     const weights = new Weights({ device, dtype: 'f32', seed });
     const layer = new S4D(config, device, weights, new S4DMixer(weights, config));
@@ -153,14 +158,18 @@ export class S4D {
 
   /** Makes the discrete system anew after parameters have changed. */
   ready(): void {
+    this.#check('S4D.ready');
     this.#mixer.ready();
   }
 
   /** Plain arrays in and out. @throws TypeError, RangeError that name the argument, before any work. */
   async run(input: S4DInput): Promise<S4DOutput> {
+    this.#check('S4D.run');
     checkNames('S4D.run', input, inputNames);
     const { batch, length, u, initialState, returnState = initialState !== undefined, mode = 'auto' } = input;
     checkWhole('S4D.run', { batch, length });
+    checkChoice('S4D.run', 'mode', mode, s4dModes);
+    checkFlag('S4D.run', 'returnState', returnState);
     const { dModel, dState } = this.config;
     const stateShape = [batch, dModel, dState / 2, 2];
     checkValues('S4D.run', 'u', u, [batch, length, dModel]);
@@ -193,6 +202,7 @@ export class S4D {
    * @throws TypeError for other shapes; DeviceError where `mode` asks for FFTs that the device lacks.
    */
   forward(input: S4DPacked): Tensor {
+    this.#check('S4D.forward');
     checkNames('S4D.forward', input, packedNames);
     const { u, mode = 'auto', longest, ...where } = input;
     checkChoice('S4D.forward', 'mode', mode, s4dModes);
@@ -203,7 +213,12 @@ export class S4D {
     return this.#mixer.forward(u, { ...where, mode, ...(longest !== undefined && { longest }) });
   }
 
+  #check(call: string): void {
+    if (this.#disposed) throw new DisposedError(`${call}: layer is disposed`);
+  }
+
   dispose(): void {
+    this.#disposed = true;
     this.#mixer.dispose();
     this.#weights.dispose();
   }

@@ -1,4 +1,4 @@
-import { checkNames } from '../arguments';
+import { checkFlag, checkNames, checkNumbers } from '../arguments';
 import { device as openDevice, type Device } from '../device';
 import { scope, Tensor } from '../tensor';
 import { selectiveScanPacked } from './scan';
@@ -64,6 +64,7 @@ export async function selectiveScan(input: SelectiveScanInput): Promise<Selectiv
   }
   if (dim % groups !== 0)
     throw new RangeError(`selectiveScan: groups is ${groups}, expected a divisor of dim, ${dim}`);
+  checkFlag('selectiveScan', 'deltaSoftplus', input.deltaSoftplus);
   const tokens = batch * length;
   const device = openDevice(input.device);
 
@@ -80,6 +81,7 @@ export async function selectiveScan(input: SelectiveScanInput): Promise<Selectiv
         const wanted = shapes.map((shape) => `[${shape.join(',')}]`).join(' or ');
         throw new TypeError(`selectiveScan: ${name} has ${values.length} elements, expected ${wanted}`);
       }
+      if (Array.isArray(values)) checkNumbers('selectiveScan', name, values);
       return Tensor.from(values, shape, { device });
     };
     const optional = (name: keyof SelectiveScanInput, ...shapes: readonly (readonly number[])[]) =>

@@ -169,6 +169,8 @@ it('breaks a decode step down', async () => {
 
 it.each([
   [['scan', '--threads', '0'], '--threads'],
+  [['scan', '--plot', 'no/such/x.svg'], '--plot: folder'],
+  [['scan', '--output', 'no/such/x.jsonl'], '--output: folder'],
   [['scan', '--threads', '1,999'], 'At most 256 threads'],
   [['scan', '--dim', '1.5'], '--dim'],
   [['scan', '--dtype', 'f64'], 'f32, bf16, f16'],

@@ -8,7 +8,7 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { AutoModelForCausalLM } from '../../lib';
 import { FIXTURES, temporaryFolder } from '../io/folder';
 import { logitsOf } from '../models/checkpoints';
@@ -160,10 +160,16 @@ describe('convert', () => {
     ],
     ['a model that is not there', 2, /expected a folder that exists/, () => [folder.at('none'), 'made']],
     ['another dtype', 2, /--dtype/, () => [BIN, 'made', '--dtype', 'f64']],
+    ['a target without a name', 2, /folder is empty, expected where to write/, () => [BIN, '']],
+    ['a target that nothing can be in', 2, /cannot be made; /, () => [BIN, join(BIN, 'config.json', 'x')]],
     ['no target', 2, /missing required argument 'folder'/, () => [BIN]],
   ])('refuses %s', async (_, wanted, message, args) => {
     const [source, target, ...rest] = args();
-    const { code, stderr } = await convert(source!, ...(target ? [folder.at(target)] : []), ...rest);
+    const { code, stderr } = await convert(
+      source!,
+      ...(target ? [resolve(folder.path, target)] : target === '' ? [''] : []),
+      ...rest,
+    );
     expect(stderr).toMatch(message);
     expect(code).toBe(wanted);
     expect(existsSync(folder.at('made'))).toBe(false);

@@ -99,6 +99,17 @@ describe('generate for a model of bytes', () => {
     expect([code, stdout.replace(/\n$/, '')]).toEqual([0, wanted.replace(/\n$/, '')]);
   });
 
+  it('takes no byte of a text for padding', async () => {
+    const padded = folder.at('padded');
+    await bytes.savePretrained(padded);
+    const config = JSON.parse(readFileSync(`${padded}/config.json`, 'utf8')) as object;
+    writeFileSync(`${padded}/config.json`, JSON.stringify({ ...config, pad_token_id: 0x5a }));
+    const [plain, same] = await Promise.all(
+      [model, padded].map((name) => run(['generate', name, 'ZoëZ', '-n', '9'])),
+    );
+    expect(same).toEqual(plain);
+  });
+
   it('reads and writes raw bytes, none more and none less', async () => {
     const out = folder.at('out.bin');
     const args = ['--raw', '-n', '40', '-t', '2', '--seed', '1'];

@@ -1,5 +1,6 @@
 import { once } from 'node:events';
 import { copyFileSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { temporaryFolder } from '../io/folder';
 import { ended, IDS_MODEL, run, start, TEXT_MODEL } from './run';
 
@@ -51,6 +52,7 @@ describe('generate: prompts', () => {
   });
 
   it.each<[string, string[], string | Uint8Array, number, string]>([
+    ['ids with an empty place', ['1, 2 ,,3', '--ids'], '', 2, 'prompt holds "", expected token ids'],
     ['an empty prompt', [''], '', 2, 'prompt is empty, expected at least one token'],
     ['nothing on stdin', [], '', 2, 'prompt is empty, expected at least one token'],
     [
@@ -116,6 +118,11 @@ describe('generate: options', () => {
     [['--eos', '512'], '--eos holds 512, expected token ids from 0 to 511'],
     [['--stop', ''], 'stop holds ""'],
     [['--greedy', '--sample'], "option '--greedy' cannot be used with option '--sample'"],
+    [['--greedy', '--top-k', '5'], "option '--greedy' cannot be used with option '--top-k <k>'"],
+    [['--greedy', '-t', '2'], "option '--greedy' cannot be used with option '-t, --temperature <t>'"],
+    [['--seed', '18446744073709551616'], '--seed is 18446744073709551616, expected a whole number of at'],
+    [['--load-state', '/dev/zero'], '/dev/zero: is not a regular file, nor a pipe'],
+    [['--save-state', tmpdir()], `--save-state: ${tmpdir()} is a folder, expected a file to write`],
     [['--nope'], "unknown option '--nope'"],
   ])('refuses %p', async (args, message) => {
     const { code, stdout, stderr } = await generate('Once', ...args);

@@ -39,5 +39,11 @@ describe('inspect --router', () => {
     const dense = await run(['inspect', TEXT_MODEL, '--router', svg, '--prompt', 'a']);
     expect(dense).toMatchObject({ code: 2 });
     expect(dense.stderr).toContain('the model has no experts');
+    const late = await run(['inspect', TEXT_MODEL, '--router', folder.at('none', 'x.svg'), '--prompt', 'a']);
+    expect(late).toMatchObject({ code: 2 });
+    expect(late.stderr).toContain(`--router: folder ${folder.at('none')} does not exist`);
+    const alone = await run(['inspect', TEXT_MODEL, '--prompt', 'a']);
+    expect(alone).toMatchObject({ code: 2, stdout: '' });
+    expect(alone.stderr).toContain('--prompt is for what --router runs, which is missing');
   });
 });

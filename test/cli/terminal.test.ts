@@ -48,6 +48,7 @@ describe('inFlags', () => {
     ],
     ['setThreads: count is 0, expected 1', '--threads is 0, expected 1'],
     ["device: name is 'x', expected cpu", "--device is 'x', expected cpu"],
+    ["device: SELECTIVE_SCAN_DEVICE is 'x', expected", "SELECTIVE_SCAN_DEVICE is 'x', expected"],
     ["device: 'cuda' is not available", "device 'cuda' is not available"],
     ['/models/a/config.json: file does not exist', '/models/a/config.json: file does not exist'],
   ])('%s', (message, expected) => expect(inFlags(message)).toBe(expected));
