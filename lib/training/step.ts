@@ -58,12 +58,27 @@ export class Passes {
    */
   add(batch: TrainingBatch, count: number, steps = 0, part = 0): void {
     const { ids, labels, offsets, graph } = this.#pass(batch);
-    this.#factor.set(Float32Array.of(1 / count));
     ids.set(batch.ids);
     labels.set(batch.labels);
     offsets.set(batch.offsets);
-    this.#routers?.begin(countLabels([batch]) / count, steps, part);
+    this.#begin(batch, count, steps, part);
     graph.replay();
+  }
+
+  /** The same op by op, nothing being recorded as a graph: to see what each takes. */
+  addDirectly(batch: TrainingBatch, count: number): void {
+    this.#begin(batch, count, 0, 0);
+    scope(() => {
+      const ints = (values: Int32Array) => Tensor.from(values, [values.length], { device: this.#device });
+      const [ids, labels, offsets] = [ints(batch.ids), ints(batch.labels), ints(batch.offsets)];
+      const slots = ints(new Int32Array(batch.offsets.length - 1));
+      this.#record({ ids, labels, offsets, slots }, this.#bound(batch.offsets));
+    });
+  }
+
+  #begin(batch: TrainingBatch, count: number, steps: number, part: number): void {
+    this.#factor.set(Float32Array.of(1 / count));
+    this.#routers?.begin(countLabels([batch]) / count, steps, part);
   }
 
   /** Queues the optimizer's step. */
@@ -83,7 +98,7 @@ export class Passes {
   }
 
   #pass({ ids, offsets }: TrainingBatch): Pass {
-    const longest = this.#model.backbone.bounded ? boundOf(offsets) : undefined;
+    const longest = this.#bound(offsets);
     const key = [ids.length, offsets.length, longest].join(':');
     const known = this.#passes.get(key);
     if (known) {
@@ -112,6 +127,10 @@ export class Passes {
       for (const tensor of Object.values(inputs)) tensor.dispose();
       throw error;
     }
+  }
+
+  #bound(offsets: Int32Array): number | undefined {
+    return this.#model.backbone.bounded ? boundOf(offsets) : undefined;
   }
 
   #record({ ids, labels, offsets, slots }: Omit<Pass, 'graph'>, longest: number | undefined): void {
