@@ -40,7 +40,7 @@ export class Passes {
 
   /** Queues the gradients of a batch, as a share of `count` labels, and adds them to those before. */
   add(batch: TrainingBatch, count: number): void {
-    const { ids, labels, offsets, graph } = this.#pass(batch);
+    const { ids, labels, offsets, graph } = this.#pass(batch.ids.length, batch.offsets.length);
     this.#factor.set(Float32Array.of(1 / count));
     ids.set(batch.ids);
     labels.set(batch.labels);
@@ -55,8 +55,13 @@ export class Passes {
     this.#update.replay();
   }
 
-  #pass({ ids, offsets }: TrainingBatch): Pass {
-    const key = `${ids.length}:${offsets.length}`;
+  /** Records the passes of batches of so many tokens and sequences, for when they come. */
+  prepare(tokens: number, sequences: number): void {
+    this.#pass(tokens, sequences + 1);
+  }
+
+  #pass(tokens: number, bounds: number): Pass {
+    const key = `${tokens}:${bounds}`;
     const known = this.#passes.get(key);
     if (known) {
       this.#passes.delete(key); // the last used stays longest
@@ -70,10 +75,10 @@ export class Passes {
     }
     const ints = (length: number) => keep(Tensor.empty([length], 'i32', this.#device));
     const inputs = {
-      ids: ints(ids.length),
-      labels: ints(ids.length),
-      offsets: ints(offsets.length),
-      slots: ints(offsets.length - 1),
+      ids: ints(tokens),
+      labels: ints(tokens),
+      offsets: ints(bounds),
+      slots: ints(bounds - 1),
     };
     try {
       const graph = capture(this.#device, () => scope(() => this.#record(inputs)));
