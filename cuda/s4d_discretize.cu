@@ -2,7 +2,7 @@
 //   E = exp(dt A) - 1, Bbar = E / A;   by the bilinear rule E = dt A / (1 - dt A / 2), Bbar = E / A
 // with A = -exp(log_a_real) + i a_imag, dt = exp(log_dt). A thread makes one state, in f64: once for
 // each set of weights.
-#include "device/complex.cuh"
+#include "device/s4d_state.cuh"
 #include "stream.h"
 
 namespace ss::cuda {
@@ -22,23 +22,12 @@ __global__ void discretize(const Given g, float2* E, float2* W) {
   if (i >= g.d * g.n) return;
   const int64_t c = i / g.n, j = i % g.n;
   const double dt = exp(static_cast<double>(g.log_dt[c]));
-  const Complex A{-exp(static_cast<double>(g.log_a_real[c * g.log_a_stride + j])),
-                  g.a_imag[c * g.a_imag_stride + j]};
-  const Complex z{dt * A.re, dt * A.im};
-  Complex e, input;  // Bbar / B
-  if (g.bilinear) {
-    const Complex below{1 - z.re / 2, -z.im / 2};
-    e = over(z, below);
-    input = over({dt, 0}, below);
-  } else {
-    const double half = sin(z.im / 2);
-    e = {expm1(z.re) * cos(z.im) - 2 * half * half, exp(z.re) * sin(z.im)};
-    // Where A underflows to 0 the hold is a plain sum.
-    input = A.re == 0 && A.im == 0 ? Complex{dt, 0} : over(e, A);
-  }
+  const S4dState state = s4d_state(dt, g.log_a_real[c * g.log_a_stride + j],
+                                   g.a_imag[c * g.a_imag_stride + j], g.bilinear);
+  Complex input = state.input;
   if (g.B) input = times(input, pair(g.B + c * g.B_stride, j));
   const Complex w = times(input, pair(g.C + c * g.C_stride, j));
-  E[i] = rounded(e);
+  E[i] = rounded(state.e);
   W[i] = rounded(w);
 }
 

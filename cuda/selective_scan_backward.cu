@@ -47,7 +47,7 @@ void launch_walk(Stream& stream, ScanBackward<typename W::T> s, const Sums& out)
     cudaFuncSetAttribute(scan_edges<W>, cudaFuncAttributeMaxDynamicSharedMemorySize, W::kEdgeBytes);
   cudaFuncSetAttribute(scan_back<W>, cudaFuncAttributeMaxDynamicSharedMemorySize, W::kBytes);
   scan_edges<W><<<static_cast<unsigned>(items), W::kThreads, W::kEdgeBytes, stream.handle>>>(s);
-  const dim3 grid(static_cast<unsigned>(ceil_div(row, 128)), static_cast<unsigned>(s.sequences.count));
+  const dim3 grid(static_cast<unsigned>(ceil_div(row, 128)), static_cast<unsigned>(s.sequences.count), 2);
   join_edges<T><<<grid, 128, 0, stream.handle>>>(s);
   scan_back<W><<<static_cast<unsigned>(resident), W::kThreads, W::kBytes, stream.handle>>>(s);
   if (!constant) {
@@ -68,8 +68,8 @@ void walk(Stream& stream, const ScanBackward<T>& s, const Sums& out) {
   const bool any = s.B_constant || s.C_constant;
   if (s.n <= 8 && !any) return launch_walk<Walk<T, 4, 2, 2, 8, false>>(stream, s, out);
   if (s.n <= 16)
-    return any ? launch_walk<Walk<T, 4, 4, 4, 8, true>>(stream, s, out)
-               : launch_walk<Walk<T, 4, 4, 4, 8, false>>(stream, s, out);
+    return any ? launch_walk<Walk<T, 4, 4, 2, 8, true>>(stream, s, out)
+               : launch_walk<Walk<T, 4, 4, 2, 8, false>>(stream, s, out);
   if (s.n <= 64)
     return any ? launch_walk<Walk<T, 4, 16, 4, 8, true>>(stream, s, out)
                : launch_walk<Walk<T, 4, 16, 4, 8, false>>(stream, s, out);

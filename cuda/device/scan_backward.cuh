@@ -35,6 +35,8 @@ struct ScanBackward {
   unsigned group_blocks, blocks;  // blocks of channels: of a group, of all; none spans two groups
 };
 
+__host__ __device__ constexpr int smallest(int a, int b) { return a < b ? a : b; }
+
 template <class T_, int States, int Lanes, int Own, int Steps, bool Any>
 struct Walk {
   using T = T_;
@@ -53,7 +55,8 @@ struct Walk {
   static constexpr int kEdge = 3 * kTokens + 2 * kSteps * kN;  // all that scan_edges has
   static constexpr int kEdgeBytes = kEdge * static_cast<int>(sizeof(float));
   static constexpr int kBytes = kEdgeBytes + (3 * kTokens + kHistory) * static_cast<int>(sizeof(float));
-  static constexpr int kBlocks = 2;  // of a multiprocessor at once
+  // Of a multiprocessor at once: what its shared memory holds, and enough registers for each.
+  static constexpr int kBlocks = smallest(Own * States > 8 ? 3 : 4, (227 << 10) / (kBytes + 1024));
   static constexpr int kTileFloats = kThreads * kHeld;  // h of a block
 
   float *dt, *dtu, *g;     // [step][channel]

@@ -86,9 +86,11 @@ __global__ void __launch_bounds__(W::kThreads)
   w.store(dh, s.n, s.end + row);
 }
 
-// From what pieces add to what they start from: a thread has one state of one sequence.
+// From what pieces add to what they start from: a thread has one state of one sequence, of h or of dh.
+// Some pieces ahead are asked for together, since each by itself would be waited for.
 template <class T>
 __global__ void join_edges(const __grid_constant__ ScanBackward<T> s) {
+  constexpr int kAhead = 8;
   const int64_t at = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, row = s.d * s.n;
   if (at >= row) return;
   const float A = s.A[at / s.n * s.A_stride + at % s.n] * kLog2e;
@@ -96,19 +98,23 @@ __global__ void join_edges(const __grid_constant__ ScanBackward<T> s) {
   const auto whole = s.sequences.whole(blockIdx.y);
   const int64_t count = (whole.stop - whole.start + (int64_t{1} << s.shift) - 1) >> s.shift;
   if (count < 2) return;
-  const auto decay = [&](int64_t piece) {
-    return exp2_approx(A * s.time[piece * s.d + at / s.n]);
-  };
-  float h = 0, dh = 0;
-  for (int64_t p = first; p < first + count; p++) {
-    const float added = s.start[p * row + at];
-    s.start[p * row + at] = h;
-    h = fmaf(decay(p), h, added);
-  }
-  for (int64_t p = first + count - 1; p >= first; p--) {
-    const float added = s.end[p * row + at];
-    s.end[p * row + at] = dh;
-    dh = fmaf(decay(p), dh, added);
+  const bool back = blockIdx.z == 1;
+  float* edge = (back ? s.end : s.start) + at;
+  const float* time = s.time + at / s.n;
+  float carried = 0;
+  for (int64_t done = 0; done < count; done += kAhead) {
+    float added[kAhead], span[kAhead];
+#pragma unroll
+    for (int i = 0; i < kAhead; i++) {
+      const int64_t p = first + (back ? count - 1 - done - i : done + i);
+      if (done + i < count) added[i] = edge[p * row], span[i] = time[p * s.d];
+    }
+#pragma unroll
+    for (int i = 0; i < kAhead; i++) {
+      if (done + i >= count) break;
+      edge[(first + (back ? count - 1 - done - i : done + i)) * row] = carried;
+      carried = fmaf(exp2_approx(A * span[i]), carried, added[i]);
+    }
   }
 }
 

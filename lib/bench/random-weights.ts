@@ -4,7 +4,7 @@ import { convert, type FloatFormat } from '../io/convert';
 import type { JsonObject } from '../io/json';
 import { familyOf } from '../models';
 import { seeded, type Init, type Random } from '../nn/init';
-import { Weights, type Source } from '../nn/weights';
+import { Weights, type Place, type Source } from '../nn/weights';
 import { copySlots } from '../ops/elementwise';
 import { scope, Tensor } from '../tensor';
 
@@ -62,15 +62,16 @@ function copyTensor(device: Device, from: Tensor, to: Tensor): void {
   });
 }
 
-/** A model of random weights, ready at once. `json` is what config.json would hold. */
+/** A model of random weights, ready at once. `json` is what config.json would hold; `place` as in `Source`. */
 export async function modelOfRandomWeights(
   json: JsonObject,
   device: Device,
   dtype: FloatFormat,
   stateDtype?: FloatFormat,
+  place?: Place,
 ): Promise<CausalLM> {
   const { config } = familyOf(json);
-  const weights = new RepeatedWeights({ device, dtype });
+  const weights = new RepeatedWeights({ device, dtype, ...(place && { place }) });
   let model: CausalLM | undefined;
   try {
     model = new CausalLM(config, { device, dtype, stateDtype, weights });

@@ -6,7 +6,7 @@ import { packageRoot } from '../loader';
 import type { DType } from '../tensor';
 import type { Spread } from './measure';
 
-/** What can be measured; the last two are peers' until training comes. */
+/** What can be measured. */
 export const benches = [
   'scan_fwd',
   'scan_steps',

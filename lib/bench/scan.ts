@@ -1,6 +1,7 @@
 import { capture } from '../capture';
 import type { Device } from '../device';
 import { selectiveScanPacked } from '../ops/scan';
+import { selectiveScanBackward } from '../ops/scan-backward';
 import { dtypeBytes, keep, scope, tensorsIn, type DType, type Tensor } from '../tensor';
 import type { Bandwidth } from './bandwidth';
 import { timeQueued } from './measure';
@@ -77,6 +78,35 @@ export async function benchScan(
   return scanResult('scan_fwd', shape, dtype, ms, bytes, options);
 }
 
+/** Bytes that any backward pass moves: u, delta, z, dy, B, C read, the gradients of all but dy written. */
+export function scanBackwardBytes({ batch, dim, length, state }: ScanShape, dtype: DType): number {
+  const perToken = dtypeBytes[dtype] * (7 * dim + 4 * state);
+  return batch * length * perToken + 4 * 2 * dim * (state + 2);
+}
+
+/** Times the gradients of the scan alone, of sequences that start from zero. */
+export async function benchScanBackward(
+  device: Device,
+  shape: ScanShape,
+  dtype: DType,
+  options: ScanOptions,
+): Promise<Result> {
+  const bytes = scanBackwardBytes(shape, dtype);
+  const ms = await timeRotating(
+    device,
+    bytes,
+    {
+      make: () => ({
+        ...scanInputs(device, shape, dtype, true),
+        dy: randomRows(device, [shape.batch * shape.length, shape.dim], dtype, [-1, 1], 8),
+      }),
+      run: (inputs) => selectiveScanBackward({ ...inputs, deltaSoftplus: true }),
+    },
+    options.runs,
+  );
+  return scanResult('scan_bwd', shape, dtype, ms, bytes, options);
+}
+
 /** Steps beyond which the reference is not recorded: a graph has a node for each. */
 export const mostSteps = 4096;
 
@@ -133,7 +163,7 @@ export function scanStep(inputs: ScanInputs, { batch, dim, length, state }: Scan
 }
 
 function scanResult(
-  bench: 'scan_fwd' | 'scan_steps',
+  bench: 'scan_fwd' | 'scan_steps' | 'scan_bwd',
   shape: ScanShape,
   dtype: DType,
   ms: Result['ms'],

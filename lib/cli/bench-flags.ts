@@ -19,6 +19,23 @@ export interface ModelFlags extends CommonFlags {
   readonly stateDtype?: FloatFormat;
 }
 
+/** Flags that hold a list of each size of a shape. */
+export type Lists<Shape> = { readonly [K in keyof Shape]?: readonly number[] };
+
+/** All combinations of the lists in `flags`, one's default where it is missing; undefined without any. */
+export function combinations<Shape extends object>(
+  flags: Lists<Shape>,
+  defaults: Readonly<Record<keyof Shape, readonly number[]>>,
+): readonly Shape[] | undefined {
+  const names = Object.keys(defaults) as (keyof Shape)[];
+  if (names.every((name) => flags[name] === undefined)) return undefined;
+  return names.reduce<readonly object[]>(
+    (shapes, name) =>
+      shapes.flatMap((shape) => (flags[name] ?? defaults[name]).map((size) => ({ ...shape, [name]: size }))),
+    [{}],
+  ) as readonly Shape[];
+}
+
 /** `1,2,8`: whole numbers from 1. */
 export function wholes(text: string): readonly number[] {
   const values = text.split(',').map(Number);

@@ -1,33 +1,29 @@
 import { Command } from 'commander';
 import { measureBandwidth } from '../bench/bandwidth';
-import { askCard, expBound } from '../bench/card';
 import { benchConv, convShapes, peerConvShapes, type ConvShape } from '../bench/conv';
 import { benchDecode, benchGenerate, breakDown, generation, peerBatches } from '../bench/decode';
 import { benchExperts } from '../bench/experts';
+import { presetConfig, presets } from '../bench/model';
 import { barsOf, plot } from '../bench/plot';
 import { benchPrefill, peerPrompts, prefillOps, withLinearity } from '../bench/prefill';
 import type { Line } from '../bench/result';
-import { roofline } from '../bench/roofline';
 import { benchS4D, s4dShapes, type S4DShape } from '../bench/s4d';
-import {
-  benchScan,
-  benchScanSteps,
-  mostSteps,
-  peerScanShapes,
-  scanShapes,
-  type ScanShape,
-} from '../bench/scan';
+import { peerTraining, TrainingBench } from '../bench/train';
 import { DeviceError } from '../errors';
-import { addModel, common, whole, wholes, type CommonFlags, type ModelFlags } from './bench-flags';
+import {
+  addModel,
+  combinations,
+  common,
+  whole,
+  wholes,
+  type CommonFlags,
+  type Lists,
+  type ModelFlags,
+} from './bench-flags';
+import { scanBackwardCommand, scanCommand } from './bench-scan';
 import { Session } from './bench-session';
-import { note } from './terminal';
 
-type Lists<Shape> = { readonly [K in keyof Shape]?: readonly number[] };
-interface ScanFlags extends CommonFlags, Lists<ScanShape> {
-  readonly reference?: boolean;
-  readonly fresh?: boolean;
-  readonly clock?: number;
-}
+type TrainFlags = ModelFlags & { readonly length?: readonly number[]; readonly breakdown?: boolean };
 type ConvFlags = CommonFlags & Lists<ConvShape>;
 type S4DFlags = CommonFlags & Lists<S4DShape>;
 type PrefillFlags = ModelFlags & { readonly lengths?: readonly number[]; readonly breakdown?: boolean };
@@ -50,19 +46,6 @@ Examples:
   $ selective-scan bench generate --device cuda --model 130m,1.4b --output results --json`;
 
 export function benchCommand(): Command {
-  const scan = common(new Command('scan').description('Time the selective scan alone.'), 20)
-    .option('--batch <list>', 'sequences', wholes)
-    .option('--dim <list>', 'channels', wholes)
-    .option('--length <list>', 'tokens of each sequence', wholes)
-    .option('--state <list>', 'state size', wholes)
-    .option('--fresh', 'start from zero and keep no states (as the shapes of peers do)')
-    .option('--reference', `also time it unfused: one call for each token, up to ${mostSteps}`)
-    .option('--clock <MHz>', "the GPU's highest clock, where nvidia-smi cannot tell it", whole)
-    .addHelpText(
-      'after',
-      "\nWithout sizes: shapes of the 130m and 2.8b models, on a GPU its peers'. With lists: all combinations.",
-    )
-    .action(scans);
   const conv = common(new Command('conv').description('Time the causal convolution alone.'), 20)
     .option('--batch <list>', 'sequences', wholes)
     .option('--dim <list>', 'channels', wholes)
@@ -105,42 +88,54 @@ export function benchCommand(): Command {
     .option('--tokens <list>', 'tokens together', wholes, [1, 64])
     .addHelpText('after', '\nBeside each time: that of routing alone, and of a plain loop over the experts.')
     .action(expertLayers);
+  const train = common(addModel(new Command('train').description('Time steps of training.')), 5)
+    .option('--batch <list>', 'sequences together (default: 1; on a GPU 8)', wholes)
+    .option('--length <list>', 'tokens of each (default: 128; on a GPU 2048)', wholes)
+    .option('--breakdown', 'also show the time of each kind of op')
+    .action(trains);
   return new Command('bench')
-    .description('Measure speed on this machine: single ops, prompts, generation.')
-    .addCommand(scan)
+    .description('Measure speed on this machine: single ops, prompts, generation, training.')
+    .addCommand(scanCommand())
+    .addCommand(scanBackwardCommand())
     .addCommand(conv)
     .addCommand(s4d)
     .addCommand(prefill)
     .addCommand(decode)
     .addCommand(generate)
+    .addCommand(train)
     .addCommand(experts)
     .addHelpText('after', help);
 }
 
-async function scans(flags: ScanFlags): Promise<void> {
-  const session = await Session.open(flags, 'scan', ['bf16', 'f32']);
-  const { device, isGpu } = session;
-  const chosen = combinations<ScanShape>(flags, { batch: [1], dim: [1536], length: [2048], state: [16] });
-  const shapes = chosen ?? (isGpu ? peerScanShapes : scanShapes);
-  const fresh = flags.fresh ?? (isGpu && chosen === undefined);
-  const bound = expBound(device, flags.clock ?? askCard(device)?.clock);
-  if (isGpu && bound === undefined) {
-    note('nvidia-smi tells no clock: no bound of the special-function units; --clock gives it');
-  }
+async function trains(flags: TrainFlags): Promise<void> {
+  const session = await Session.open(flags, 'train_step', ['bf16']);
+  const { device, isGpu, dtypes } = session;
+  const { batch, length } = isGpu ? peerTraining : { batch: 1, length: 128 };
   await session.eachThreads(async () => {
-    const bandwidth = await measureBandwidth(device);
-    const options = { bandwidth, expBound: bound, fresh, runs: flags.runs };
-    for (const dtype of session.dtypes) {
-      for (const shape of shapes) {
-        await session.add(await benchScan(device, shape, dtype, options));
-        if (flags.reference && shape.length <= mostSteps) {
-          await session.add(await benchScanSteps(device, shape, dtype, options));
+    for (const name of flags.model) {
+      const preset = presets[name];
+      if (!preset)
+        throw new RangeError(`bench train: --model is ${name}, expected ${Object.keys(presets).join(', ')}`);
+      for (const dtype of dtypes) {
+        const bench = await TrainingBench.open(device, name, presetConfig(...preset), dtype);
+        try {
+          for (const sequences of flags.batch ?? [batch]) {
+            for (const tokens of flags.length ?? [length]) {
+              const shape = { batch: sequences, length: tokens };
+              await session.add(await bench.time(shape, flags.runs));
+              if (flags.breakdown) session.addOps(await bench.ops(shape));
+            }
+          }
+        } finally {
+          bench.dispose();
+          device.trim();
         }
-        device.trim();
       }
     }
   });
-  await session.finish(roofline);
+  await session.finish(
+    bars('Steps of training (sequences × tokens)', 'tokens per second', 'tokensPerSecond'),
+  );
 }
 
 async function convs(flags: ConvFlags): Promise<void> {
@@ -178,20 +173,6 @@ async function s4ds(flags: S4DFlags): Promise<void> {
     }
   });
   await session.finish(bars('S4D (batch × channels × tokens)', 'tokens per second', 'tokensPerSecond'));
-}
-
-/** All combinations of the lists in `flags`, one's default where it is missing; undefined without any. */
-function combinations<Shape extends object>(
-  flags: Lists<Shape>,
-  defaults: Readonly<Record<keyof Shape, readonly number[]>>,
-): readonly Shape[] | undefined {
-  const names = Object.keys(defaults) as (keyof Shape)[];
-  if (names.every((name) => flags[name] === undefined)) return undefined;
-  return names.reduce<readonly object[]>(
-    (shapes, name) =>
-      shapes.flatMap((shape) => (flags[name] ?? defaults[name]).map((size) => ({ ...shape, [name]: size }))),
-    [{}],
-  ) as readonly Shape[];
 }
 
 const bars = (title: string, axis: string, figure: string) => (lines: readonly Line[]) =>

@@ -43,6 +43,8 @@ export interface Backbone {
   readonly head: { readonly weight: Tensor; readonly bias?: Tensor | undefined };
   /** [t, hiddenSize] to f32[t, vocabSize]. */
   logits(hidden: Tensor): Tensor;
+  /** Whether it makes use of `Batch.longest`, so that a recorded pass is for sequences of at most that length. */
+  readonly bounded?: boolean;
   dispose(): void;
 }
 

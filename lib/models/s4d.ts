@@ -75,6 +75,7 @@ const sigmoid = 3;
 
 class S4DBackbone implements Backbone {
   readonly stateParts: readonly StatePart[];
+  readonly bounded = true;
   readonly head: { readonly weight: Tensor }; // [vocabSize, hiddenSize]
   readonly #config: S4DModelConfig;
   readonly #activations: DType;

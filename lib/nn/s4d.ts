@@ -1,3 +1,4 @@
+import { isRecording } from '../autograd/tape';
 import { DeviceError } from '../errors';
 import { fftConv, s4dDiscretize, s4dKernel, s4dScan } from '../ops/s4d';
 import { keep, scope, type Tensor } from '../tensor';
@@ -60,14 +61,18 @@ export class S4DMixer {
   /** Once the parameters are loaded or changed: the discrete system, which every call needs. */
   ready(): void {
     this.dispose();
-    const { E, W } = s4dDiscretize({
+    const { E, W } = this.#discretize();
+    this.#system = { E: keep(E), W: keep(W) };
+  }
+
+  #discretize() {
+    return s4dDiscretize({
       logDt: this.#logDt,
       logAReal: this.#logAReal,
       aImag: this.#aImag,
       C: this.#C,
       bilinear: this.#config.discretization === 'bilinear',
     });
-    this.#system = { E: keep(E), W: keep(W) };
   }
 
   /**
@@ -76,12 +81,14 @@ export class S4DMixer {
    * @throws DeviceError where `mode` asks for a convolution and the device has no FFTs.
    */
   forward(u: Tensor, { offsets, slots, state, longest, mode }: S4DBatch): Tensor {
-    const { E, W } = this.#system!;
+    // While gradients are recorded it follows from the parameters, and not from what is kept.
+    const { E, W } = isRecording() ? this.#discretize() : this.#system!;
     const [tokens, d] = u.shape as [number, number];
     const l = Math.min(longest ?? tokens, tokens);
     const shape = { sequences: offsets.shape[0]! - 1, tokens, longest: l, d, n: this.#config.dState / 2 };
-    if (state || chooseExecution(mode, u.device, shape) === 'recurrent')
-      return s4dScan({ u, E, W, D: this.#D, offsets, slots, state });
+    const inTraining = isRecording() && u.device.fft.found ? 'convolutional' : 'recurrent';
+    const chosen = mode === 'auto' && isRecording() ? inTraining : chooseExecution(mode, u.device, shape);
+    if (state || chosen === 'recurrent') return s4dScan({ u, E, W, D: this.#D, offsets, slots, state });
     if (!u.device.fft.found) throw new DeviceError(`S4D: mode is convolutional; ${u.device.fft.text}`);
     return scope(() => fftConv({ u, kernel: s4dKernel({ E, W, l }), D: this.#D, offsets }));
   }

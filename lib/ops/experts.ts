@@ -1,4 +1,7 @@
+import type { InputGradients } from '../autograd/tape';
 import { op } from '../op';
+import type { Tensor } from '../tensor';
+import { activateBackward } from './experts-backward';
 import { fewerThan } from './routing';
 
 /**
@@ -114,4 +117,14 @@ export const activate = op('activate', {
   out: { y: 'T[t,d]' },
   check: (size) =>
     [0, 1, 2, 3].includes(size('kind')!) ? undefined : `kind is ${size('kind')}, expected 0, 1, 2 or 3`,
+  saves: ['x', 'factor'],
+  vjp: ({ args, grad }): InputGradients => {
+    const { dx, dfactor } = activateBackward({
+      x: args['x'] as Tensor,
+      factor: args['factor'] as Tensor | undefined,
+      dy: grad['y']!,
+      kind: args['kind'] as number | undefined,
+    });
+    return { x: dx, factor: dfactor };
+  },
 });

@@ -1,11 +1,8 @@
+import type { InputGradients } from '../autograd/tape';
 import { op } from '../op';
-
-/** A channel's states stay on chip: what the registers of a CUDA block can hold. */
-const mostStates = 256;
-const tooManyStates = (size: (name: string) => number | undefined) =>
-  size('n')! > mostStates
-    ? `E has ${size('n')} states for a channel, expected at most ${mostStates}`
-    : undefined;
+import type { Tensor } from '../tensor';
+import { fftConvBackward, s4dDiscretizeBackward, s4dKernelBackward } from './s4d-backward';
+import { tooManyStates } from './scan-states';
 
 /**
  * S4D's parameters as a discrete system (Gu et al. 2022, section 3 and listing 1), one complex number
@@ -28,6 +25,21 @@ export const s4dDiscretize = op('s4d_discretize', {
   },
   attrs: { bilinear: false },
   out: { E: 'f32[d,n,2]', W: 'f32[d,n,2]' },
+  saves: ['logDt', 'logAReal', 'aImag', 'B', 'C'],
+  vjp: ({ args, grad }): InputGradients => {
+    const given = (name: string) => args[name] as Tensor;
+    const d = s4dDiscretizeBackward({
+      logDt: given('logDt'),
+      logAReal: given('logAReal'),
+      aImag: given('aImag'),
+      B: args['B'] as Tensor | undefined,
+      C: given('C'),
+      dE: grad['E'],
+      dW: grad['W'],
+      bilinear: args['bilinear'] as boolean | undefined,
+    });
+    return { logDt: d.dlogDt, logAReal: d.dlogAReal, aImag: d.daImag, B: d.dB, C: d.dC };
+  },
 });
 
 /**
@@ -50,7 +62,7 @@ export const s4dScan = op('s4d_scan', {
     state: 'f32[p,d,n,2]?!',
   },
   out: { y: 'T[t,d]' },
-  check: tooManyStates,
+  check: (size) => tooManyStates(size('n')!, 'E'),
 });
 
 /**
@@ -61,7 +73,16 @@ export const s4dKernel = op('s4d_kernel', {
   in: { E: 'f32[d,n,2]', W: 'f32[d,n,2]' },
   attrs: { l: 0 },
   out: { kernel: 'f32[d,l]' },
-  check: tooManyStates,
+  check: (size) => tooManyStates(size('n')!, 'E'),
+  saves: ['E', 'W'],
+  vjp: ({ args, grad }): InputGradients => {
+    const { dE, dW } = s4dKernelBackward({
+      E: args['E'] as Tensor,
+      W: args['W'] as Tensor,
+      dkernel: grad['kernel']!,
+    });
+    return { E: dE, W: dW };
+  },
 });
 
 /**
@@ -73,4 +94,15 @@ export const s4dKernel = op('s4d_kernel', {
 export const fftConv = op('fft_conv', {
   in: { u: 'T[t,d]', kernel: 'f32[d,l]', D: 'f32[d]?', offsets: 'i32[s+1]' },
   out: { y: 'T[t,d]' },
+  saves: ['u', 'kernel', 'D', 'offsets'],
+  vjp: ({ args, grad }): InputGradients => {
+    const { du, dkernel, dD } = fftConvBackward({
+      u: args['u'] as Tensor,
+      kernel: args['kernel'] as Tensor,
+      D: args['D'] as Tensor | undefined,
+      offsets: args['offsets'] as Tensor,
+      dy: grad['y']!,
+    });
+    return { u: du, kernel: dkernel, D: dD };
+  },
 });

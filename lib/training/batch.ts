@@ -21,6 +21,10 @@ export interface BatchSource {
 export const countLabels = (batches: readonly TrainingBatch[]): number =>
   batches.reduce((sum, { labels }) => sum + labels.reduce((n, label) => n + Number(label !== -100), 0), 0);
 
+/** Tokens of the longest sequence. */
+export const longestOf = (offsets: Int32Array): number =>
+  offsets.reduce((most, end, i) => (i > 0 ? Math.max(most, end - offsets[i - 1]!) : most), 0);
+
 /** @throws TypeError, RangeError that name what is wrong with a batch. */
 export function checkBatch(call: string, { ids, labels, offsets }: TrainingBatch): void {
   for (const [name, value] of Object.entries({ ids, labels, offsets }))

@@ -4,7 +4,7 @@ import { observing } from '../op';
 import { cast, fill, scale } from '../ops/elementwise';
 import { addSquares } from '../ops/optimizer';
 import { keep, scope, Tensor } from '../tensor';
-import type { TrainingBatch } from './batch';
+import { longestOf, type TrainingBatch } from './batch';
 import type { Parameters } from './parameters';
 
 const matrix = (tensor: Tensor): Tensor =>
@@ -89,7 +89,8 @@ function passes(
 ): void {
   const { device } = model;
   const ints = (values: Int32Array) => Tensor.from(values, [values.length], { device });
-  const packing = { offsets: ints(offsets), slots: ints(new Int32Array(offsets.length - 1)) };
+  const slots = ints(new Int32Array(offsets.length - 1));
+  const packing = { offsets: ints(offsets), slots, longest: longestOf(offsets) };
   const factor = Tensor.from([lossScale / ids.length], [1], { device });
   const { gradients } = grad(
     () => model.loss(ints(ids), packing, ints(labels), factor),

@@ -27,13 +27,13 @@ export interface TrainingPlan {
 }
 
 /**
- * What training a model with batches of so many tokens and sequences takes: it is built and a step
+ * What training a model with batches of so many rows of one length takes: it is built and a step
  * recorded on the device, but no parameter is drawn and nothing run.
  */
 export function planTraining(
   json: JsonObject,
   { device: on, seed: _seed, tokenizer: _tokenizer, ...options }: TrainerOptions,
-  batch: { readonly tokens: number; readonly sequences: number },
+  batch: { readonly rows: number; readonly length: number },
 ): TrainingPlan {
   const complete = completeOptions('planTraining', options);
   const device = openDevice(on);
@@ -51,7 +51,7 @@ export function planTraining(
     const passes = new Passes(model, parameters, optimizer);
     made.unshift(passes);
     const standing = device.held().used;
-    passes.prepare(batch.tokens, batch.sequences);
+    passes.prepare(Int32Array.from({ length: batch.rows + 1 }, (_, i) => i * batch.length));
     const total = device.held().used - before;
     const sum = (...names: readonly ('parameter' | 'copy' | 'gradient' | 'm' | 'v' | 'average')[]) =>
       parameters.blocks.reduce(

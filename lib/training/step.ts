@@ -4,7 +4,7 @@ import type { Device } from '../device';
 import type { Model } from '../models/model';
 import { accumulate, mul } from '../ops/elementwise';
 import { keep, scope, Tensor } from '../tensor';
-import type { TrainingBatch } from './batch';
+import { longestOf, type TrainingBatch } from './batch';
 import type { Optimizer } from './optimizer';
 import type { Parameters } from './parameters';
 
@@ -40,7 +40,7 @@ export class Passes {
 
   /** Queues the gradients of a batch, as a share of `count` labels, and adds them to those before. */
   add(batch: TrainingBatch, count: number): void {
-    const { ids, labels, offsets, graph } = this.#pass(batch.ids.length, batch.offsets.length);
+    const { ids, labels, offsets, graph } = this.#pass(batch.ids.length, batch.offsets);
     this.#factor.set(Float32Array.of(1 / count));
     ids.set(batch.ids);
     labels.set(batch.labels);
@@ -55,13 +55,14 @@ export class Passes {
     this.#update.replay();
   }
 
-  /** Records the passes of batches of so many tokens and sequences, for when they come. */
-  prepare(tokens: number, sequences: number): void {
-    this.#pass(tokens, sequences + 1);
+  /** Records the passes of batches of such sequences, for when they come. */
+  prepare(offsets: Int32Array): void {
+    this.#pass(offsets.at(-1)!, offsets);
   }
 
-  #pass(tokens: number, bounds: number): Pass {
-    const key = `${tokens}:${bounds}`;
+  #pass(tokens: number, offsets: Int32Array): Pass {
+    const longest = this.#model.backbone.bounded ? boundOf(offsets) : undefined;
+    const key = [tokens, offsets.length, longest].join(':');
     const known = this.#passes.get(key);
     if (known) {
       this.#passes.delete(key); // the last used stays longest
@@ -77,11 +78,11 @@ export class Passes {
     const inputs = {
       ids: ints(tokens),
       labels: ints(tokens),
-      offsets: ints(bounds),
-      slots: ints(bounds - 1),
+      offsets: ints(offsets.length),
+      slots: ints(offsets.length - 1),
     };
     try {
-      const graph = capture(this.#device, () => scope(() => this.#record(inputs)));
+      const graph = capture(this.#device, () => scope(() => this.#record(inputs, longest)));
       const pass = { ...inputs, graph };
       this.#passes.set(key, pass);
       return pass;
@@ -91,13 +92,14 @@ export class Passes {
     }
   }
 
-  #record({ ids, labels, offsets, slots }: Omit<Pass, 'graph'>): void {
+  #record({ ids, labels, offsets, slots }: Omit<Pass, 'graph'>, longest: number | undefined): void {
     const { leaves, copies } = this.#parameters;
     const { scale, loss } = this.#optimizer;
     const one = (x: Tensor) => x.reshape([1, 1]);
     const factor = mul(one(this.#factor), one(scale)).reshape([1]);
+    const packing = { offsets, slots, ...(longest !== undefined && { longest }) };
     const { value } = grad(
-      () => this.#model.loss(ids, { offsets, slots }, labels, factor),
+      () => this.#model.loss(ids, packing, labels, factor),
       leaves.map(({ parameter }) => parameter),
       { into: leaves.map(({ gradient }) => gradient), copies },
     );
@@ -110,6 +112,12 @@ export class Passes {
     this.#update?.dispose();
     this.#factor.dispose();
   }
+}
+
+/** What no sequence is longer than: one of few numbers, so that few passes are recorded. */
+function boundOf(offsets: Int32Array): number {
+  const longest = longestOf(offsets);
+  return Math.min(offsets.at(-1)!, longest % 256 === 0 ? longest : 2 ** Math.ceil(Math.log2(longest)));
 }
 
 function release({ graph, ids, labels, offsets, slots }: Pass): void {

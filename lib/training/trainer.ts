@@ -9,7 +9,7 @@ import { familyOf } from '../models';
 import type { Extras } from '../models/save';
 import { Weights } from '../nn/weights';
 import { scope, Tensor } from '../tensor';
-import { checkBatch, countLabels, type TrainingBatch } from './batch';
+import { checkBatch, countLabels, longestOf, type TrainingBatch } from './batch';
 import { firstNotFinite } from './diagnosis';
 import { Optimizer, type StepReport } from './optimizer';
 import { completeOptions, type CompleteOptions, type TrainingOptions } from './options';
@@ -175,7 +175,7 @@ export class Trainer {
       const loss = scope(() => {
         const ints = (values: Int32Array) => Tensor.from(values, [values.length], { device });
         const slots = ints(Int32Array.from({ length: batch.offsets.length - 1 }, (_, i) => i));
-        const packing = { offsets: ints(batch.offsets), slots };
+        const packing = { offsets: ints(batch.offsets), slots, longest: longestOf(batch.offsets) };
         const factor = Tensor.from([1], [1], { device });
         return this.model.loss(ints(batch.ids), packing, ints(batch.labels), factor);
       });

@@ -22,6 +22,12 @@ const scan: Readonly<Record<string, Fill>> = {
 /** Real and imaginary part of Ā - 1 in turn, with |Ā| below 1. */
 const decay: Fill = (random, _, i) => (i % 2 === 0 ? -0.05 - 0.9 * random() : 0.6 * random() - 0.3);
 
+const system: Readonly<Record<string, Fill>> = {
+  logDt: (random) => Math.log(1e-3) + Math.log(1e2) * random(),
+  logAReal: (random) => Math.log(0.5) + 0.5 * normal(random),
+  aImag: (random) => 30 * normal(random),
+};
+
 const labels: Fill = (random, sizes, i) => (i % 3 === 2 ? -100 : below('v')(random, sizes));
 
 /** By op and argument. */
@@ -45,14 +51,13 @@ export const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
     scaler: (_, _sizes, i) => [1024, 3, 7, 1, 0.5, 2][i]!,
   },
   adamw: { v: (random) => random(), control: (_, _sizes, i) => [1, 0.5, 0.01, 0.3, 0.2][i]! },
-  s4d_discretize: {
-    logDt: (random) => Math.log(1e-3) + Math.log(1e2) * random(),
-    logAReal: (random) => Math.log(0.5) + 0.5 * normal(random),
-    aImag: (random) => 30 * normal(random),
-  },
+  s4d_discretize: system,
+  s4d_discretize_backward: system,
   s4d_scan: { offsets, slots: slots('p'), E: decay },
   s4d_kernel: { E: decay },
+  s4d_kernel_backward: { E: decay },
   fft_conv: { offsets, kernel: narrow('l') },
+  fft_conv_backward: { offsets, kernel: narrow('l') },
   mamba_step: {
     offsets: (_, _sizes, i) => i,
     slots: slots('p'),

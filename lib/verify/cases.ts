@@ -62,8 +62,8 @@ const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
   layer_norm_backward: several,
   embedding_backward: (sizes) => ({ ...sizes, t: sizes['rows'] === 0 ? 0 : sizes['t']! }),
   s4d_scan: (sizes) => ({ ...sizes, ...pool(sizes) }),
-  // No sequence is longer than the kernel.
-  fft_conv: (sizes) => ({ ...sizes, ...pool(sizes), l: Math.max(sizes['l']!, sizes['t']!) }),
+  fft_conv: convolved,
+  fft_conv_backward: convolved,
   mamba_step: (sizes) => mixer(sizes),
   mamba_layer_step: (sizes) => mixer(sizes),
   sample: (sizes) => {
@@ -71,6 +71,10 @@ const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
     return { ...sizes, v, m: Math.ceil(v / 32), e: Math.min(sizes['e']!, 3) };
   },
 };
+/** No sequence is longer than the kernel. */
+function convolved(sizes: Sizes): Sizes {
+  return { ...sizes, ...pool(sizes), l: Math.max(sizes['l']!, sizes['t']!) };
+}
 const mixer = (sizes: Sizes): Sizes => ({
   ...sizes,
   w: Math.max(sizes['w']!, 1),

@@ -124,12 +124,17 @@ export function disposeAll(...records: readonly Readonly<Record<string, unknown>
 }
 
 /** What f64 gives where all that an op rounds on its way is rounded, for ops that say so. */
-function plainly(op: Op, each: Case, attrs: Attrs): Inputs | undefined {
+function plainly(op: Op, each: Case, attrs: Attrs, inputs: Inputs): Inputs | undefined {
   const dtype = each.dtypes?.['T'] ?? 'f32';
   if (dtype === 'f32') return undefined;
-  const inputs = inputsOf(op, each);
   return { ...inputs, ...references[op.opName]!(inputs, attrs, (data) => roundTo(data, dtype)) };
 }
+
+/** References update in place. */
+const copyOf = (inputs: Inputs): Inputs =>
+  Object.fromEntries(
+    Object.entries(inputs).map(([name, { shape, data }]) => [name, { shape, data: data.slice() }]),
+  );
 
 /** One call on `device` beside its reference in f64: all that it gives. */
 export async function measure(op: Op, device: Device, each: Case): Promise<Outcome[]> {
@@ -137,8 +142,8 @@ export async function measure(op: Op, device: Device, each: Case): Promise<Outco
   const args = argumentsOf(op, each, device, toTensor, inputs);
   const results = call(op, args);
   const attrs = { ...op.schema.attrs, ...constantsOf(op, each) };
+  const plain = plainly(op, each, attrs, copyOf(inputs));
   const wanted: Inputs = references[op.opName]!(inputs, attrs);
-  const plain = plainly(op, each, attrs);
   const outcomes: Outcome[] = [];
   try {
     for (const [result, tensor] of Object.entries(results)) {

@@ -1,7 +1,9 @@
 /** Every op once more, plainly and in f64: what the kernels are held to. */
 import { gradientReferences } from './gradient-reference';
+import { moeGradientReferences } from './moe-gradient-reference';
 import { moeReferences } from './moe-reference';
 import { optimizerReferences } from './optimizer-reference';
+import { s4dGradientReferences } from './s4d-gradient-reference';
 import { s4dReferences } from './s4d-reference';
 import { logSumExp, rmsNorm, row, sum, values, type Attrs, type Inputs, type Values } from './values';
 
@@ -27,11 +29,14 @@ function layerNorm({ x, weight, bias }: Inputs, eps: number): Values {
 }
 
 function matmul({ x, weight, bias }: Inputs): Values {
-  const y = values(x!.shape[0]!, weight!.shape[0]!); // [m, n]
-  for (let i = 0; i < y.shape[0]!; i++)
-    for (let j = 0; j < y.shape[1]!; j++) {
-      const w = row(weight!, j);
-      row(y, i)[j] = sum(row(x!, i).map((v, k) => v * w[k]!)) + (bias?.data[j] ?? 0);
+  const [m, n] = [x!.shape[0]!, weight!.shape[0]!];
+  const k = x!.data.length / m || 0;
+  const y = values(m, n);
+  for (let i = 0; i < m; i++)
+    for (let j = 0; j < n; j++) {
+      let total = bias?.data[j] ?? 0;
+      for (let l = 0; l < k; l++) total += x!.data[i * k + l]! * weight!.data[j * k + l]!;
+      y.data[i * n + j] = total;
     }
   return y;
 }
@@ -56,10 +61,10 @@ function causalConv1d(inputs: Inputs, attrs: Attrs): Values {
     for (let c = 0; c < d; c++) {
       const past = [...(state?.subarray(c * (w - 1), (c + 1) * (w - 1)) ?? Array<number>(w - 1).fill(0))];
       for (let t = begin; t < end; t++) {
-        past.push(row(x!, t)[c]!);
-        const total =
-          sum(row(weight!, c).map((v, k) => v * past[past.length - w + k]!)) + (bias?.data[c] ?? 0);
-        row(y, t)[c] = attrs['silu'] ? silu(total) : total;
+        past.push(x!.data[t * d + c]!);
+        let total = bias?.data[c] ?? 0;
+        for (let k = 0; k < w; k++) total += weight!.data[c * w + k]! * past[past.length - w + k]!;
+        y.data[t * d + c] = attrs['silu'] ? silu(total) : total;
       }
       state?.set(past.slice(past.length - w + 1), c * (w - 1));
     }
@@ -70,24 +75,26 @@ function selectiveScan(inputs: Inputs, attrs: Attrs): Values {
   const { u, delta, A, B, C, D, z, deltaBias } = inputs;
   const [d, n] = A!.shape as [number, number];
   const y = values(...u!.shape);
-  const coefficients = (x: Values, t: number, c: number) => {
-    if (x.shape.length === 2) return row(x, c);
-    const group = Math.floor(c / (d / x.shape[1]!));
-    return row(x, t).subarray(group * n, (group + 1) * n);
-  };
+  // Where a channel's coefficients begin: at each token those of its group, or always the same.
+  const places = ({ shape }: Values, c: number): [number, number] =>
+    shape.length === 2 ? [c * n, 0] : [Math.floor(c / (d / shape[1]!)) * n, shape[1]! * n];
   for (const [begin, end, state] of sequences(inputs))
     for (let c = 0; c < d; c++) {
       const h = state ? state.subarray(c * n, (c + 1) * n) : new Float64Array(n);
+      const a = row(A!, c);
+      const [firstB, nextB] = places(B!, c);
+      const [firstC, nextC] = places(C!, c);
       for (let t = begin; t < end; t++) {
-        let step = row(delta!, t)[c]! + (deltaBias?.data[c] ?? 0);
-        if (attrs['deltaSoftplus']) step = softplus(step);
-        const input = row(u!, t)[c]!;
+        const raw = delta!.data[t * d + c]! + (deltaBias?.data[c] ?? 0);
+        const step = attrs['deltaSoftplus'] ? softplus(raw) : raw;
+        const input = u!.data[t * d + c]!;
         let total = (D?.data[c] ?? 0) * input;
         for (let j = 0; j < n; j++) {
-          h[j] = Math.exp(step * row(A!, c)[j]!) * h[j]! + step * coefficients(B!, t, c)[j]! * input;
-          total += h[j]! * coefficients(C!, t, c)[j]!;
+          const next = Math.exp(step * a[j]!) * h[j]! + step * B!.data[firstB + t * nextB + j]! * input;
+          h[j] = next;
+          total += next * C!.data[firstC + t * nextC + j]!;
         }
-        row(y, t)[c] = z ? total * silu(row(z, t)[c]!) : total;
+        y.data[t * d + c] = z ? total * silu(z.data[t * d + c]!) : total;
       }
     }
   return y;
@@ -261,7 +268,9 @@ export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs, 
     return {};
   },
   ...moeReferences,
+  ...moeGradientReferences,
   ...gradientReferences,
   ...optimizerReferences,
   ...s4dReferences,
+  ...s4dGradientReferences,
 };

@@ -1,18 +1,18 @@
 /** S4D's ops, plainly and in f64. */
 import { row, values, type Attrs, type Inputs, type Values } from './values';
 
-type Complex = readonly [number, number];
-const times = ([a, b]: Complex, [c, d]: Complex): Complex => [a * c - b * d, a * d + b * c];
-const over = ([a, b]: Complex, [c, d]: Complex): Complex => {
+export type Complex = readonly [number, number];
+export const times = ([a, b]: Complex, [c, d]: Complex): Complex => [a * c - b * d, a * d + b * c];
+export const over = ([a, b]: Complex, [c, d]: Complex): Complex => {
   const size = c * c + d * d;
   return [(a * c + b * d) / size, (b * c - a * d) / size];
 };
 /** e^z - 1, also for small z. */
-const expm1 = ([x, y]: Complex): Complex => [
+export const expm1 = ([x, y]: Complex): Complex => [
   Math.expm1(x) * Math.cos(y) - 2 * Math.sin(y / 2) ** 2,
   Math.exp(x) * Math.sin(y),
 ];
-const at = (x: Values, c: number, j: number): Complex => [row(x, c)[2 * j]!, row(x, c)[2 * j + 1]!];
+export const at = (x: Values, c: number, j: number): Complex => [row(x, c)[2 * j]!, row(x, c)[2 * j + 1]!];
 
 function discretize({ logDt, logAReal, aImag, B, C }: Inputs, { bilinear }: Attrs): Inputs {
   const [d, n] = logAReal!.shape as [number, number];
@@ -40,16 +40,17 @@ function scan({ u, E, W, D, offsets, slots, state }: Inputs): Inputs {
     for (let c = 0; c < d; c++) {
       const kept = state && slot >= 0 ? row(state, slot).subarray(2 * c * n, 2 * (c + 1) * n) : undefined;
       const h = kept ?? new Float64Array(2 * n);
+      const [e, weights] = [row(E!, c), row(W!, c)];
       for (let t = offsets!.data[s]!; t < offsets!.data[s + 1]!; t++) {
-        const input = row(u!, t)[c]!;
+        const input = u!.data[t * d + c]!;
         let total = (D?.data[c] ?? 0) * input;
-        for (let j = 0; j < n; j++) {
-          const [re, im] = at(E!, c, j);
-          const next = times([1 + re, im], [h[2 * j]!, h[2 * j + 1]!]);
-          h.set([next[0] + input, next[1]], 2 * j);
-          total += 2 * times(at(W!, c, j), [h[2 * j]!, h[2 * j + 1]!])[0];
+        for (let j = 0; j < 2 * n; j += 2) {
+          const [re, im, x, y] = [1 + e[j]!, e[j + 1]!, h[j]!, h[j + 1]!];
+          h[j] = re * x - im * y + input;
+          h[j + 1] = re * y + im * x;
+          total += 2 * (weights[j]! * h[j]! - weights[j + 1]! * h[j + 1]!);
         }
-        row(y, t)[c] = total;
+        y.data[t * d + c] = total;
       }
     }
   }
@@ -80,9 +81,11 @@ function convolve({ u, kernel: taps, D, offsets }: Inputs): Inputs {
   for (let s = 0; s + 1 < offsets!.data.length; s++)
     for (let t = offsets!.data[s]!; t < offsets!.data[s + 1]!; t++)
       for (let c = 0; c < d; c++) {
-        let total = (D?.data[c] ?? 0) * row(u!, t)[c]!;
-        for (let k = 0; k <= t - offsets!.data[s]!; k++) total += row(taps!, c)[k]! * row(u!, t - k)[c]!;
-        row(y, t)[c] = total;
+        let total = (D?.data[c] ?? 0) * u!.data[t * d + c]!;
+        const first = c * taps!.shape[1]!;
+        for (let k = 0; k <= t - offsets!.data[s]!; k++)
+          total += taps!.data[first + k]! * u!.data[(t - k) * d + c]!;
+        y.data[t * d + c] = total;
       }
   return { y };
 }

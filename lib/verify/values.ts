@@ -11,7 +11,8 @@ export const values = (...shape: readonly number[]): Values => ({
   data: new Float64Array(shape.reduce((a, b) => a * b, 1)),
 });
 export const row = ({ shape, data }: Values, i: number): Float64Array => {
-  const length = shape.slice(1).reduce((a, b) => a * b, 1);
+  let length = 1;
+  for (let axis = 1; axis < shape.length; axis++) length *= shape[axis]!;
   return data.subarray(i * length, (i + 1) * length);
 };
 export const sum = (x: Iterable<number>) => {

@@ -51,6 +51,7 @@ const most: Readonly<Record<string, Readonly<Record<string, number>>>> = {
   mamba_layer_step: { n: 256 },
   s4d_scan: { n: 256 },
   s4d_kernel: { n: 256 },
+  s4d_kernel_backward: { n: 256 },
   expert_matmul: { e: 33 },
   expert_combine: { k: 33 },
   expert_up: { e: 33 },

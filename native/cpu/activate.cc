@@ -1,21 +1,8 @@
 // y = f(x) * factor, f being ReLU, GELU, SiLU or the sigmoid: each element once, memory bound.
-#include "vmath.h"
+#include "gelu.h"
 
 namespace ss::SS_LEVEL {
 namespace {
-
-// x Phi(x), Phi(-|x|) = erfc(|x| / sqrt 2) / 2 by formula 7.1.26 of Abramowitz and Stegun: within
-// 1.5e-7 of erf, and with the exponential's own tail.
-SS_INLINE Vec gelu(Vec x) {
-  const Vec size = bits<Vec>(bits<VecI>(x) & splat_int(INT32_MAX));
-  const Vec t = 1.0f / (1.0f + size * (0.3275911f * 0.70710678f));
-  Vec p = t * (0.5f * 1.061405429f) - 0.5f * 1.453152027f;
-  p = p * t + 0.5f * 1.421413741f;
-  p = p * t - 0.5f * 0.284496736f;
-  p = p * t + 0.5f * 0.254829592f;
-  const Vec tail = size * (p * t * exp(x * x * -0.5f));
-  return at_least(x, 0.0f) - (tail == tail ? tail : select(x == x, Vec{}, x));
-}
 
 template <class T, class F>
 void map(Stream& s, In x, Opt factor, Out y, F&& f) {

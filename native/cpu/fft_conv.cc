@@ -3,22 +3,17 @@
 // A thread takes some channels: a cache line of each token, turned into rows, whose FFTs PFFFT makes
 // four floats at a time, its products in the order that the transforms leave. 2.5 F log2 F operations
 // each for u and for y, and for the kernel once; 2 F floats a channel are worked in.
-#include "fft.h"
-#include "sequences.h"
-#include "simd.h"
+#include "fft_rows.h"
 
 namespace ss::SS_LEVEL {
 namespace {
-
-constexpr int64_t kMostChannels = 16;
 
 struct Conv {
   In u, kernel;
   Opt D;
   Out y;
   Sequences sequences;
-  PFFFT_Setup* setup;
-  int64_t d, size, pitch, longest;  // pitch: of rows, which a power of two would put into one cache set
+  FftRows rows;
 };
 
 struct Work {
@@ -27,37 +22,30 @@ struct Work {
   float *sum, *work;    // [size]
 };
 
-void enter_block(const Conv& s, const Work& w) {
-  for (int64_t c = 0; c < w.channels; c++) {
-    float* row = w.taps + c * s.pitch;
-    memcpy(row, s.kernel.row<float>(w.first + c), s.longest * sizeof(float));
-    memset(row + s.longest, 0, (s.size - s.longest) * sizeof(float));
-    pffft_transform(s.setup, row, row, w.work, PFFFT_FORWARD);
-  }
-}
-
 template <class T>
 void convolve_sequence(const Conv& s, const Work& w, int64_t sequence) {
   const int64_t begin = s.sequences.begin(sequence), length = s.sequences.end(sequence) - begin;
   if (length == 0) return;
+  PFFFT_Setup* const setup = s.rows.setup;
+  const int64_t size = s.rows.size, pitch = s.rows.pitch;
   for (int64_t t = 0; t < length; t++) {
     const T* u = s.u.row<T>(begin + t) + w.first;
-    for (int64_t c = 0; c < w.channels; c++) w.rows[c * s.pitch + t] = to_float(u[c]);
+    for (int64_t c = 0; c < w.channels; c++) w.rows[c * pitch + t] = to_float(u[c]);
   }
   for (int64_t c = 0; c < w.channels; c++) {
-    float* row = w.rows + c * s.pitch;
-    memset(row + length, 0, (s.size - length) * sizeof(float));
-    pffft_transform(s.setup, row, row, w.work, PFFFT_FORWARD);
-    memset(w.sum, 0, s.size * sizeof(float));
-    pffft_zconvolve_accumulate(s.setup, row, w.taps + c * s.pitch, w.sum, 1.0f / s.size);
-    pffft_transform(s.setup, w.sum, row, w.work, PFFFT_BACKWARD);
+    float* row = w.rows + c * pitch;
+    memset(row + length, 0, (size - length) * sizeof(float));
+    pffft_transform(setup, row, row, w.work, PFFFT_FORWARD);
+    memset(w.sum, 0, size * sizeof(float));
+    pffft_zconvolve_accumulate(setup, row, w.taps + c * pitch, w.sum, 1.0f / size);
+    pffft_transform(setup, w.sum, row, w.work, PFFFT_BACKWARD);
   }
   for (int64_t t = 0; t < length; t++) {
     const T* u = s.u.row<T>(begin + t) + w.first;
     T* y = s.y.row<T>(begin + t) + w.first;
     for (int64_t c = 0; c < w.channels; c++) {
       const float skip = s.D ? s.D.data<float>()[w.first + c] * to_float(u[c]) : 0.0f;
-      from_float(y[c], w.rows[c * s.pitch + t] + skip);
+      from_float(y[c], w.rows[c * pitch + t] + skip);
     }
   }
 }
@@ -65,28 +53,14 @@ void convolve_sequence(const Conv& s, const Work& w, int64_t sequence) {
 }  // namespace
 
 void fft_conv(Stream& stream, In u, In kernel, Opt D, In offsets, Out y) {
-  const int64_t d = u.size(1), l = kernel.size(1);
+  const int64_t d = u.size(1);
   const Sequences sequences{offsets.data<int32_t>(), nullptr, offsets.size(0) - 1, 0};
-  if (d == 0 || !sequences.check(stream, u.size(0))) return;
-  int64_t longest = 0;
-  for (int64_t i = 0; i < sequences.count; i++) {
-    const int64_t length = sequences.end(i) - sequences.begin(i);
-    if (length > longest) longest = length;
-    if (length > l)
-      return stream.fail("sequence %d has %d tokens, expected at most %d, the taps of kernel", int(i),
-                         int(length), int(l));
-  }
-  if (longest == 0) return;
-  if (longest > kMostFft / 2)
-    return stream.fail("a sequence has %d tokens, expected at most %d", int(longest), int(kMostFft / 2));
-  const int64_t size = fft_size(2 * longest - 1);
-  PFFFT_Setup* setup = fft_setup(size);
-  if (!setup) return stream.fail("there is no memory for an FFT of %d numbers", int(size));
-  const int64_t pitch = size + 16;
-  const Conv conv{u, kernel, D, y, sequences, setup, d, size, pitch, longest};
-
-  int64_t width = kMostChannels;  // less where threads would have nothing to do
-  while (width > 4 && d < width * stream.threads()) width /= 2;
+  FftRows rows{};
+  if (d == 0 || !sequences.check(stream, u.size(0)) ||
+      !fft_rows(stream, sequences, kernel.size(1), rows))
+    return;
+  const int64_t pitch = rows.pitch, width = fft_width(stream, d);
+  const Conv conv{u, kernel, D, y, sequences, rows};
   with_float(u.dtype(), [&](auto t) {
     using T = decltype(t);
     stream.parallel((d + width - 1) / width, 1, [&](int64_t begin, int64_t end, int worker) {
@@ -99,7 +73,7 @@ void fft_conv(Stream& stream, In u, In kernel, Opt D, In offsets, Out y) {
       for (int64_t block = begin; block < end; block++) {
         w.first = block * width;
         w.channels = d - w.first < width ? d - w.first : width;
-        enter_block(conv, w);
+        transform_taps(rows, kernel, w.first, w.channels, w.taps, w.work);
         for (int64_t i = 0; i < sequences.count; i++) convolve_sequence<T>(conv, w, i);
       }
     });

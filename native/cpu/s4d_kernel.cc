@@ -2,17 +2,11 @@
 // of m, so that k = a m + i and the power is one of a row's start times one of m. That is a product of
 // [l / m, 2 n] and [2 n, m] for each channel: two multiplications for each state and tap. The powers
 // are made in f64, by one multiplication each. A thread takes a channel.
+#include "complex.h"
 #include "vmath.h"
 
 namespace ss::SS_LEVEL {
 namespace {
-
-struct Complex {
-  double re, im;
-};
-SS_INLINE Complex times(Complex a, Complex b) {
-  return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
-}
 
 constexpr int64_t kVectors = 4;  // of taps, summed side by side
 

@@ -186,3 +186,15 @@ it.each([
   expect(stderr).toContain(message);
   expect(code).toBe(2);
 });
+
+it('times gradients of scans, and refuses to train what is no preset', async () => {
+  const scans = await run(['bench', 'scan-backward', ...small, '--json', '--output', folder]);
+  expect(parse(scans.stdout).map(({ bench, length }) => [bench, length])).toEqual([
+    ['scan_bwd', 4],
+    ['scan_bwd', 6],
+  ]);
+  expect(parse(readFileSync(join(folder, 'scan_bwd.jsonl'), 'utf8'))).toEqual(parse(scans.stdout));
+  const { code, stderr } = await run(['bench', 'train', '--model', IDS_MODEL]);
+  expect(code).toBe(1);
+  expect(stderr).toContain('bench train: --model is');
+});

@@ -2,8 +2,10 @@ import { benchConv, convBytes } from '../../lib/bench/conv';
 import { evenOffsets, randomRows, setsOf } from '../../lib/bench/rotation';
 import {
   benchScan,
+  benchScanBackward,
   benchScanSteps,
   peerScanShapes,
+  scanBackwardBytes,
   scanBytes,
   scanExponentials,
   scanInputs,
@@ -45,6 +47,17 @@ it('counts the share of the special-function bound', async () => {
   const options = { bandwidth, expBound: 5e12, fresh: true, runs: 2 };
   const { figures } = await benchScan(device('cpu'), shape, 'f32', options);
   expect(figures['shareOfExp']).toBeCloseTo(figures['gigaExpPerSecond']! / 5000);
+});
+
+it('times the gradients of a scan', async () => {
+  const cpu = device('cpu');
+  const { used } = cpu.memoryUsage();
+  const perToken = 7 * 3 + 4 * 4; // u, delta, z and their gradients, dy; B, C and theirs
+  expect(scanBackwardBytes(shape, 'bf16')).toBe(2 * 10 * perToken + 4 * 2 * (3 * 4 + 3 + 3));
+  const result = await benchScanBackward(cpu, shape, 'bf16', { bandwidth, runs: 2 });
+  expect(result).toMatchObject({ bench: 'scan_bwd', name: '2×3×5×4', dtype: 'bf16', shape });
+  expect(result.figures['bytes']).toBe(scanBackwardBytes(shape, 'bf16'));
+  expect(cpu.memoryUsage().used).toBe(used);
 });
 
 it('steps through the same scan as the fused op', async () => {
