@@ -9,6 +9,7 @@ import { evalCommand } from './eval';
 import { report } from './exit';
 import { generateCommand } from './generate';
 import { inspectCommand } from './inspect';
+import { trainCommand } from './train';
 import { verifyCommand } from './verify';
 
 const { version } = require(join(packageRoot, 'package.json')) as { version: string };
@@ -33,6 +34,7 @@ const program = new Command('selective-scan')
   .version(version, '-V, --version', 'print the version')
   .addCommand(generateCommand())
   .addCommand(evalCommand())
+  .addCommand(trainCommand())
   .addCommand(inspectCommand())
   .addCommand(convertCommand())
   .addCommand(doctorCommand())

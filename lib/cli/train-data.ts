@@ -1,4 +1,4 @@
-import { readdir, rm, stat } from 'node:fs/promises';
+import { mkdir, readdir, rm, stat } from 'node:fs/promises';
 import { join, relative, resolve } from 'node:path';
 import type { Tokenizer } from '../io/tokenizer';
 import type { TrainingBatch } from '../training/batch';
@@ -13,6 +13,8 @@ import type { Settings } from './train-settings';
 export interface TrainingData {
   readonly training: Windows;
   readonly validation: (() => AsyncIterable<TrainingBatch>) | undefined;
+  /** Whether tokens are bytes. */
+  readonly bytes: boolean;
   readonly files: number;
   /** Tokens to learn from, and held-out ones. */
   readonly tokens: number;
@@ -55,6 +57,7 @@ export async function openData(
     training: source,
     validation:
       validation && heldOutBatches(validation, { ...windows, seed }, settings.validationBatches ?? 64),
+    bytes: !tokenizer,
     files: files.length,
     tokens: training.length,
     heldOut: validation?.length ?? 0,
@@ -90,6 +93,7 @@ function tokenized(tokenizer: Tokenizer, folder: string, onProgress: (what: stri
       ...(separator !== undefined && { separator }),
     };
     if (!(await stat(path).catch(() => undefined))) {
+      await mkdir(folder, { recursive: true });
       onProgress(`tokenizing ${files.length} file${files.length === 1 ? '' : 's'}`);
       await writeTokens(path, tokenizer, files);
     }

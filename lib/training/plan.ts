@@ -39,7 +39,10 @@ export function planTraining(
   const device = openDevice(on);
   const { config } = familyOf(json);
   const dtype = complete.precision;
-  const before = device.held().used;
+  device.trim();
+  // What a graph works in counts as cached: nothing of it is live between replays.
+  const held = () => device.held().used + device.held().cached;
+  const before = held();
   const parameters = new Parameters(device, dtype, complete.average !== undefined, false);
   const made: { dispose(): void }[] = [parameters];
   try {
@@ -50,9 +53,9 @@ export function planTraining(
     made.unshift(optimizer);
     const passes = new Passes(model, parameters, optimizer);
     made.unshift(passes);
-    const standing = device.held().used;
+    const standing = held();
     passes.prepare(Int32Array.from({ length: batch.rows + 1 }, (_, i) => i * batch.length));
-    const total = device.held().used - before;
+    const total = held() - before;
     const sum = (...names: readonly ('parameter' | 'copy' | 'gradient' | 'm' | 'v' | 'average')[]) =>
       parameters.blocks.reduce(
         (all, block) => all + names.reduce((own, name) => own + bytesOf(block[name]), 0),

@@ -151,6 +151,7 @@ export class Run {
     const seconds = (performance.now() - interval.since) / 1000;
     this.#loss = interval.loss / interval.steps;
     const { gradientNorm, learningRate, lossScale, skipped } = done;
+    const { used, cached } = this.#trainer.model.device.held();
     const record: StepRecord = {
       step: done.step,
       tokens: this.#tokens,
@@ -158,7 +159,7 @@ export class Run {
       learningRate,
       gradientNorm,
       tokensPerSecond: Math.round(interval.tokens / seconds),
-      memory: this.#trainer.model.device.memoryUsage().peak,
+      memory: used + cached, // what a graph works in is cached between replays
       ...(this.#trainer.options.precision === 'f16' && { lossScale, skipped }),
     };
     this.#restart();
