@@ -14,7 +14,7 @@ const layers: readonly (readonly string[])[] = [
   ['autograd/grad', 'autograd/remat', 'nn/', 'io/'],
   ['models/'],
   ['generation/', 'training/', 'evaluation/'],
-  ['serving/', 'bench/', 'verify/'],
+  ['serving/', 'bench/', 'verify/', 'tasks/'],
   ['index', 'cli/'],
 ];
 

@@ -9,6 +9,7 @@ import { evalCommand } from './eval';
 import { report } from './exit';
 import { generateCommand } from './generate';
 import { inspectCommand } from './inspect';
+import { reproduceCommand } from './reproduce';
 import { trainCommand } from './train';
 import { verifyCommand } from './verify';
 
@@ -40,6 +41,7 @@ const program = new Command('selective-scan')
   .addCommand(doctorCommand())
   .addCommand(verifyCommand())
   .addCommand(benchCommand())
+  .addCommand(reproduceCommand())
   .addHelpText('after', help);
 
 // Whoever writes is told of a failed write by its callback.

@@ -1,0 +1,83 @@
+/**
+ * Cuts TypeScript's own lib/*.d.ts into files to train on, to choose by (validation) and to be measured on
+ * (test), such that those of one kind share no passage of 200 bytes with those of another:
+ *   node models/declarations/corpus.mjs <folder>    writes <folder>/{training,validation,test}/*.d.ts
+ */
+import { createHash } from 'node:crypto';
+import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+import { pathToFileURL } from 'node:url';
+
+/** Bytes of a passage that must not be in files of two kinds. */
+export const passage = 200;
+/** Bytes that are held out. */
+const wanted = { test: 64_000, validation: 32_000 };
+/** Groups of files that are larger than this are for training: none is more than a quarter of a test. */
+const mostHeldOut = wanted.test / 4;
+
+/** TypeScript's folder of declarations. */
+const typescript = dirname(createRequire(import.meta.url).resolve('typescript'));
+
+/** The files by name, without the licence's header that all of them begin with. */
+export function declarations(folder = typescript) {
+  const names = readdirSync(folder).filter((name) => name.endsWith('.d.ts'));
+  const header = /^\/\*! \*+\n[^]*?\n\*+ \*\/\s*/;
+  return new Map(
+    names.sort().map((name) => [name, readFileSync(join(folder, name), 'latin1').replace(header, '')]),
+  );
+}
+
+/** Files in groups: two that share a passage are in the same one. */
+export function groupsOf(files, length = passage) {
+  const parent = new Map([...files.keys()].map((name) => [name, name]));
+  const root = (name) => {
+    while (parent.get(name) !== name) name = parent.get(name);
+    return name;
+  };
+  const seen = new Map();
+  for (const [name, text] of files)
+    for (let at = 0; at + length <= text.length; at++) {
+      const part = text.slice(at, at + length);
+      const other = seen.get(part);
+      if (other === undefined) seen.set(part, name);
+      else parent.set(root(name), root(other));
+    }
+  const groups = new Map();
+  for (const name of files.keys()) groups.set(root(name), [...(groups.get(root(name)) ?? []), name]);
+  return [...groups.values()];
+}
+
+/** Which files are for what: groups in the order of a hash of their names, until there is enough held out. */
+export function split(files) {
+  const bytes = (group) => group.reduce((sum, name) => sum + files.get(name).length, 0);
+  const hash = (group) => createHash('sha256').update(group.join()).digest('hex');
+  const groups = groupsOf(files).sort((a, b) => (hash(a) < hash(b) ? -1 : 1));
+  const parts = { training: [], validation: [], test: [] };
+  for (const group of groups) {
+    const kind =
+      bytes(group) > mostHeldOut
+        ? 'training'
+        : (Object.keys(wanted).find((kind) => bytes(parts[kind]) < wanted[kind]) ?? 'training');
+    parts[kind].push(...group);
+  }
+  for (const names of Object.values(parts)) names.sort();
+  return parts;
+}
+
+function write(folder) {
+  const files = declarations();
+  for (const [kind, names] of Object.entries(split(files))) {
+    const to = join(folder, kind);
+    rmSync(to, { recursive: true, force: true });
+    mkdirSync(to, { recursive: true });
+    for (const name of names) writeFileSync(join(to, name), files.get(name), 'latin1');
+    const bytes = names.reduce((sum, name) => sum + files.get(name).length, 0);
+    console.log(`${kind}: ${names.length} files, ${bytes} bytes`);
+  }
+}
+
+if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
+  if (process.argv[2] === undefined) throw new Error('give the folder that the files go to');
+  write(process.argv[2]);
+}

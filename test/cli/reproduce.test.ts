@@ -1,0 +1,53 @@
+import { readdirSync, readFileSync } from 'node:fs';
+import { temporaryFolder } from '../io/folder';
+import { run } from './run';
+
+const folder = temporaryFolder();
+const small = ['--steps', '4', '--rows', '2', '--length', '32', '--test-sequences', '3'];
+const reproduce = (...args: string[]) => run(['reproduce', ...args]);
+
+it('trains both kinds of layers, and writes a table, JSON and a plot', async () => {
+  const { code, stdout, stderr } = await reproduce(
+    ...['induction-heads', ...small, '--test-lengths', '32,64', '--output', folder.at('out')],
+  );
+  expect([code, stderr]).toEqual([0, '']);
+  expect(stdout).toMatch(/^Induction heads: answers .*\n\n {2}length {2}Mamba {2,}S4D {2}Mamba \(paper\)/);
+  expect(stdout).toMatch(/\n {6}64 .* 97\.7 /);
+  expect(stdout).toMatch(
+    /\nMamba: 66,496 parameters, 4 steps of 2 x 32 tokens, learning rate 0.001, seed 0, /,
+  );
+  expect(readdirSync(folder.at('out')).sort()).toEqual(['mamba', 'results.json', 'results.svg', 's4d']);
+  expect(readFileSync(folder.at('out', 'results.svg'), 'utf8')).toMatch(/^<svg/);
+});
+
+it('goes on where it ended', async () => {
+  const args = ['selective-copying', ...small, '--layers', 'mamba', '--output', folder.at('out'), '--json'];
+  const plot = ['--plot', folder.at('plot.svg')];
+  type Written = { runs: { steps: number; curve: object[]; tests: { length: number }[] }[] };
+  const first = JSON.parse((await reproduce(...args)).stdout) as Written;
+  expect(first.runs).toHaveLength(1);
+  expect(first.runs[0]).toMatchObject({ steps: 4, tests: [{ length: 32 }] });
+  const more = JSON.parse((await reproduce(...args, ...plot, '--steps', '6')).stdout) as Written;
+  expect(more.runs[0]!.curve.slice(0, 4)).toEqual(first.runs[0]!.curve);
+  expect(more.runs[0]!.curve).toHaveLength(6);
+  expect(readFileSync(folder.at('plot.svg'), 'utf8')).toMatch(/^<svg/);
+  const other = await reproduce(...args, '--seed', '3');
+  expect(other.code).toBe(1);
+  expect(other.stderr).toMatch(/^error: .*take another folder\n$/);
+});
+
+it.each([
+  [['parity'], /Allowed choices are induction-heads, selective-copying/],
+  [['induction-heads', '--layers', 'h3'], /It is not a list of some of mamba, s4d/],
+  [['induction-heads', '--seed', '-1'], /^error: --seed is -1, expected a whole number from 0 to 1048575\n/],
+  [['selective-copying', '--length', '20'], /^error: --length has 20, expected 32 to 16777216 tokens\n/],
+  [['induction-heads', '--test-lengths', '2'], /^error: --test-lengths has 2, expected 3 to/],
+  [
+    ['induction-heads', '--rows', '99999999'],
+    /^error: --rows is 99999999, expected at most 268435456 tokens/,
+  ],
+])('refuses %p', async (args, message) => {
+  const { code, stderr } = await reproduce(...args, '--output', folder.at('out'));
+  expect([code, stderr]).toEqual([2, expect.stringMatching(message)]);
+  expect(readdirSync(folder.path)).toEqual([]);
+});
