@@ -22,7 +22,10 @@ export async function modelOf(settings: Settings, tokenizer: Codec | undefined):
   };
   const given = await givenModel(settings.model);
   // What a model says of its tokens counts; where it says nothing it follows the data.
-  if (given) return { vocab_size: vocabSize, ...ids, ...given };
+  if (given) {
+    const missing = Object.entries({ vocab_size: vocabSize, ...ids }).filter(([name]) => !(name in given));
+    return { ...given, ...Object.fromEntries(missing) };
+  }
   return { ...familyModel(settings, tokenizer !== undefined), vocab_size: vocabSize, ...ids };
 }
 

@@ -188,7 +188,7 @@ async function execute(
     signal.throwIfAborted(); // for the exit code
   } catch (error) {
     const { message } = error as Error;
-    if (/disk is full|MiB free/.test(message))
+    if (message.includes('disk is full') && (await findCheckpoints(folder)).length > 0)
       throw new TrainingError(`${message}; make room and go on with: selective-scan train --resume ${out}`, {
         cause: error,
       });

@@ -77,7 +77,8 @@ export class Run {
         `train: ${folder} has checkpoints of a training already; go on with it, or choose another folder`,
       );
     }
-    await checkRoom(folder, (keep + 1) * checkpointBytes(this.#trainer));
+    const there = Math.min(keep, (await findCheckpoints(folder)).length); // they make room for others
+    await checkRoom(folder, (keep + 1 - there) * checkpointBytes(this.#trainer));
     this.#log = new Log(join(folder, logName));
     this.#log.write({ event: resume ? 'resumed' : 'started', at: this.#trainer.steps });
   }
