@@ -44,9 +44,26 @@ struct Sequences {
       skipped = number - ((offsets[i] >> shift) + i);
       skipped = skipped < 0 ? 0 : skipped << shift;
     }
-    const int64_t start = clamp(offsets[i], 0), stop = clamp(offsets[i + 1], start);
-    const int64_t begin = start + skipped, end = begin + (int64_t{1} << shift);
-    return {i, start, stop, begin, end < stop ? end : stop};
+    return part(i, skipped, shift);
+  }
+
+  // The same for all lanes of a warp that call it together: a search of 32 steps' reach for one
+  // load, which a block's first load of anything else waits for.
+  __device__ Piece piece_by_warp(int64_t number, int shift) const {
+    int64_t i = number, skipped = 0;
+    if (shift < kWhole) {
+      i = 0;
+      for (int64_t end = count; end - i > 1;) {
+        const int64_t step = (end - i + 31) / 32, at = i + threadIdx.x % 32 * step;
+        const bool before = at < end && (offsets[at] >> shift) + at <= number;
+        const int passed = __ffs(~__ballot_sync(~0u, before)) - 1;  // -1: all
+        i += (passed < 0 ? 31 : passed > 0 ? passed - 1 : 0) * step;
+        end = i + step < end ? i + step : end;
+      }
+      skipped = number - ((offsets[i] >> shift) + i);
+      skipped = skipped < 0 ? 0 : skipped << shift;
+    }
+    return part(i, skipped, shift);
   }
 
   // Negative: starts from zero and leaves nothing.
@@ -68,6 +85,11 @@ struct Sequences {
   }
 
  private:
+  __device__ Piece part(int64_t i, int64_t skipped, int shift) const {
+    const int64_t start = clamp(offsets[i], 0), stop = clamp(offsets[i + 1], start);
+    const int64_t begin = start + skipped, end = begin + (int64_t{1} << shift);
+    return {i, start, stop, begin, end < stop ? end : stop};
+  }
   __device__ int64_t clamp(int64_t token, int64_t low) const {
     return token < low ? low : token < tokens ? token : tokens;
   }

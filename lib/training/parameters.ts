@@ -144,6 +144,12 @@ export class Parameters {
     this.refresh(false);
   }
 
+  clearGradients(): void {
+    scope(() => {
+      for (const { gradient } of this.blocks) fill({ x: matrix(gradient) });
+    });
+  }
+
   /** Adds the squares of all gradients to `sum`. */
   addSquares(sum: Tensor): void {
     for (const { gradient } of this.blocks) addSquares({ x: gradient, sum });

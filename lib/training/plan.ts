@@ -51,7 +51,7 @@ export function planTraining(
     made.unshift(model);
     const optimizer = new Optimizer(device, parameters, complete);
     made.unshift(optimizer);
-    const passes = new Passes(model, parameters, optimizer);
+    const passes = new Passes(model, parameters, optimizer, complete);
     made.unshift(passes);
     const standing = held();
     passes.prepare(Int32Array.from({ length: batch.rows + 1 }, (_, i) => i * batch.length));

@@ -162,6 +162,7 @@ export class Run {
       tokensPerSecond: Math.round(interval.tokens / seconds),
       memory: used + cached, // what a graph works in is cached between replays
       ...(this.#trainer.options.precision === 'f16' && { lossScale, skipped }),
+      ...(done.router && { router: done.router }),
     };
     this.#restart();
     this.#log?.write(record);

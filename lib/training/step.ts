@@ -2,18 +2,25 @@ import { grad } from '../autograd/grad';
 import { capture, type Graph } from '../capture';
 import type { Device } from '../device';
 import type { Model } from '../models/model';
+import { observing, type Observer } from '../op';
 import { accumulate, mul } from '../ops/elementwise';
 import { keep, scope, Tensor } from '../tensor';
-import { longestOf, type TrainingBatch } from './batch';
+import { countLabels, longestOf, type TrainingBatch } from './batch';
 import type { Optimizer } from './optimizer';
+import type { CompleteOptions } from './options';
 import type { Parameters } from './parameters';
+import { RouterLosses, type RouterReport } from './routers';
 
-/** The tensors that a pass reads its batch from, and the pass itself, recorded for batches of one shape. */
-interface Pass {
+/** The tensors that a pass reads its batch from. */
+interface Inputs {
   readonly ids: Tensor;
   readonly labels: Tensor;
   readonly offsets: Tensor;
   readonly slots: Tensor;
+}
+
+/** A pass, recorded for batches of one shape. */
+interface Pass extends Inputs {
   readonly graph: Graph;
 }
 
@@ -27,31 +34,68 @@ export class Passes {
   readonly #parameters: Parameters;
   readonly #optimizer: Optimizer;
   readonly #factor: Tensor; // f32[1]: 1 / the labels of a step
+  readonly #routers: RouterLosses | undefined;
   readonly #passes = new Map<string, Pass>();
   #update: Graph | undefined;
 
-  constructor(model: Model, parameters: Parameters, optimizer: Optimizer) {
+  constructor(
+    model: Model,
+    parameters: Parameters,
+    optimizer: Optimizer,
+    { routerBalance, routerZ }: Partial<Pick<CompleteOptions, 'routerBalance' | 'routerZ'>> = {},
+  ) {
     this.#device = model.device;
     this.#model = model;
     this.#parameters = parameters;
     this.#optimizer = optimizer;
+    const { routers } = model.backbone;
+    if (routers) {
+      const { count, balance, z } = routers;
+      const weights = { balance: routerBalance ?? balance, z: routerZ ?? z };
+      this.#routers = new RouterLosses(this.#device, { count, ...weights });
+    }
     this.#factor = keep(Tensor.from([1], [1], { device: this.#device }));
   }
 
-  /** Queues the gradients of a batch, as a share of `count` labels, and adds them to those before. */
-  add(batch: TrainingBatch, count: number): void {
-    const { ids, labels, offsets, graph } = this.#pass(batch.ids.length, batch.offsets);
+  /**
+   * Queues the gradients of a batch, as a share of `count` labels, and adds them to those before; it is
+   * number `part` of the step after `steps` others.
+   */
+  add(batch: TrainingBatch, count: number, steps = 0, part = 0): void {
+    const pass = this.#pass(batch.ids.length, batch.offsets);
+    this.#begin(pass, batch, count, steps, part);
+    pass.graph.replay();
+  }
+
+  #begin(inputs: Inputs, batch: TrainingBatch, count: number, steps: number, part: number): void {
     this.#factor.set(Float32Array.of(1 / count));
-    ids.set(batch.ids);
-    labels.set(batch.labels);
-    offsets.set(batch.offsets);
-    graph.replay();
+    inputs.ids.set(batch.ids);
+    inputs.labels.set(batch.labels);
+    inputs.offsets.set(batch.offsets);
+    this.#routers?.begin(countLabels([batch]) / count, steps, part);
+  }
+
+  /** As `add`, but op by op, each of which `observer` is told of; nothing of it is added anywhere. */
+  observe(observer: Observer, batch: TrainingBatch, count: number, steps: number, part: number): void {
+    const inputs = this.#inputs(batch.ids.length, batch.offsets);
+    try {
+      this.#begin(inputs, batch, count, steps, part);
+      scope(() => observing(observer, () => this.#record(inputs, this.#boundOf(batch.offsets))));
+      this.#parameters.clearGradients();
+      this.#optimizer.loss.set(Float32Array.of(0));
+    } finally {
+      releaseInputs(inputs);
+    }
   }
 
   /** Queues the optimizer's step. */
   update(learningRate: number): void {
     this.#optimizer.learningRate.set(Float32Array.of(learningRate));
-    this.#update ??= capture(this.#device, () => scope(() => this.#optimizer.update()));
+    const update = () => {
+      this.#optimizer.update();
+      this.#routers?.update();
+    };
+    this.#update ??= capture(this.#device, () => scope(update));
     this.#update.replay();
   }
 
@@ -60,8 +104,27 @@ export class Passes {
     this.#pass(offsets.at(-1)!, offsets);
   }
 
+  /** What the routers of the last step that was queued did, if there are any. */
+  report(): Promise<RouterReport> | undefined {
+    return this.#routers?.report();
+  }
+
+  #boundOf(offsets: Int32Array): number | undefined {
+    return this.#model.backbone.bounded ? boundOf(offsets) : undefined;
+  }
+
+  #inputs(tokens: number, offsets: Int32Array): Inputs {
+    const ints = (length: number) => keep(Tensor.empty([length], 'i32', this.#device));
+    return {
+      ids: ints(tokens),
+      labels: ints(tokens),
+      offsets: ints(offsets.length),
+      slots: ints(offsets.length - 1),
+    };
+  }
+
   #pass(tokens: number, offsets: Int32Array): Pass {
-    const longest = this.#model.backbone.bounded ? boundOf(offsets) : undefined;
+    const longest = this.#boundOf(offsets);
     const key = [tokens, offsets.length, longest].join(':');
     const known = this.#passes.get(key);
     if (known) {
@@ -74,42 +137,47 @@ export class Passes {
       release(pass);
       this.#passes.delete(oldest);
     }
-    const ints = (length: number) => keep(Tensor.empty([length], 'i32', this.#device));
-    const inputs = {
-      ids: ints(tokens),
-      labels: ints(tokens),
-      offsets: ints(offsets.length),
-      slots: ints(offsets.length - 1),
-    };
+    const inputs = this.#inputs(tokens, offsets);
     try {
       const graph = capture(this.#device, () => scope(() => this.#record(inputs, longest)));
       const pass = { ...inputs, graph };
       this.#passes.set(key, pass);
       return pass;
     } catch (error) {
-      for (const tensor of Object.values(inputs)) tensor.dispose();
+      releaseInputs(inputs);
       throw error;
     }
   }
 
-  #record({ ids, labels, offsets, slots }: Omit<Pass, 'graph'>, longest: number | undefined): void {
+  #record({ ids, labels, offsets, slots }: Inputs, longest: number | undefined): void {
     const { leaves, copies } = this.#parameters;
     const { scale, loss } = this.#optimizer;
     const one = (x: Tensor) => x.reshape([1, 1]);
     const factor = mul(one(this.#factor), one(scale)).reshape([1]);
-    const packing = { offsets, slots, ...(longest !== undefined && { longest }) };
+    const routers = this.#routers;
+    const packing = {
+      ...{ offsets, slots },
+      ...(longest !== undefined && { longest }),
+      ...(routers && { router: routers.see, seeds: routers.seeds }),
+    };
+    routers?.open(scale);
+    let own: Tensor | undefined; // without what the routers add
     const { value } = grad(
-      () => this.#model.loss(ids, packing, labels, factor),
+      () => {
+        own = this.#model.loss(ids, packing, labels, factor);
+        return routers ? routers.close(own) : own;
+      },
       leaves.map(({ parameter }) => parameter),
       { into: leaves.map(({ gradient }) => gradient), copies },
     );
-    accumulate({ x: one(value), sum: one(loss) });
+    accumulate({ x: one(own!), sum: one(loss) });
     value.dispose();
   }
 
   dispose(): void {
     for (const pass of this.#passes.values()) release(pass);
     this.#update?.dispose();
+    this.#routers?.dispose();
     this.#factor.dispose();
   }
 }
@@ -120,7 +188,11 @@ function boundOf(offsets: Int32Array): number {
   return Math.min(offsets.at(-1)!, longest % 256 === 0 ? longest : 2 ** Math.ceil(Math.log2(longest)));
 }
 
-function release({ graph, ids, labels, offsets, slots }: Pass): void {
-  graph.dispose();
+function releaseInputs({ ids, labels, offsets, slots }: Inputs): void {
   for (const tensor of [ids, labels, offsets, slots]) tensor.dispose();
+}
+
+function release(pass: Pass): void {
+  pass.graph.dispose();
+  releaseInputs(pass);
 }

@@ -94,9 +94,45 @@ function convolve({ u, kernel: taps, D, offsets, dy }: Inputs): Inputs {
   return { du, dkernel, dD };
 }
 
+/** By h and g of every token. */
+function scan({ u, E, W, D, offsets, dy }: Inputs): Inputs {
+  const [d, n] = E!.shape as [number, number];
+  const du = values(...u!.shape);
+  const [dE, dW, dD] = [values(d, n, 2), values(d, n, 2), values(D ? d : 0)];
+  const add = (to: Float64Array, j: number, [re, im]: Complex) => {
+    to[2 * j]! += re;
+    to[2 * j + 1]! += im;
+  };
+  for (let s = 0; s + 1 < offsets!.data.length; s++)
+    for (let c = 0; c < d; c++) {
+      const [begin, end] = [offsets!.data[s]!, offsets!.data[s + 1]!];
+      for (let j = 0; j < n; j++) {
+        const grown = plus([1, 0], at(E!, c, j));
+        const w = times([2, 0], at(W!, c, j));
+        const states: Complex[] = [[0, 0]];
+        for (let t = begin; t < end; t++)
+          states.push(plus(times(grown, states.at(-1)!), [row(u!, t)[c]!, 0]));
+        let g: Complex = [0, 0];
+        for (let t = end - 1; t >= begin; t--) {
+          const given: Complex = [row(dy!, t)[c]!, 0];
+          g = plus(times(conjugate(w), given), times(conjugate(grown), g));
+          row(du, t)[c]! += g[0];
+          add(row(dW, c), j, times([2, 0], times(given, conjugate(states[t - begin + 1]!))));
+          add(row(dE, c), j, times(g, conjugate(states[t - begin]!)));
+        }
+      }
+      for (let t = begin; t < end && D; t++) {
+        row(du, t)[c]! += row(dy!, t)[c]! * D.data[c]!;
+        dD.data[c]! += row(dy!, t)[c]! * row(u!, t)[c]!;
+      }
+    }
+  return { du, dE, dW, dD };
+}
+
 /** By op name, for the table in `reference.ts`. */
 export const s4dGradientReferences: Readonly<Record<string, (inputs: Inputs, attrs: Attrs) => Inputs>> = {
   s4d_discretize_backward: discretize,
   s4d_kernel_backward: kernel,
+  s4d_scan_backward: scan,
   fft_conv_backward: convolve,
 };
