@@ -75,8 +75,11 @@ export function report(error: unknown): number {
       ? (error.stack ?? error.message)
       : `error: ${inFlags(error.message)}`,
   );
-  return isUsage(error) ? exitCodes.usage : exitCodes.failed;
+  return exitCodeOf(error);
 }
+
+/** What an error that was told of ends the process with. */
+export const exitCodeOf = (error: Error): number => (isUsage(error) ? exitCodes.usage : exitCodes.failed);
 
 /** The library names its call in front of what is wrong with an argument; other such errors are defects. */
 function isUsage(error: Error): boolean {
