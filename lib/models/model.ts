@@ -17,6 +17,17 @@ import { RouterRecord } from './router';
 import { checkState, State, type StateLayout } from './state';
 import { unpack } from './unpack';
 
+/** The tokens of pieces, one after the other. */
+function idsOf(pieces: readonly Piece[], sequences: readonly Int32Array[]): Int32Array {
+  const ids = new Int32Array(pieces.reduce((sum, { begin, end }) => sum + end - begin, 0));
+  let at = 0;
+  for (const { row, begin, end } of pieces) {
+    ids.set(sequences[row]!.subarray(begin, end), at);
+    at += end - begin;
+  }
+  return ids;
+}
+
 /** A language model on a device: parameters, and the computation over them. */
 export class Model<C extends CommonConfig = CommonConfig> {
   readonly config: C;
@@ -120,7 +131,7 @@ export class Model<C extends CommonConfig = CommonConfig> {
       options.signal?.throwIfAborted();
       this.check('forward');
       scope(() => {
-        const ids = pieces.flatMap(({ row, begin, end }) => [...sequences[row]!.subarray(begin, end)]);
+        const ids = idsOf(pieces, sequences);
         const lengths = pieces.map(({ begin, end }) => end - begin);
         const muted = mutedRows(pieces, options.muted);
         const whole = pieces.every(({ row, begin, end }) => begin === 0 && end === sequences[row]!.length);

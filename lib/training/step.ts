@@ -63,29 +63,34 @@ export class Passes {
    */
   add(batch: TrainingBatch, count: number, steps = 0, part = 0): void {
     const pass = this.#pass(batch.ids.length, batch.offsets);
-    this.#begin(pass, batch, count, steps, part);
+    pass.ids.set(batch.ids);
+    pass.labels.set(batch.labels);
+    pass.offsets.set(batch.offsets);
+    this.#begin(batch, count, steps, part);
     pass.graph.replay();
   }
 
-  #begin(inputs: Inputs, batch: TrainingBatch, count: number, steps: number, part: number): void {
-    this.#factor.set(Float32Array.of(1 / count));
-    inputs.ids.set(batch.ids);
-    inputs.labels.set(batch.labels);
-    inputs.offsets.set(batch.offsets);
-    this.#routers?.begin(countLabels([batch]) / count, steps, part);
+  /** The same op by op, nothing being recorded as a graph: to see what each takes. */
+  addDirectly(batch: TrainingBatch, count: number, steps = 0, part = 0): void {
+    this.#begin(batch, count, steps, part);
+    scope(() => {
+      const ints = (values: Int32Array) => Tensor.from(values, [values.length], { device: this.#device });
+      const [ids, labels, offsets] = [ints(batch.ids), ints(batch.labels), ints(batch.offsets)];
+      const slots = ints(new Int32Array(batch.offsets.length - 1));
+      this.#record({ ids, labels, offsets, slots }, this.#bound(batch.offsets));
+    });
   }
 
-  /** As `add`, but op by op, each of which `observer` is told of; nothing of it is added anywhere. */
+  /** The same while `observer` is told of each op; nothing of it is added anywhere. */
   observe(observer: Observer, batch: TrainingBatch, count: number, steps: number, part: number): void {
-    const inputs = this.#inputs(batch.ids.length, batch.offsets);
-    try {
-      this.#begin(inputs, batch, count, steps, part);
-      scope(() => observing(observer, () => this.#record(inputs, this.#boundOf(batch.offsets))));
-      this.#parameters.clearGradients();
-      this.#optimizer.loss.set(Float32Array.of(0));
-    } finally {
-      releaseInputs(inputs);
-    }
+    observing(observer, () => this.addDirectly(batch, count, steps, part));
+    this.#parameters.clearGradients();
+    this.#optimizer.loss.set(Float32Array.of(0));
+  }
+
+  #begin(batch: TrainingBatch, count: number, steps: number, part: number): void {
+    this.#factor.set(Float32Array.of(1 / count));
+    this.#routers?.begin(countLabels([batch]) / count, steps, part);
   }
 
   /** Queues the optimizer's step. */
@@ -109,10 +114,6 @@ export class Passes {
     return this.#routers?.report();
   }
 
-  #boundOf(offsets: Int32Array): number | undefined {
-    return this.#model.backbone.bounded ? boundOf(offsets) : undefined;
-  }
-
   #inputs(tokens: number, offsets: Int32Array): Inputs {
     const ints = (length: number) => keep(Tensor.empty([length], 'i32', this.#device));
     return {
@@ -124,7 +125,7 @@ export class Passes {
   }
 
   #pass(tokens: number, offsets: Int32Array): Pass {
-    const longest = this.#boundOf(offsets);
+    const longest = this.#bound(offsets);
     const key = [tokens, offsets.length, longest].join(':');
     const known = this.#passes.get(key);
     if (known) {
@@ -147,6 +148,10 @@ export class Passes {
       releaseInputs(inputs);
       throw error;
     }
+  }
+
+  #bound(offsets: Int32Array): number | undefined {
+    return this.#model.backbone.bounded ? boundOf(offsets) : undefined;
   }
 
   #record({ ids, labels, offsets, slots }: Inputs, longest: number | undefined): void {

@@ -94,36 +94,44 @@ function convolve({ u, kernel: taps, D, offsets, dy }: Inputs): Inputs {
   return { du, dkernel, dD };
 }
 
-/** By h and g of every token. */
+/** By h and g of every token, in flat loops: lengths are long. */
 function scan({ u, E, W, D, offsets, dy }: Inputs): Inputs {
   const [d, n] = E!.shape as [number, number];
+  const [x, given, ends] = [u!.data, dy!.data, offsets!.data];
   const du = values(...u!.shape);
   const [dE, dW, dD] = [values(d, n, 2), values(d, n, 2), values(D ? d : 0)];
-  const add = (to: Float64Array, j: number, [re, im]: Complex) => {
-    to[2 * j]! += re;
-    to[2 * j + 1]! += im;
-  };
-  for (let s = 0; s + 1 < offsets!.data.length; s++)
+  const states = new Float64Array(2 * (u!.shape[0]! + 1));
+  for (let s = 0; s + 1 < ends.length; s++)
     for (let c = 0; c < d; c++) {
-      const [begin, end] = [offsets!.data[s]!, offsets!.data[s + 1]!];
-      for (let j = 0; j < n; j++) {
-        const grown = plus([1, 0], at(E!, c, j));
-        const w = times([2, 0], at(W!, c, j));
-        const states: Complex[] = [[0, 0]];
-        for (let t = begin; t < end; t++)
-          states.push(plus(times(grown, states.at(-1)!), [row(u!, t)[c]!, 0]));
-        let g: Complex = [0, 0];
+      const [begin, end] = [ends[s]!, ends[s + 1]!];
+      for (let at = 2 * c * n; at < 2 * (c + 1) * n; at += 2) {
+        const [re, im] = [1 + E!.data[at]!, E!.data[at + 1]!];
+        const [outRe, outIm] = [2 * W!.data[at]!, 2 * W!.data[at + 1]!];
+        let [h, k, g, f] = [0, 0, 0, 0]; // h + i k, and g + i f
+        for (let t = begin; t < end; t++) {
+          states[2 * t] = h; // before the token
+          states[2 * t + 1] = k;
+          const next = re * h - im * k + x[t * d + c]!;
+          k = re * k + im * h;
+          h = next;
+        }
         for (let t = end - 1; t >= begin; t--) {
-          const given: Complex = [row(dy!, t)[c]!, 0];
-          g = plus(times(conjugate(w), given), times(conjugate(grown), g));
-          row(du, t)[c]! += g[0];
-          add(row(dW, c), j, times([2, 0], times(given, conjugate(states[t - begin + 1]!))));
-          add(row(dE, c), j, times(g, conjugate(states[t - begin]!)));
+          const by = given[t * d + c]!;
+          const next = re * g + im * f + outRe * by;
+          f = re * f - im * g - outIm * by;
+          g = next;
+          du.data[t * d + c]! += g;
+          dW.data[at]! += 2 * by * h;
+          dW.data[at + 1]! -= 2 * by * k;
+          h = states[2 * t]!;
+          k = states[2 * t + 1]!;
+          dE.data[at]! += g * h + f * k;
+          dE.data[at + 1]! += f * h - g * k;
         }
       }
       for (let t = begin; t < end && D; t++) {
-        row(du, t)[c]! += row(dy!, t)[c]! * D.data[c]!;
-        dD.data[c]! += row(dy!, t)[c]! * row(u!, t)[c]!;
+        du.data[t * d + c]! += given[t * d + c]! * D.data[c]!;
+        dD.data[c]! += given[t * d + c]! * x[t * d + c]!;
       }
     }
   return { du, dE, dW, dD };
