@@ -1,7 +1,8 @@
 /** State-space language models in Node: fused selective-scan kernels, Mamba models, generation. */
 export { AutoModelForCausalLM, CausalLM, Generation } from './generation/causal-lm';
 export type { Completion, ModelOptions, PretrainedOptions } from './generation/causal-lm';
-export type { FinishReason, GeneratedToken, Prompt } from './generation/generate';
+export type { FinishReason, GeneratedToken } from './generation/generate';
+export type { Prompt } from './generation/prompts';
 export type { Drafter, GenerateOptions, PerPrompt } from './generation/options';
 export type { Speculation } from './generation/speculation';
 export type { ForwardInput, ForwardOutput } from './models/forward';

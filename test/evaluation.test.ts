@@ -244,3 +244,21 @@ describe('evaluate refuses', () => {
     expect(inUse()).toEqual(before);
   });
 });
+
+it('refuses half of a surrogate pair, as generate does', async () => {
+  for (const model of [bytes, words])
+    await expect(evaluate(model, 'a\ud800b')).rejects.toThrow(
+      'evaluate: text has a lone surrogate U+D800 at 1, expected well-formed Unicode',
+    );
+});
+
+it.each([NaN, Infinity])('refuses logits of a weight %f', async (weight) => {
+  const model = await AutoModelForCausalLM.fromConfig({ ...tinyConfig, model_type: 'mambabyte' });
+  const norm = model.parameters.get('backbone.norm_f.weight')!;
+  norm.set(new Float32Array(norm.size).fill(weight));
+  for (const options of [{}, { context: 4 }])
+    await expect(evaluate(model, text, options)).rejects.toThrow(
+      "evaluate: the model's logits are not finite",
+    );
+  model.dispose();
+});

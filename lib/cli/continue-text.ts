@@ -68,7 +68,9 @@ export async function continueText(
   const course = new Course(ids.length);
   try {
     if (flags.echo) await output.start(flags.ids ? ids.join(' ') : prompt);
-    for await (const event of model.generate(ids, { ...options, state })) {
+    // The ids of a text are no padding, whichever they are.
+    const padTokenId = flags.ids ? undefined : null;
+    for await (const event of model.generate(ids, { ...options, padTokenId, state })) {
       course.note(event);
       await output.token(event);
     }

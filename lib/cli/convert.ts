@@ -4,12 +4,10 @@ import { basename, dirname, join, resolve } from 'node:path';
 import { Command, Option } from 'commander';
 import { device as openDevice } from '../device';
 import { CausalLM, storedDtype } from '../generation/causal-lm';
+import { readModelFolder } from '../generation/model-folder';
 import { openCheckpoint, type Checkpoint } from '../io/checkpoint';
 import { convertedChunks, type FloatFormat } from '../io/convert';
 import { resolveModel } from '../io/hub';
-import { readJson } from '../io/json';
-import { familyOf } from '../models';
-import { asMambaByte } from '../models/mambabyte';
 import { writeModel } from '../models/save';
 import { Weights } from '../nn/weights';
 import { addHubOptions, modelArgument, type HubOptions } from './arguments';
@@ -61,20 +59,14 @@ async function run(model: string, target: string, flags: Flags): Promise<void> {
     if (existsSync(folder) && (await realpath(folder)) === (await realpath(source))) {
       throw new UsageError(`${oneLine(target)} is the model's own folder, expected another one`);
     }
-    const json = await readJson(join(source, 'config.json'));
-    const { family, config: stored } = familyOf(json);
-    const config = flags.bytes ? familyOf(asMambaByte(stored.json)).config : stored;
-    checkpoint = await openCheckpoint(source, family.rename);
-    const generation = join(source, 'generation_config.json');
-    const extras = {
-      tokenizerFolder: familyOf(config.json).family.codec === 'bytes' ? undefined : source,
-      generationConfig: existsSync(generation) ? await readJson(generation) : undefined,
-    };
+    const { stored, config, generationConfig, isOfBytes } = await readModelFolder(source, flags.bytes);
+    checkpoint = await openCheckpoint(source, stored.rename);
+    const extras = { generationConfig, tokenizerFolder: isOfBytes ? undefined : source };
     const dtype = flags.dtype === 'auto' ? storedDtype(checkpoint) : flags.dtype;
     // Building the model checks every name and shape; memory that nobody writes to takes no room.
     const weights = new Weights({ device: openDevice('cpu'), dtype, checkpoint });
     try {
-      const { parameters } = new CausalLM(config, { device: openDevice('cpu'), dtype, weights });
+      const { parameters } = new CausalLM(config, { device: openDevice('cpu'), dtype, weights, extras });
       const read = reader(checkpoint, progress, signal);
       await appear(folder, (path) =>
         writeModel(path, config, parameters, extras, (name, tensor) =>

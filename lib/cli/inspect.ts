@@ -2,11 +2,12 @@ import { join } from 'node:path';
 import { Command } from 'commander';
 import { device as openDevice } from '../device';
 import { CausalLM, storedDtype } from '../generation/causal-lm';
+import { readModelFolder } from '../generation/model-folder';
 import { openCheckpoint, type Checkpoint } from '../io/checkpoint';
 import { resolveModel } from '../io/hub';
 import { readJson } from '../io/json';
 import { loadTokenizer } from '../io/tokenizer';
-import { familyOf, findFamily } from '../models';
+import { findFamily } from '../models';
 import type { CommonConfig } from '../models/family';
 import { State } from '../models/state';
 import { Weights } from '../nn/weights';
@@ -105,13 +106,13 @@ async function examine(checkpoint: Checkpoint): Promise<Examined> {
   let found: Examined = {};
   let weights: Weights | undefined;
   try {
-    const { config } = familyOf(await readJson(join(folder, 'config.json')));
+    const { config, generationConfig } = await readModelFolder(folder);
     found = { config };
     found = { ...found, tokens: (await loadTokenizer(folder))?.vocabSize ?? 0 };
     const device = openDevice('cpu');
     const dtype = storedDtype(checkpoint);
     weights = new Weights({ device, dtype, checkpoint });
-    const model = new CausalLM(config, { device, dtype, weights });
+    const model = new CausalLM(config, { device, dtype, weights, extras: { generationConfig } });
     const bytes = [...model.parameters.values()].map((tensor) => tensor.size * dtypeBytes[tensor.dtype]);
     return {
       ...found,

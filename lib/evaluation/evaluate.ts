@@ -1,6 +1,7 @@
 import { checkNames, kindOf } from '../arguments';
+import { DeviceError } from '../errors';
 import { ByteTokenizer } from '../io/bytes';
-import type { Codec } from '../io/codec';
+import { checkUnicode, type Codec } from '../io/codec';
 import type { Model } from '../models/model';
 import { chunkTokens } from '../models/pieces';
 import { score, type Scored } from './score';
@@ -45,7 +46,8 @@ const names: readonly (keyof EvaluateOptions)[] = ['context', 'stride', 'bosToke
  * Bits per byte of a text, or of bytes for a model of bytes. The text is read and scored as it comes, so
  * that a file of any size takes the same memory. Windows (`context`) begin afresh; each token is
  * predicted once, from `context` tokens or from all where there are fewer, and by at least `context - stride`.
- * @throws TypeError, RangeError for bad arguments and for a text with nothing to predict, before any work.
+ * @throws TypeError, RangeError for bad arguments and for a text with nothing to predict, before any work;
+ * DeviceError once logits are not finite.
  */
 export async function evaluate(
   model: Evaluated,
@@ -129,6 +131,7 @@ function bosOf({ bosTokenId: id }: EvaluateOptions, codec: Codec, vocabSize: num
 async function* chunksOf(
   source: string | Uint8Array | AsyncIterable<Uint8Array>,
 ): AsyncGenerator<Uint8Array, void, undefined> {
+  if (typeof source === 'string') checkUnicode('evaluate', source);
   const bytes = typeof source === 'string' ? Buffer.from(source) : source;
   if (bytes instanceof Uint8Array) {
     for (let at = 0; at < bytes.length; at += pieceBytes) yield bytes.subarray(at, at + pieceBytes);
@@ -151,6 +154,15 @@ interface Sum {
   readonly predicted: number;
 }
 
+/** As `score`. @throws DeviceError where logits are NaN or infinite, so that no sum of theirs means anything. */
+async function finiteScore(...args: Parameters<typeof score>): Promise<number> {
+  const nats = await score(...args);
+  if (Number.isFinite(nats)) return nats;
+  throw new DeviceError(
+    "evaluate: the model's logits are not finite; selective-scan inspect --check names weights that are not",
+  );
+}
+
 /** All of it in one state. */
 async function whole(model: Model, pieces: AsyncIterable<Int32Array>, signal?: AbortSignal): Promise<Sum> {
   const state = model.createState();
@@ -162,7 +174,7 @@ async function whole(model: Model, pieces: AsyncIterable<Int32Array>, signal?: A
       await buffer.holds(most + 1);
       const ids = buffer.first(most + 1);
       const rows = [{ inputs: ids.subarray(0, -1), labels: ids.subarray(1) }];
-      nats += await score(model, state, rows, signal);
+      nats += await finiteScore(model, state, rows, signal);
       predicted += ids.length - 1;
       buffer.drop(ids.length - 1);
     }
@@ -198,7 +210,7 @@ async function windows(
     }
     const state = model.createState(rows.length);
     try {
-      nats += await score(model, state, rows, signal);
+      nats += await finiteScore(model, state, rows, signal);
     } finally {
       state.dispose();
     }

@@ -4,19 +4,20 @@ import { device as openDevice } from '../device';
 import { openCheckpoint } from '../io/checkpoint';
 import type { FloatFormat } from '../io/convert';
 import { resolveModel, type ResolveOptions } from '../io/hub';
-import { optionalJson, readJson, type JsonObject } from '../io/json';
+import type { JsonObject } from '../io/json';
 import { ByteTokenizer } from '../io/bytes';
 import type { Codec } from '../io/codec';
 import { loadTokenizer, Tokenizer } from '../io/tokenizer';
 import { familyOf } from '../models';
-import { asMambaByte } from '../models/mambabyte';
 import type { CommonConfig } from '../models/family';
 import { Fields } from '../models/fields';
 import { Model } from '../models/model';
 import { savePretrained, type Extras } from '../models/save';
 import { Weights, type LoadOptions } from '../nn/weights';
-import { generate, type GeneratedToken, type Prompt } from './generate';
+import { generate, type Defaults, type GeneratedToken } from './generate';
+import { readModelFolder } from './model-folder';
 import type { GenerateOptions } from './options';
+import type { Prompt } from './prompts';
 import { Spares } from './spares';
 import type { Speculation } from './speculation';
 import { speculate } from './speculative';
@@ -101,6 +102,16 @@ export class Generation implements AsyncIterable<GeneratedToken> {
   }
 }
 
+/** generation_config.json goes before config.json, and that before the tokenizer. */
+function defaultsOf(config: CommonConfig, extras: Extras, tokenizer: Codec | undefined): Defaults {
+  const { vocabSize } = config;
+  const own = new Fields(extras.generationConfig ?? {}, 'generation_config.json');
+  const said = own.ids('eos_token_id', vocabSize) ?? config.eosTokenId;
+  // A tokenizer may have more tokens than the model.
+  const eos = asList(said ?? tokenizer?.eosId).filter((id) => id < vocabSize);
+  return { eos, pad: own.id('pad_token_id', vocabSize) ?? config.padTokenId };
+}
+
 const asList = (ids: number | readonly number[] | undefined) =>
   ids === undefined ? [] : typeof ids === 'number' ? [ids] : ids;
 
@@ -109,6 +120,7 @@ export class CausalLM extends Model {
   /** Of the model's folder, or a `ByteTokenizer` for a model of bytes; undefined where there is none. */
   readonly tokenizer: Codec | undefined;
   readonly #extras: Extras;
+  readonly #defaults: Defaults;
   readonly #spares: Spares;
 
   constructor(
@@ -129,6 +141,7 @@ export class CausalLM extends Model {
     super(config, device, family.build(config, weights, { activations, states }), weights);
     this.tokenizer = family.codec === 'bytes' ? new ByteTokenizer() : options.tokenizer;
     this.#extras = options.extras ?? {};
+    this.#defaults = defaultsOf(config, this.#extras, this.tokenizer);
     this.#spares = new Spares(options.device);
   }
 
@@ -144,15 +157,9 @@ export class CausalLM extends Model {
    * @throws TypeError, RangeError, from the iteration's first step, before any work.
    */
   generate(prompts: Prompt | readonly Prompt[], options: GenerateOptions = {}): Generation {
-    const { vocabSize, eosTokenId, padTokenId } = this.config;
-    const own = new Fields(this.#extras.generationConfig ?? {}, 'generation_config.json');
-    const eos = asList(own.ids('eos_token_id') ?? eosTokenId ?? this.tokenizer?.eosId).filter(
-      (id) => id < vocabSize,
-    );
-    const defaults = { eos, pad: own.id('pad_token_id') ?? padTokenId };
     if (options?.drafter !== undefined)
-      return new Generation(speculate(this, this.tokenizer, defaults, prompts, options));
-    return new Generation(generate(this, this.#spares, this.tokenizer, defaults, prompts, options));
+      return new Generation(speculate(this, this.tokenizer, this.#defaults, prompts, options));
+    return new Generation(generate(this, this.#spares, this.tokenizer, this.#defaults, prompts, options));
   }
 
   /**
@@ -190,18 +197,12 @@ export const AutoModelForCausalLM = {
     const stateDtype = chosenDtype('fromPretrained', 'stateDtype', options.stateDtype);
     const device = openDevice(options.device);
     const folder = await resolveModel(pathOrId, { ...options, onProgress: options.onDownload });
-    const json = await readJson(`${folder}/config.json`);
-    const { family, config: stored } = familyOf(json);
-    const config = options.bytes ? familyOf(asMambaByte(stored.json)).config : stored;
-    const isBytes = familyOf(config.json).family.codec === 'bytes';
-    const tokenizer = isBytes ? undefined : await loadTokenizer(folder);
-    const checkpoint = await openCheckpoint(folder, family.rename);
+    const { stored, config, generationConfig, isOfBytes } = await readModelFolder(folder, options.bytes);
+    const tokenizer = isOfBytes ? undefined : await loadTokenizer(folder);
+    const checkpoint = await openCheckpoint(folder, stored.rename);
     try {
       const dtype = chosenDtype('fromPretrained', 'dtype', options.dtype, () => storedDtype(checkpoint));
-      const extras = {
-        generationConfig: await optionalJson(`${folder}/generation_config.json`),
-        tokenizerFolder: tokenizer && folder,
-      };
+      const extras = { generationConfig, tokenizerFolder: tokenizer && folder };
       const weights = new Weights({ device, dtype, checkpoint });
       return await filled(
         weights,

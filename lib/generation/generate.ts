@@ -1,17 +1,14 @@
 import { checkRecord } from '../arguments';
-import { ByteTokenizer } from '../io/bytes';
 import type { Codec } from '../io/codec';
-import { integerRows, type Dense, type Ids } from '../models/inputs';
+import type { Dense } from '../models/inputs';
 import type { Model } from '../models/model';
 import type { State } from '../models/state';
 import { Decoder, decoderKind, type Drawn } from './decoder';
 import { rowOptions, stopIds, stopStrings, type GenerateOptions, type RowOptions } from './options';
+import { encoded, type Prompt } from './prompts';
 import type { Pair, Spares } from './spares';
 import type { Speculation } from './speculation';
 import { writerOf, type Writer } from './writer';
-
-/** Text (needs a tokenizer), token ids, or, for a model of bytes, bytes. */
-export type Prompt = string | Ids;
 
 /** Why a sequence ended: an end-of-sequence token, a stop string, or `maxNewTokens`. */
 export type FinishReason = 'eos' | 'stop' | 'length';
@@ -72,32 +69,6 @@ export class Row {
   }
 }
 
-/** Prompts as ids, and whether one prompt was given or several. */
-async function encode(
-  prompts: Prompt | readonly Prompt[],
-  tokenizer: Codec | undefined,
-  vocabSize: number,
-): Promise<Int32Array[]> {
-  const isOne =
-    typeof prompts === 'string' ||
-    ArrayBuffer.isView(prompts) ||
-    typeof (prompts as readonly unknown[])?.[0] === 'number';
-  const list = isOne || (Array.isArray(prompts) && prompts.length === 0) ? [prompts as Prompt] : prompts;
-  if (!Array.isArray(list))
-    throw new TypeError(`generate: prompt is ${typeof prompts}, expected text or token ids`);
-  const ids = (list as readonly Prompt[]).map((prompt): Ids => {
-    if (prompt instanceof Uint8Array && tokenizer && !(tokenizer instanceof ByteTokenizer))
-      throw new TypeError(
-        'generate: prompt is bytes, but the model has a tokenizer; expected text or token ids',
-      );
-    if (typeof prompt !== 'string') return prompt;
-    if (!tokenizer)
-      throw new TypeError('generate: prompt is text, but the model has no tokenizer; expected token ids');
-    return tokenizer.encode(prompt);
-  });
-  return integerRows('generate', 'prompt', ids, 0, vocabSize - 1);
-}
-
 /** What the model's folder says of its tokens. */
 export interface Defaults {
   readonly eos: readonly number[];
@@ -112,30 +83,6 @@ function padding(
 ): number | undefined {
   if (id === undefined) return pad !== undefined && eos.includes(pad) ? undefined : pad;
   return id === null ? undefined : stopIds(id, vocabSize, 'padTokenId')[0];
-}
-
-/**
- * Takes padding off the front of prompts; further on it is muted, which is what transformers'
- * `generate` does with it. A prompt of nothing else is taken as it is.
- */
-function withoutPadding(
-  prompts: readonly Int32Array[],
-  pad: number | undefined,
-): Pick<Dense, 'sequences' | 'muted'> {
-  const sequences = prompts.map((ids) =>
-    ids.subarray(
-      Math.max(
-        0,
-        ids.findIndex((id) => id !== pad),
-      ),
-    ),
-  );
-  const muted = sequences.map((ids) =>
-    pad !== undefined && ids.includes(pad) && ids[0] !== pad
-      ? ids.map((id) => (id === pad ? 1 : 0))
-      : undefined,
-  );
-  return { sequences, muted };
 }
 
 /** Prompts and options of a call, checked. */
@@ -156,9 +103,9 @@ export async function prepare(
 ): Promise<Prepared> {
   model.check('generate');
   const { vocabSize } = model.config;
-  const ids = await encode(prompts, tokenizer, vocabSize);
   checkRecord('generate', options);
-  const { sequences, muted } = withoutPadding(ids, padding(options.padTokenId, defaults, vocabSize));
+  const pad = padding(options.padTokenId, defaults, vocabSize);
+  const { sequences, muted } = await encoded(prompts, { tokenizer, vocabSize, pad });
   const rowsOptions = rowOptions(options, sequences.length);
   const stop = stopIds(options.eosTokenId ?? defaults.eos, vocabSize);
   const stops = stopStrings(options.stop);

@@ -29,7 +29,7 @@ export interface GenerateOptions {
   readonly stop?: string | Uint8Array | readonly (string | Uint8Array)[];
   /** Tokens that end a sequence. Default: the model's own; `[]` for none. */
   readonly eosTokenId?: number | readonly number[];
-  /** The id that is padding in prompts. Default: the model's own, unless it also ends sequences; null for none. */
+  /** The id that is padding on the left of prompts of ids. Default: the model's own, unless it also ends sequences; null for none. */
   readonly padTokenId?: number | null;
   /** Stops at once; the iteration then throws the signal's reason. */
   readonly signal?: AbortSignal;

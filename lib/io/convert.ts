@@ -1,3 +1,4 @@
+import { FormatError } from '../errors';
 import type { Checkpoint } from './checkpoint';
 
 /** Conversions between the float formats of files and tensors, on raw bytes of one chunk. */
@@ -23,7 +24,7 @@ export async function* convertedChunks(
   for (let at = 0; at < end - begin; at += chunkBytes) {
     const chunk = buffer.subarray(0, Math.min(chunkBytes, end - begin - at));
     await checkpoint.read(name, chunk, at);
-    yield convert(chunk, floatFormats.get(dtype)!, to);
+    yield convertTensor(`${checkpoint.folder}: parameter ${name}`, chunk, floatFormats.get(dtype)!, to);
   }
 }
 
@@ -81,6 +82,30 @@ function roundTiesToEven(x: number): number {
   const down = Math.floor(x);
   const rest = x - down;
   return rest > 0.5 || (rest === 0.5 && down % 2 === 1) ? down + 1 : down;
+}
+
+/**
+ * As `convert`, of a tensor that `where` names.
+ * @throws FormatError for a finite value that f16 has no number for.
+ */
+export function convertTensor(
+  where: string,
+  chunk: Uint8Array,
+  from: FloatFormat,
+  to: FloatFormat,
+): Uint8Array {
+  const out = convert(chunk, from, to);
+  if (to !== 'f16' || from === 'f16') return out;
+  const halves = new Uint16Array(out.buffer, out.byteOffset, out.byteLength / 2);
+  const isInfinite = (half: number) => (half & 0x7fff) === 0x7c00;
+  if (!halves.some(isInfinite)) return out;
+  const floats = convert(chunk.slice(), from, 'f32');
+  const values = new Float32Array(floats.buffer, floats.byteOffset, halves.length);
+  const lost = values.find((value, i) => isInfinite(halves[i]!) && Number.isFinite(value));
+  if (lost === undefined) return out;
+  throw new FormatError(
+    `${where} holds ${lost}, expected at most 65504 in size, as f16 has it; bf16 or f32 can hold it`,
+  );
 }
 
 /** The bytes of `chunk`, elements of format `from`, as format `to`; a copy where they differ. */

@@ -54,9 +54,9 @@ function config(json: JsonObject): BlackMambaConfig {
     initializerRange,
   };
   const vocabSize = fields.whole('vocab_size');
-  const eosTokenId = fields.ids('eos_token_id');
-  const padTokenId = fields.id('pad_token_id');
-  fields.ignore('max_sequence_length'); // of the training: there are no positions
+  const eosTokenId = fields.ids('eos_token_id', vocabSize);
+  const padTokenId = fields.id('pad_token_id', vocabSize);
+  fields.whole('max_sequence_length', 1); // of the training: there are no positions
   fields.end();
   return {
     modelType: 'blackmamba',

@@ -1,18 +1,25 @@
 import { FormatError } from '../errors';
-import { kind, type JsonObject } from '../io/json';
+import { isObject, kind, type JsonObject } from '../io/json';
 
-/** Fields that every transformers configuration may carry and that change nothing of what is computed here. */
-const harmless = [
-  '_name_or_path',
-  'architectures',
-  'auto_map',
-  'bos_token_id',
-  'dtype',
-  'return_dict',
-  'torch_dtype',
-  'transformers_version',
-  'use_cache',
-];
+const isText = (value: unknown) => typeof value === 'string';
+const isFlag = (value: unknown) => typeof value === 'boolean';
+const isId = (value: unknown): value is number => Number.isInteger(value) && (value as number) >= 0;
+
+/**
+ * Fields that every transformers configuration may carry and that change nothing of what is computed here;
+ * they are saved again, so that they must be what they are there.
+ */
+const harmless: Readonly<Record<string, readonly [fits: (value: unknown) => boolean, wanted: string]>> = {
+  _name_or_path: [isText, 'text'],
+  architectures: [(value) => Array.isArray(value) && value.every(isText), 'a list of names'],
+  auto_map: [isObject, 'an object'],
+  bos_token_id: [isId, 'a token id'],
+  dtype: [isText, 'a name'],
+  return_dict: [isFlag, 'true or false'],
+  torch_dtype: [isText, 'a name'],
+  transformers_version: [isText, 'text'],
+  use_cache: [isFlag, 'true or false'],
+};
 
 /** Reads config.json field by field, so that what was not read can be refused by name. */
 export class Fields {
@@ -24,7 +31,10 @@ export class Fields {
     this.#file = file;
     this.#json = json;
     this.#left = new Set(Object.keys(json));
-    for (const name of harmless) this.#left.delete(name);
+    for (const [name, [fits, wanted]] of Object.entries(harmless)) {
+      const value = this.#take(name);
+      if (value !== undefined && !fits(value)) this.refuse(name, wanted);
+    }
   }
 
   #take(name: string): unknown {
@@ -46,13 +56,20 @@ export class Fields {
     return value;
   }
 
-  /** A finite number, larger than 0 unless `zero` is allowed. */
+  /** A number that f32 holds, larger than 0 unless `zero` is allowed. */
   positive(name: string, fallback: number, zero = false): number {
     const value = this.#take(name) ?? fallback;
-    if (typeof value !== 'number' || !Number.isFinite(value) || value < 0 || (value === 0 && !zero)) {
-      return this.refuse(name, 'a positive number');
-    }
-    return value;
+    const inF32 = typeof value === 'number' ? Math.fround(value) : NaN;
+    if (!(inF32 > 0 || (zero && value === 0)) || inF32 === Infinity)
+      return this.refuse(name, 'a positive number that f32 can hold');
+    return value as number;
+  }
+
+  /** Two of them, of which the first is not the larger one. */
+  bounds(min: string, least: number, max: string, most: number): readonly [number, number] {
+    const low = this.positive(min, least);
+    const high = this.positive(max, most);
+    return low <= high ? [low, high] : this.refuse(min, `at most ${max}, ${high}`);
   }
 
   flag(name: string, fallback: boolean): boolean {
@@ -76,20 +93,24 @@ export class Fields {
       : this.refuse(name, wanted);
   }
 
-  /** A token id, or none. */
-  id(name: string): number | undefined {
-    const value = this.ids(name);
+  /** A token id below `vocabSize`, or none. */
+  id(name: string, vocabSize: number): number | undefined {
+    const value = this.ids(name, vocabSize);
     return typeof value === 'object' ? this.refuse(name, 'a token id') : value;
   }
 
-  /** A token id, several, or none. */
-  ids(name: string): number | readonly number[] | undefined {
+  /** A token id below `vocabSize`, several, or none. */
+  ids(name: string, vocabSize: number): number | readonly number[] | undefined {
     const value = this.#take(name);
-    const isId = (id: unknown) => typeof id === 'number' && Number.isInteger(id) && id >= 0;
     if (value === undefined) return undefined;
-    return isId(value) || (Array.isArray(value) && value.every(isId))
-      ? (value as number | number[])
-      : this.refuse(name, 'a token id or a list of them');
+    const list: readonly unknown[] = Array.isArray(value) ? value : [value];
+    if (!list.every(isId)) return this.refuse(name, 'a token id or a list of them');
+    const beyond = list.find((id) => id >= vocabSize);
+    if (beyond !== undefined)
+      throw new FormatError(
+        `${this.#file}: ${name} holds ${beyond}, expected token ids below the vocabulary's size, ${vocabSize}`,
+      );
+    return value as number | readonly number[];
   }
 
   /** A field that says again what another one said: it must agree. */

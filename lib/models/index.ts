@@ -24,7 +24,9 @@ export const families: readonly Family[] = [
 /** The family that `model_type` names; without `model_type` the first that recognises its own fields. */
 export function findFamily(json: JsonObject): Family | undefined {
   const type = json['model_type'];
-  return families.find((family) => (type === undefined ? family.recognises?.(json) : family.type === type));
+  return families.find(({ recognises, type: own }) =>
+    type === undefined ? recognises?.(json) : !recognises && own === type,
+  );
 }
 
 /** The family of a model, and the configuration it makes of config.json. */
@@ -32,9 +34,10 @@ export function familyOf(json: JsonObject): { readonly family: Family; readonly 
   if (!isObject(json)) throw new TypeError(`fromConfig: json is ${kindOf(json)}, expected an object`);
   const family = findFamily(json);
   if (!family) {
-    const known = families.map(({ type }) => type);
+    const names = (has: boolean) =>
+      families.filter(({ recognises }) => (recognises === undefined) === has).map((each) => each.type);
     throw new FormatError(
-      `config.json: model_type is ${kind(json['model_type'])}, expected one of: ${known.join(', ')}`,
+      `config.json: model_type is ${kind(json['model_type'])}, expected one of: ${names(true).join(', ')}; files of ${names(false).join(' and ')} have none`,
     );
   }
   return { family, config: family.config(json) };

@@ -1,4 +1,3 @@
-import { FormatError } from '../errors';
 import type { JsonObject } from '../io/json';
 import * as init from '../nn/init';
 import { Linear } from '../nn/linear';
@@ -23,15 +22,17 @@ function config(json: JsonObject): MambaConfig {
   const hiddenSize = fields.whole('hidden_size', 768);
   const expand = fields.positive('expand', 2);
   const dInner = Math.trunc(expand * hiddenSize);
-  if (dInner < 1)
-    throw new FormatError(
-      `config.json: expand is ${expand}, expected ${1 / hiddenSize} or more for hidden_size ${hiddenSize}`,
+  if (dInner < 1 || dInner > 2 ** 31 - 1)
+    fields.refuse(
+      'expand',
+      `${1 / hiddenSize} to ${(2 ** 31 - 1) / hiddenSize} for hidden_size ${hiddenSize}`,
     );
   const dState = fields.whole('state_size', 16);
   const numLayers = fields.whole('num_hidden_layers', 32);
   const vocabSize = fields.whole('vocab_size', 50280);
   const automatic = json['time_step_rank'] === undefined || json['time_step_rank'] === 'auto';
   fields.ignore(...(automatic ? ['time_step_rank'] : []));
+  const [dtMin, dtMax] = fields.bounds('time_step_min', 0.001, 'time_step_max', 0.1);
   const mixer: MixerConfig = {
     dModel: hiddenSize,
     dInner,
@@ -40,8 +41,8 @@ function config(json: JsonObject): MambaConfig {
     dtRank: automatic ? Math.ceil(hiddenSize / 16) : fields.whole('time_step_rank'),
     bias: fields.flag('use_bias', false),
     convBias: fields.flag('use_conv_bias', true),
-    dtMin: fields.positive('time_step_min', 0.001),
-    dtMax: fields.positive('time_step_max', 0.1),
+    dtMin,
+    dtMax,
     dtFloor: fields.positive('time_step_floor', 1e-4),
     dtScale: fields.positive('time_step_scale', 1),
     dtInit: fields.choice('time_step_init_scheme', ['random', 'constant']),
@@ -49,8 +50,8 @@ function config(json: JsonObject): MambaConfig {
   };
   const layerNormEpsilon = fields.positive('layer_norm_epsilon', 1e-5, true);
   const tieWordEmbeddings = fields.flag('tie_word_embeddings', true);
-  const eosTokenId = fields.ids('eos_token_id');
-  const padTokenId = fields.id('pad_token_id');
+  const eosTokenId = fields.ids('eos_token_id', vocabSize);
+  const padTokenId = fields.id('pad_token_id', vocabSize);
   fields.choice('hidden_act', ['silu', 'swish']);
   // The residual is always kept in f32, which is what true asks for; false only allows less.
   fields.flag('residual_in_fp32', true);
@@ -62,7 +63,9 @@ function config(json: JsonObject): MambaConfig {
   fields.same('n_layer', numLayers);
   fields.same('rms_norm', true);
   fields.same('ssm_cfg', {});
-  fields.ignore('fused_add_norm', 'pad_vocab_size_multiple', 'use_mambapy', 'use_associative_scan');
+  // What chooses between implementations there, and what vocab_size is rounded to already.
+  for (const name of ['fused_add_norm', 'use_mambapy', 'use_associative_scan']) fields.flag(name, true);
+  fields.whole('pad_vocab_size_multiple', 1);
   fields.end();
   return {
     modelType: 'mamba',

@@ -30,6 +30,8 @@ function config(json: JsonObject): MoEMambaConfig {
   fields.choice('model_type', ['moe_mamba']);
   const hiddenSize = fields.whole('hidden_size', 512);
   const initializerRange = fields.positive('initializer_range', 0.1);
+  const vocabSize = fields.whole('vocab_size', 50257);
+  const [dtMin, dtMax] = fields.bounds('time_step_min', 0.001, 'time_step_max', 0.1);
   const mixer: MixerConfig = {
     dModel: hiddenSize,
     dInner: fields.whole('expand', 2) * hiddenSize,
@@ -38,8 +40,8 @@ function config(json: JsonObject): MoEMambaConfig {
     dtRank: fields.whole('time_step_rank', Math.ceil(hiddenSize / 16)),
     bias: fields.flag('use_bias', false),
     convBias: fields.flag('use_conv_bias', true),
-    dtMin: fields.positive('time_step_min', 0.001),
-    dtMax: fields.positive('time_step_max', 0.1),
+    dtMin,
+    dtMax,
     dtFloor: fields.positive('time_step_floor', 1e-4),
     dtScale: 1,
     dtInit: 'random',
@@ -48,6 +50,8 @@ function config(json: JsonObject): MoEMambaConfig {
   const experts = fields.whole('num_experts', 42);
   const topK = fields.whole('num_experts_per_tok', 1);
   if (topK > experts) fields.refuse('num_experts_per_tok', `at most num_experts, which is ${experts}`);
+  const jitter = fields.positive('router_jitter', 0, true);
+  if (jitter >= 1) fields.refuse('router_jitter', 'a number from 0, below 1');
   const moe: MoEConfig = {
     dModel: hiddenSize,
     dExpert: fields.whole('expert_size', 3 * hiddenSize),
@@ -57,7 +61,7 @@ function config(json: JsonObject): MoEMambaConfig {
     routerBias: fields.flag('router_bias', false),
     normalize: fields.flag('norm_topk_prob', false),
     capacityFactor: fields.positive('capacity_factor', 1),
-    jitter: fields.positive('router_jitter', 0, true),
+    jitter,
     classicalSinkhorn: fields.flag('classical_sinkhorn', false),
     activation: fields.choice('expert_activation', ['relu', 'gelu', 'silu', 'swiglu', 'geglu']),
     bias: fields.flag('expert_bias', false),
@@ -65,11 +69,11 @@ function config(json: JsonObject): MoEMambaConfig {
   };
   const read = {
     modelType: 'moe_mamba',
-    vocabSize: fields.whole('vocab_size', 50257),
+    vocabSize,
     hiddenSize,
     numLayers: fields.whole('num_hidden_layers', 16),
-    eosTokenId: fields.ids('eos_token_id'),
-    padTokenId: fields.id('pad_token_id'),
+    eosTokenId: fields.ids('eos_token_id', vocabSize),
+    padTokenId: fields.id('pad_token_id', vocabSize),
     json,
     mixer,
     moe,

@@ -1,4 +1,3 @@
-import { FormatError } from '../errors';
 import type { JsonObject } from '../io/json';
 import * as init from '../nn/init';
 import { Linear } from '../nn/linear';
@@ -30,25 +29,23 @@ function config(json: JsonObject): S4DModelConfig {
   const hiddenSize = fields.whole('hidden_size', 256);
   const dState = fields.whole('state_size', 64, 2);
   if (dState % 2 !== 0 || dState > 512) fields.refuse('state_size', 'an even number, at most 512');
+  const [dtMin, dtMax] = fields.bounds('time_step_min', 0.001, 'time_step_max', 0.1);
   const mixer: S4DConfig = {
     dModel: hiddenSize,
     dState,
     init: fields.choice('state_initialization', s4dInits),
     discretization: fields.choice('discretization', s4dRules),
-    dtMin: fields.positive('time_step_min', 0.001),
-    dtMax: fields.positive('time_step_max', 0.1),
+    dtMin,
+    dtMax,
   };
-  if (mixer.dtMin > mixer.dtMax)
-    throw new FormatError(
-      `config.json: time_step_min is ${mixer.dtMin}, expected at most time_step_max, ${mixer.dtMax}`,
-    );
+  const vocabSize = fields.whole('vocab_size', 50257);
   const read = {
     modelType: 's4d',
-    vocabSize: fields.whole('vocab_size', 50257),
+    vocabSize,
     hiddenSize,
     numLayers: fields.whole('num_hidden_layers', 6),
-    eosTokenId: fields.ids('eos_token_id'),
-    padTokenId: fields.id('pad_token_id'),
+    eosTokenId: fields.ids('eos_token_id', vocabSize),
+    padTokenId: fields.id('pad_token_id', vocabSize),
     json,
     mixer,
     execution: fields.choice('execution', s4dModes),

@@ -15,7 +15,8 @@ function translated(json: JsonObject): JsonObject {
   const ssm = json['ssm_cfg'] ?? {};
   if (!isObject(ssm)) throw new FormatError(`config.json: ssm_cfg is ${kind(ssm)}, expected an object`);
   refuseUnless(ssm, 'layer', 'Mamba1', 'only the first Mamba is supported', 'ssm_cfg.');
-  fields.ignore('d_intermediate', 'attn_layer_idx', 'attn_cfg', 'rms_norm', 'ssm_cfg', 'fused_add_norm');
+  fields.ignore('d_intermediate', 'attn_layer_idx', 'attn_cfg', 'rms_norm', 'ssm_cfg');
+  fields.flag('fused_add_norm', true);
   const result = {
     architectures: ['MambaForCausalLM'],
     model_type: 'mamba',
@@ -39,13 +40,14 @@ function mixer(ssm: JsonObject, dModel: number): JsonObject {
   fields.ignore('layer', 'use_fast_path');
   const { dt_rank: rank = 'auto' } = ssm;
   if (rank === 'auto') fields.ignore('dt_rank');
+  const [dtMin, dtMax] = fields.bounds('dt_min', 0.001, 'dt_max', 0.1);
   const result = {
     state_size: fields.whole('d_state', 16),
     conv_kernel: fields.whole('d_conv', 4),
     expand: fields.positive('expand', 2),
     time_step_rank: rank === 'auto' ? Math.ceil(dModel / 16) : fields.whole('dt_rank'),
-    time_step_min: fields.positive('dt_min', 0.001),
-    time_step_max: fields.positive('dt_max', 0.1),
+    time_step_min: dtMin,
+    time_step_max: dtMax,
     time_step_init_scheme: fields.choice('dt_init', ['random', 'constant']),
     time_step_scale: fields.positive('dt_scale', 1),
     time_step_floor: fields.positive('dt_init_floor', 1e-4),

@@ -1,7 +1,7 @@
 import type { Device } from '../device';
 import { FormatError } from '../errors';
 import type { Checkpoint } from '../io/checkpoint';
-import { convert, floatFormats, type FloatFormat } from '../io/convert';
+import { convert, convertTensor, floatFormats, type FloatFormat } from '../io/convert';
 import { dtypeBytes, keep, scope, sizeOf, Tensor } from '../tensor';
 import { seeded, type Init } from './init';
 
@@ -158,11 +158,12 @@ export class Weights {
     const { checkpoint, seed = 0 } = this.#source;
     if (checkpoint) return this.#read(checkpoint, options);
     const random = seeded(seed);
-    for (const { tensor, init } of this.#parameters.values()) {
+    for (const [name, { tensor, init }] of this.#parameters) {
       options.signal?.throwIfAborted();
       const values = new Float32Array(tensor.size);
       init(values, random);
-      await tensor.write(convert(new Uint8Array(values.buffer), 'f32', tensor.dtype as FloatFormat));
+      const bytes = new Uint8Array(values.buffer);
+      await tensor.write(convertTensor(`parameter ${name}`, bytes, 'f32', tensor.dtype as FloatFormat));
     }
   }
 
@@ -189,7 +190,8 @@ export class Weights {
         await taken[turn];
         await checkpoint.read(name, bytes, at);
         if (options.checkFinite && finite) finite = allFinite(bytes, from);
-        taken[turn] = tensor.write(convert(bytes, from, to), at * scale);
+        const where = `${checkpoint.folder}: parameter ${name}`;
+        taken[turn] = tensor.write(convertTensor(where, bytes, from, to), at * scale);
         loaded += bytes.byteLength;
         turn = 1 - turn;
       }

@@ -71,6 +71,18 @@ describe('convert', () => {
     for (const model of [made, loaded]) model.dispose();
   });
 
+  it('refuses a weight that f16 has no number for', async () => {
+    const model = await AutoModelForCausalLM.fromPretrained(BIN);
+    const weight = model.parameters.get('backbone.layers.0.mixer.in_proj.weight')!;
+    weight.set(new Float32Array(weight.size).fill(7e4));
+    await model.savePretrained(folder.at('source'));
+    model.dispose();
+    const { code, stderr } = await convert(folder.at('source'), folder.at('made'), '--dtype', 'f16');
+    expect(code).toBe(1);
+    expect(stderr).toMatch(/parameter backbone\.layers\.0\.mixer\.in_proj\.weight holds 70000, expected/);
+    expect(readdirSync(folder.path)).toEqual(['source']);
+  });
+
   it('keeps FalconMamba what it is', async () => {
     const source = join(FIXTURES, 'falcon-mamba-tiny');
     await convert(source, folder.at('made'));

@@ -248,3 +248,19 @@ describe('loading', () => {
     await expect(load()).rejects.toThrow(/config\.json: file does not exist/);
   });
 });
+
+it('a weight that f16 has no number for is refused by name; infinities of the file stay', async () => {
+  const name = 'backbone.layers.1.mixer.in_proj.weight';
+  const values = (bytes: Uint8Array) => new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
+  await edited((tensors) => values(tensors.get(name)!.bytes).set([65504, -Infinity, -65519], 7));
+  (await load({ dtype: 'f16' })).dispose();
+  const before = inUse();
+  await edited((tensors) => values(tensors.get(name)!.bytes).set([Infinity, -65520], 7));
+  const failure = load({ dtype: 'f16' });
+  await expect(failure).rejects.toBeInstanceOf(FormatError);
+  await expect(failure).rejects.toThrow(
+    `parameter ${name} holds -65520, expected at most 65504 in size, as f16 has it; bf16 or f32 can hold it`,
+  );
+  expect(inUse()).toEqual(before);
+  for (const dtype of ['bf16', 'f32'] as const) (await load({ dtype })).dispose();
+});

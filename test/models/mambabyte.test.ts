@@ -94,6 +94,60 @@ describe('mambabyte', () => {
   });
 });
 
+describe('the id of padding', () => {
+  const options = { maxNewTokens: 6, eosTokenId: [] };
+  let model: CausalLM;
+  beforeAll(async () => {
+    model = await AutoModelForCausalLM.fromConfig({ ...tiny, pad_token_id: 0x61 }, { seed: 5 });
+  });
+  afterAll(() => model.dispose());
+
+  it('is a byte like any other of a text or of bytes', async () => {
+    for (const text of ['abba', 'aaa', 'banana']) {
+      const [wanted] = await model
+        .generate([...Buffer.from(text)], { ...options, padTokenId: null })
+        .completions();
+      const rows = await model.generate([text, Buffer.from(text)], options).completions();
+      expect(rows.map(({ tokens }) => tokens)).toEqual([wanted!.tokens, wanted!.tokens]);
+    }
+  });
+
+  it('is padding in ids', async () => {
+    const [padded, plain] = await model
+      .generate([[...Buffer.from('aab')], [...Buffer.from('b')]], options)
+      .completions();
+    expect(padded!.tokens).toEqual(plain!.tokens);
+  });
+
+  it('is dropped, as a mere byte that ends texts is, where a Mamba is said to be of bytes', async () => {
+    await model.savePretrained(folder.path);
+    const change = (name: string, json: object) => writeFileSync(folder.at(name), JSON.stringify(json));
+    const mamba = { ...tiny, model_type: 'mamba', vocab_size: 256, pad_token_id: 0, eos_token_id: [0, 1] };
+    change('config.json', mamba);
+    change('generation_config.json', { bos_token_id: 1, eos_token_id: 2, pad_token_id: 3 });
+    const told = await AutoModelForCausalLM.fromPretrained(folder.path, { bytes: true });
+    expect(told.config).toMatchObject({ eosTokenId: undefined, padTokenId: undefined });
+    await told.savePretrained(folder.at('told'));
+    told.dispose();
+    const read = (name: string) => JSON.parse(readFileSync(folder.at('told', name), 'utf8')) as object;
+    expect(read('generation_config.json')).toEqual({});
+    expect(Object.keys(read('config.json')).filter((name) => name.endsWith('_id'))).toEqual([]);
+    // What a mambabyte says itself is meant.
+    change('config.json', { ...mamba, model_type: 'mambabyte' });
+    const own = await AutoModelForCausalLM.fromPretrained(folder.path, { bytes: true });
+    expect(own.config).toMatchObject({ eosTokenId: [0, 1], padTokenId: 0 });
+    own.dispose();
+  });
+
+  it('is refused beyond the vocabulary, in generation_config.json too', async () => {
+    await model.savePretrained(folder.path);
+    writeFileSync(folder.at('generation_config.json'), '{"eos_token_id":[1,256]}');
+    await expect(AutoModelForCausalLM.fromPretrained(folder.path)).rejects.toThrow(
+      "generation_config.json: eos_token_id holds 256, expected token ids below the vocabulary's size, 256",
+    );
+  });
+});
+
 describe('text of a model of bytes', () => {
   const say = async (bytes: readonly number[], options: object = {}) => {
     const model = await chain(bytes, { tokenizer: new ByteTokenizer(), eos: [] });
@@ -201,6 +255,11 @@ it('refuses what makes no sense', async () => {
     'generate: stop holds',
   );
   text.dispose();
+  await expect(
+    AutoModelForCausalLM.fromPretrained(join(FIXTURES, 'mamba-text'), { bytes: true }),
+  ).rejects.toThrow(
+    'config.json: vocab_size is 512, expected 256 for a model of bytes that has a tokenizer.json',
+  );
   const falcon = await open('falcon-mamba-tiny');
   await falcon.savePretrained(folder.at('falcon'));
   falcon.dispose();

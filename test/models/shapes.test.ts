@@ -28,8 +28,8 @@ async function error(change: Partial<PlainConfig> & Record<string, unknown>, opt
 it('a masked token in the middle is no input, but time passes: in forward, and in generate for the pad token', async () => {
   const config = { ...base, pad_token_id: 3, eos_token_id: 4 };
   const model = await AutoModelForCausalLM.fromConfig(config, { seed: 7 });
-  const ids = randomIds(29, config.vocab_size).map((id, i) => (i === 5 || i === 28 ? 3 : id === 3 ? 1 : id));
-  const attentionMask = [...ids].map((id, i) => (i === 28 || id !== 3 ? 1 : 0));
+  const ids = randomIds(29, config.vocab_size).map((id, i) => (i === 5 || i === 20 ? 3 : id === 3 ? 1 : id));
+  const attentionMask = [...ids].map((id, i) => (i === 20 || id !== 3 ? 1 : 0));
   const parameters = await parametersOf(model);
   const { logits } = await model.forward({ inputIds: ids, attentionMask });
   expect(relativeError(await take(logits), plainLogits(config, parameters, ids, attentionMask))).toBeLessThan(
@@ -45,6 +45,21 @@ it('a masked token in the middle is no input, but time passes: in forward, and i
   const [taken] = await model.generate(ids, { ...options, padTokenId: null }).completions();
   const plain = plainLogits(config, parameters, ids).slice(-config.vocab_size);
   expect(taken!.tokens).toEqual([plain.indexOf(Math.max(...plain))]);
+  model.dispose();
+});
+
+it('padding after the ids, or nothing but padding, is refused by name', async () => {
+  const model = await AutoModelForCausalLM.fromConfig({ ...base, pad_token_id: 1, eos_token_id: 2 });
+  const take = (ids: number[] | number[][], padTokenId?: number | null) =>
+    model.generate(ids, { maxNewTokens: 1, padTokenId }).completions();
+  await expect(take([[5], [5, 6, 1, 1]])).rejects.toThrow(
+    'generate: prompt 1 ends with padding (1), expected padding on the left only; with padTokenId null it is a token',
+  );
+  await expect(take([5, 6], 6)).rejects.toThrow('generate: prompt ends with padding (6)');
+  await expect(take([1, 1])).rejects.toThrow(
+    'generate: prompt is nothing but padding (1), expected at least one token',
+  );
+  expect(await take([5, 1, 1], null)).toHaveLength(1);
   model.dispose();
 });
 

@@ -77,7 +77,10 @@ describe("state-spaces' config.json", () => {
     [{ n_layer: 1.5 }, /n_layer is 1.5, expected a whole number/],
     [{ tie_embeddings: 'no' }, /tie_embeddings is "no", expected true or false/],
     [{ dropout: 0.1 }, /there is no field dropout/],
-    [{ model_type: 'state-spaces' }, /there is no field model_type in this kind of model/],
+    [
+      { model_type: 'state-spaces' },
+      /model_type is "state-spaces", expected one of: mamba.*; files of blackmamba and state-spaces have none/,
+    ],
   ])('is refused by name: %p', async (change, message) => {
     const before = inUse();
     const failure = AutoModelForCausalLM.fromConfig({ ...original, ...change });
