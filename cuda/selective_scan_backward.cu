@@ -1,13 +1,12 @@
 // The gradients of selective_scan over sequences that start from zero; the formulas stand in
-// native/cpu/selective_scan_backward.cc. Sequences are cut into pieces of kPiece tokens, so that
-// short batches fill the card too. Three passes: what each piece adds to h and, from behind, to dh
-// (t d n exponentials); those joined along a sequence; and the pieces walked back
-// (device/scan_walk.cuh; 3 t d n exponentials). Beside its inputs, twice, and its outputs, once,
-// 24 d n bytes a piece move, and 8 n bytes for dB and dC a token and block of channels.
+// native/cpu/selective_scan_backward.cc. Sequences are cut into pieces, so that few of them fill the
+// card too. Three passes: what each piece adds to h and, from behind, to dh, leaving h after every
+// tile of 8 tokens (t d n exponentials); those joined along a sequence; and the pieces walked back, tile
+// by tile (2 t d n exponentials). Mapping, bytes and times: docs/kernels/selective_scan_backward.md.
 #include <algorithm>
 
 #include "card.h"
-#include "device/scan_walk.cuh"
+#include "device/scan_backward_walk.cuh"
 #include "dispatch.cuh"
 #include "row_sums.cuh"
 #include "scratch.h"
@@ -16,40 +15,51 @@
 namespace ss::cuda {
 namespace {
 
-constexpr int kShift = 6;  // a piece has 64 tokens
-
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Sums {
   Out dA, dB, dC, dD, dbias;
 };
 
+// Tokens of a piece, as a shift: more than a card's warps would have to do at once is not cut further.
+int piece_shift(int64_t warp_tokens) {
+  constexpr int kLeast = 6, kMost = 9;
+  const int64_t enough = 4 * 10 * int64_t{multiprocessors()};  // pieces of a warp's channels
+  int shift = kLeast;
+  while (shift < kMost && warp_tokens >> (shift + 1) >= enough) shift++;
+  return shift;
+}
+
 template <class W>
 void launch_walk(Stream& stream, ScanBackward<typename W::T> s, const Sums& out) {
   using T = typename W::T;
-  s.group_blocks = static_cast<unsigned>(ceil_div(s.group_channels, W::kWidth));
+  s.group_warps = ceil_div(s.group_channels, W::kWidth);
+  s.group_blocks = static_cast<unsigned>(ceil_div(s.group_warps, W::kWarps));
   s.blocks = static_cast<unsigned>(s.groups * s.group_blocks);
-  const int64_t row = s.d * s.n, tokens = s.sequences.tokens, items = s.pieces * s.blocks;
-  const int64_t resident = std::min<int64_t>(items, W::kBlocks * multiprocessors());
-  const int64_t of_tiles = (int64_t{1} << kShift) / W::kSteps * W::kTileFloats;
+  const int64_t tokens = s.sequences.tokens, warps = s.groups * s.group_warps;
+  s.shift = piece_shift(tokens * warps);
+  s.pieces = s.sequences.pieces(s.shift);
+  const int64_t row = s.d * s.n, tiles = int64_t{1} << (s.shift - kTileShift);
   const bool constant = s.B_constant && s.C_constant;
   const int64_t shares = constant ? 0 : s.group_blocks * tokens * s.groups * 2 * s.n;
-  const int64_t floats = s.pieces * (2 * row + 3 * s.d) + resident * of_tiles + shares +
-                         (s.C_constant ? s.pieces * row : 0);
+  const int64_t inner = s.pieces * (tiles - 1) * warps * W::kHeld;
+  const int64_t floats =
+      inner + shares + s.pieces * ((s.C_constant ? 3 : 2) * row + (tiles + 2) * s.d);
   const Scratch scratch(stream, floats * static_cast<int64_t>(sizeof(float)));
   if (!scratch.floats()) return;
-  s.tiles = scratch.floats();  // first: they are read by fours
-  s.shares = s.tiles + resident * of_tiles;
+  s.inner = scratch.floats();  // first: they are read by fours
+  s.shares = s.inner + inner;
   s.start = s.shares + shares, s.end = s.start + s.pieces * row;
-  s.time = s.end + s.pieces * row, s.dD = s.time + s.pieces * s.d, s.dbias = s.dD + s.pieces * s.d;
-  s.constant_C = s.dbias + s.pieces * s.d;
-  if (W::kEdgeBytes > 48 * 1024)
-    cudaFuncSetAttribute(scan_edges<W>, cudaFuncAttributeMaxDynamicSharedMemorySize, W::kEdgeBytes);
+  s.time = s.end + s.pieces * row, s.dD = s.time + s.pieces * tiles * s.d;
+  s.dbias = s.dD + s.pieces * s.d, s.constant_C = s.dbias + s.pieces * s.d;
+  cudaFuncSetAttribute(scan_edges<W>, cudaFuncAttributeMaxDynamicSharedMemorySize, W::kEdgeBytes);
   cudaFuncSetAttribute(scan_back<W>, cudaFuncAttributeMaxDynamicSharedMemorySize, W::kBytes);
-  scan_edges<W><<<static_cast<unsigned>(items), W::kThreads, W::kEdgeBytes, stream.handle>>>(s);
-  const dim3 grid(static_cast<unsigned>(ceil_div(row, 128)), static_cast<unsigned>(s.sequences.count), 2);
+  const unsigned items = static_cast<unsigned>(s.pieces * s.blocks);
+  scan_edges<W><<<items, W::kThreads, W::kEdgeBytes, stream.handle>>>(s);
+  const dim3 grid(static_cast<unsigned>(ceil_div(row, 128)),
+                  static_cast<unsigned>(std::min<int64_t>(s.sequences.count, 32)), 2);
   join_edges<T><<<grid, 128, 0, stream.handle>>>(s);
-  scan_back<W><<<static_cast<unsigned>(resident), W::kThreads, W::kBytes, stream.handle>>>(s);
+  scan_back<W><<<items, W::kThreads, W::kBytes, stream.handle>>>(s);
   if (!constant) {
     const int64_t blocks = std::min<int64_t>(ceil_div(tokens * s.groups * 2 * s.n, 256), 8192);
     add_shares<T><<<static_cast<unsigned>(blocks), 256, 0, stream.handle>>>(
@@ -66,14 +76,17 @@ void launch_walk(Stream& stream, ScanBackward<typename W::T> s, const Sums& out)
 template <class T>
 void walk(Stream& stream, const ScanBackward<T>& s, const Sums& out) {
   const bool any = s.B_constant || s.C_constant;
-  if (s.n <= 8 && !any) return launch_walk<Walk<T, 4, 2, 2, 8, false>>(stream, s, out);
   if (s.n <= 16)
-    return any ? launch_walk<Walk<T, 4, 4, 2, 8, true>>(stream, s, out)
-               : launch_walk<Walk<T, 4, 4, 2, 8, false>>(stream, s, out);
-  if (s.n <= 64)
-    return any ? launch_walk<Walk<T, 4, 16, 4, 8, true>>(stream, s, out)
-               : launch_walk<Walk<T, 4, 16, 4, 8, false>>(stream, s, out);
-  launch_walk<Walk<T, 8, 32, 2, 8, true>>(stream, s, out);
+    return any ? launch_walk<Walk<T, 2, 4, true>>(stream, s, out)
+               : launch_walk<Walk<T, 2, 4, false>>(stream, s, out);
+  if (s.n <= 64) return launch_walk<Walk<T, 8, 2, true>>(stream, s, out);
+  launch_walk<Walk<T, 32, 2, true>>(stream, s, out);
+}
+
+// Whether fours of neighbours in rows of this can be one access.
+template <class T>
+bool by_fours(const T* data, int64_t stride) {
+  return !data || (stride % 4 == 0 && reinterpret_cast<uintptr_t>(data) % (4 * sizeof(T)) == 0);
 }
 
 template <class P>
@@ -112,8 +125,13 @@ void selective_scan_backward(Stream& stream, In u, In delta, In A, In B, In C, O
     s.C = C.view->data, s.C_stride = C.stride(), s.C_constant = C.rank() == 2;
     s.softplus = delta_softplus;
     s.sequences = sequences(stream, offsets, Opt{nullptr}, OptInOut{nullptr}, t);
-    s.shift = kShift, s.pieces = s.sequences.pieces(kShift);
     s.d = u.size(1), s.n = A.size(1), s.groups = groups, s.group_channels = s.d / groups;
+    s.wide = s.group_channels % 4 == 0 && by_fours(s.u, s.u_stride) &&
+             by_fours(s.delta, s.delta_stride) && by_fours(s.dy, s.dy_stride) &&
+             by_fours(s.z, s.z_stride) && by_fours(s.du, s.du_stride) &&
+             by_fours(s.ddelta, s.ddelta_stride) && by_fours(s.dz, s.dz_stride);
+    s.wide_states = s.n % 4 == 0 && by_fours(static_cast<const T*>(s.B), s.B_stride) &&
+                    by_fours(static_cast<const T*>(s.C), s.C_stride);
     walk(stream, s, {dA, dB, dC, dD, ddelta_bias});
   });
 }

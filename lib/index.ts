@@ -60,6 +60,7 @@ export { remat } from './autograd/remat';
 export { Trainer } from './training/trainer';
 export type { TrainerOptions, TrainingStep } from './training/trainer';
 export type { TrainingOptions } from './training/options';
+export type { RouterReport } from './training/routers';
 export type { BatchSource, TrainingBatch } from './training/batch';
 export { rowsToBatch } from './training/batch';
 export { Corpus } from './training/corpus';

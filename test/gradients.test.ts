@@ -41,7 +41,9 @@ async function check(op: Op, device: Device, each: Case, place = toTensor): Prom
   const inPlace = [...op.inputs].filter(([, spec]) => spec.inPlace).map(([name]) => name);
   const inputs = inputsOf(op, { ...each, without: [...(each.without ?? []), ...inPlace] });
   const wanted = references[op.opName]!(copy(inputs), attrs);
-  for (const output of op.outputs.keys()) {
+  for (const [output, spec] of op.outputs) {
+    if (spec.text.startsWith('i32')) continue; // a choice
+
     const random = randomFrom(7);
     const seed = values(...wanted[output]!.shape);
     seed.data.forEach((_, i) => (seed.data[i] = Math.fround(normal(random))));

@@ -1,15 +1,17 @@
-// The scan walked back. A piece of a sequence is a block's: it has the state h that the piece starts
-// from and the gradient dh that comes back from behind it, and goes through the piece in tiles of
-// kSteps tokens: forward once, leaving h before each tile in memory that stays in the L2 cache; then
-// tile by tile from the last, forward again with every h kept in shared memory, and back.
-// A channel's states lie on kLanes threads of kStates each, and a thread has kOwn channels, so that
-// sums over states (y, du, d dt) and over channels (dB, dC) both begin in registers.
+// The scan walked back: what its kernels (scan_backward_edges.cuh, scan_backward_walk.cuh) are given,
+// and how a warp lays it out. A warp has some channels of one piece of a sequence for itself. A channel's
+// states lie on kLanes threads of kStates each, and a thread has kOwn channels, so that sums over states
+// (y, du, d dt) and over channels (dB, dC) both begin in registers.
 #pragma once
+#include <type_traits>
+
 #include "activation.cuh"
 #include "pack.cuh"
 #include "sequences.cuh"
 
 namespace ss::cuda {
+
+constexpr int kTileShift = 3, kTile = 1 << kTileShift;  // tokens whose states are kept at a time
 
 template <class T>
 struct ScanBackward {
@@ -21,221 +23,250 @@ struct ScanBackward {
   const void *B, *C;  // T [t, g, n], or constant f32 [d, n]
   int64_t B_stride, C_stride;
   bool B_constant, C_constant, softplus;
+  bool wide, wide_states;  // fours of channels, of B and C, are one access
   Sequences sequences;
   int shift;       // a piece has 1 << shift tokens
   int64_t pieces;  // as many as are launched
   float* start;    // [pieces, d, n]: what a piece adds to h, then the h it starts from, then its dA
   float* end;      // the same of dh, from behind; then its dB, where B is constant
   float* constant_C;       // [pieces, d, n]: its dC, where C is constant
-  float* time;             // [pieces, d]: the sum of dt
+  float* time;             // [pieces, tiles, d]: dt summed to the end of a tile; the last: of the piece
+  float* inner;            // [pieces, tiles - 1, warps]: h after a tile, as if the piece began from zero
   float *dD, *dbias;       // [pieces, d]
   float* shares;           // [group_blocks, t, g, 2, n]: dB and dC of one block's channels
-  float* tiles;            // [blocks of the launch][tiles of a piece][floats of a block's h]
-  int64_t d, n, groups, group_channels;
+  int64_t d, n, groups, group_channels, group_warps;
   unsigned group_blocks, blocks;  // blocks of channels: of a group, of all; none spans two groups
+
+  __device__ int64_t tiles() const { return int64_t{1} << (shift - kTileShift); }
 };
 
-__host__ __device__ constexpr int smallest(int a, int b) { return a < b ? a : b; }
-
-template <class T_, int States, int Lanes, int Own, int Steps, bool Any>
+template <class T_, int Lanes, int Warps, bool Any>
 struct Walk {
   using T = T_;
-  static constexpr int kStates = States, kLanes = Lanes, kOwn = Own;
   static constexpr bool kAny = Any;  // B or C may be constant
-  static constexpr int kThreads = 128, kSteps = Steps;
-  static constexpr int kN = States * Lanes;                // states of a channel, padded
-  static constexpr int kGroups = kThreads / Lanes;         // threads that share a set of states
-  static constexpr int kWidth = kGroups * Own;             // channels of a block
-  static constexpr int kHeld = States * Own, kQuads = kHeld / 4;  // of a thread
-  static_assert(Own >= 2 && States % 4 == 0 && kWidth <= kThreads);
+  static constexpr int kStates = 8, kOwn = 2, kLanes = Lanes, kWarps = Warps;
+  static constexpr int kThreads = 32 * Warps;
+  static constexpr int kN = kStates * Lanes;                      // states of a channel, padded
+  static constexpr int kGroups = 32 / Lanes, kWidth = kGroups * kOwn;  // of a warp: channels
+  static constexpr int kQuads = kOwn * kStates / 4;               // of a thread
 
-  // Shared memory, in floats.
-  static constexpr int kTokens = kSteps * kWidth;  // an array by token and channel
-  static constexpr int kHistory = kSteps * kQuads * kThreads * 4;
-  static constexpr int kEdge = 3 * kTokens + 2 * kSteps * kN;  // all that scan_edges has
-  static constexpr int kEdgeBytes = kEdge * static_cast<int>(sizeof(float));
-  static constexpr int kBytes = kEdgeBytes + (3 * kTokens + kHistory) * static_cast<int>(sizeof(float));
-  // Of a multiprocessor at once: what its shared memory holds, and enough registers for each.
-  static constexpr int kBlocks = smallest(Own * States > 8 ? 3 : 4, (227 << 10) / (kBytes + 1024));
-  static constexpr int kTileFloats = kThreads * kHeld;  // h of a block
+  // On the way in and out a thread has kVector neighbouring channels of kPasses tokens of a tile.
+  static constexpr int kVector = kWidth < 4 ? kWidth : 4;
+  static constexpr int kRowThreads = kWidth / kVector, kRows = 32 / kRowThreads;
+  static constexpr int kPasses = kRows < kTile ? kTile / kRows : 1;
+  static constexpr int kFours = (kTile * kN / 4 + 31) / 32;  // fours of B, and of C, of a thread
 
-  float *dt, *dtu, *g;     // [step][channel]
-  float *B, *C;            // [step][kN]
-  float *y, *q, *through;  // [step][channel]
-  float4* history;         // [step][quad][thread]
-  int sub, own;                          // the thread's states and channels: which of its kind
-  int64_t first, group, block;           // channel; group of B and C; block within the group
-  int width;                             // channels that there are, from `first` on
+  // A warp's shared memory, in floats.
+  static constexpr int kTokens = kTile * kWidth;  // an array by token and channel
+  static constexpr int kCoefficients = 2 * kTile * kN;
+  static constexpr int kEdge = 3 * kTokens + kCoefficients + (kWidth + 3) / 4 * 4;
+  static constexpr int kBack =
+      4 * kTokens + 2 * kCoefficients + 2 * kWidth + (kTile + 1) * kQuads * 128;
+  static constexpr int kEdgeBytes = kEdge * Warps * static_cast<int>(sizeof(float));
+  static constexpr int kBytes = kBack * Warps * static_cast<int>(sizeof(float));
+  // Of a multiprocessor at once: what its 228 KiB hold.
+  static constexpr int kBlocks = (228 << 10) / (kBytes + 1024);
+  static constexpr int kHeld = kOwn * kStates * 32;  // states of a warp
 
-  __device__ Walk(float* memory, const ScanBackward<T>& s, int64_t number)
-      : dt(memory),
-        dtu(dt + kTokens),
-        g(dtu + kTokens),
-        B(g + kTokens),
-        C(B + kSteps * kN),
-        y(memory + kEdge),
-        q(y + kTokens),
-        through(q + kTokens),
-        history(reinterpret_cast<float4*>(through + kTokens)),
-        sub(threadIdx.x % Lanes),
-        own(threadIdx.x / Lanes * Own) {
-    group = number / s.group_blocks, block = number % s.group_blocks;
-    first = group * s.group_channels + block * kWidth;
-    const int64_t there = (group + 1) * s.group_channels - first;
-    width = there < kWidth ? static_cast<int>(there) : kWidth;
+  int lane, warp, sub, own;     // sub, own: the thread's states and channels, which of its kind
+  int64_t first, group, block;  // channel; group of B and C; block within the group
+  int width;                    // channels of the warp that there are, from `first` on
+  int64_t number;               // of the warp, of all of a piece
+
+  __device__ Walk(const ScanBackward<T>& s, int64_t item)
+      : lane(threadIdx.x % 32), warp(threadIdx.x / 32), sub(lane % Lanes), own(lane / Lanes * kOwn) {
+    group = item / s.group_blocks, block = item % s.group_blocks;
+    const int64_t in_group = (block * Warps + warp) * kWidth;
+    first = group * s.group_channels + in_group;
+    number = group * s.group_warps + block * Warps + warp;
+    const int64_t there = s.group_channels - in_group;
+    width = there < 0 ? 0 : there < kWidth ? static_cast<int>(there) : kWidth;
   }
 
-  __device__ float4& held(int step, int quad) const {
-    return history[(step * kQuads + quad) * kThreads + threadIdx.x];
-  }
   // Rows of n a channel, [.., d, n] or of a stride: the thread's part, zeros where there is none.
-  __device__ void load(const float* from, int64_t stride, int64_t n, float (&to)[Own][States]) const {
+  __device__ void load(const float* from, int64_t stride, int64_t n, float (&to)[kOwn][kStates]) const {
 #pragma unroll
-    for (int k = 0; k < Own; k++)
+    for (int k = 0; k < kOwn; k++)
 #pragma unroll
-      for (int i = 0; i < States; i++) {
-        const int j = sub * States + i;
+      for (int i = 0; i < kStates; i++) {
+        const int j = sub * kStates + i;
         to[k][i] = own + k < width && j < n ? from[(first + own + k) * stride + j] : 0.0f;
       }
   }
-  __device__ void store(const float (&from)[Own][States], int64_t n, float* to) const {
+  __device__ void store(const float (&from)[kOwn][kStates], int64_t n, float* to) const {
 #pragma unroll
-    for (int k = 0; k < Own; k++)
+    for (int k = 0; k < kOwn; k++)
 #pragma unroll
-      for (int i = 0; i < States; i++) {
-        const int j = sub * States + i;
+      for (int i = 0; i < kStates; i++) {
+        const int j = sub * kStates + i;
         if (own + k < width && j < n) to[(first + own + k) * n + j] = from[k][i];
       }
   }
-  // kOwn neighbours of an array by token and channel.
-  __device__ void take(const float* row, int step, float (&to)[Own]) const {
-    const Pack<Own> some = Pack<Own>::load(row + step * kWidth + own);
-#pragma unroll
-    for (int k = 0; k < Own; k++) to[k] = some.item[k];
+  // The thread's neighbours in an array by token and channel.
+  __device__ void take(const float* row, int step, float (&to)[kOwn]) const {
+    const float2 two = *reinterpret_cast<const float2*>(row + step * kWidth + own);
+    to[0] = two.x, to[1] = two.y;
   }
-  __device__ void coefficients(const float* row, int step, float (&to)[States]) const {
+  // Its states in B or C, [step][kN].
+  __device__ void coefficients(const float* row, int step, float (&to)[kStates]) const {
 #pragma unroll
-    for (int i = 0; i < States; i += 4) {
-      const float4 four = *reinterpret_cast<const float4*>(row + step * kN + sub * States + i);
+    for (int i = 0; i < kStates; i += 4) {
+      const float4 four = *reinterpret_cast<const float4*>(row + step * kN + sub * kStates + i);
       to[i] = four.x, to[i + 1] = four.y, to[i + 2] = four.z, to[i + 3] = four.w;
     }
   }
 };
 
-// One step of h. `constant` is B of the thread's channels, where it is constant.
+// v[k], summed over the kLanes threads of a channel, to row[own + k]: of two channels the threads
+// exchange halves first.
 template <class W>
-__device__ __forceinline__ void advance(const W& w, int step, bool is_constant,
-                                        const float (&A)[W::kOwn][W::kStates],
-                                        const float (&constant)[W::kOwn][W::kStates],
-                                        float (&h)[W::kOwn][W::kStates]) {
-  float dt[W::kOwn], dtu[W::kOwn], B[W::kStates];
-  w.take(w.dt, step, dt);
-  w.take(w.dtu, step, dtu);
-  w.coefficients(w.B, step, B);
+__device__ __forceinline__ void sum_states(const W& w, const float (&v)[2], float* row) {
+  if constexpr (W::kLanes == 1) {
+    *reinterpret_cast<float2*>(row + w.own) = make_float2(v[0], v[1]);
+  } else {
+    const bool upper = w.sub & 1;
+    float sum = (upper ? v[1] : v[0]) + __shfl_xor_sync(0xffffffffu, upper ? v[0] : v[1], 1);
 #pragma unroll
-  for (int k = 0; k < W::kOwn; k++)
-#pragma unroll
-    for (int i = 0; i < W::kStates; i++) {
-      const float b = W::kAny && is_constant ? constant[k][i] : B[i];
-      h[k][i] = fmaf(exp2_approx(dt[k] * A[k][i]), h[k][i], dtu[k] * b);
-    }
+    for (int bit = 2; bit < W::kLanes; bit *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, bit);
+    if (w.sub < 2) row[w.own + w.sub] = sum;
+  }
 }
 
-// v[k], summed over the kLanes threads of a channel, to row[own + k]. Halves are exchanged, so that
-// each thread ends with few of them.
-template <class W>
-__device__ __forceinline__ void sum_states(const W& w, float (&v)[W::kOwn], float* row) {
-  int begin = 0, count = W::kOwn;
-  bool first = true;
+// V neighbours as they come from memory: taken apart only where they are needed, since that waits.
+template <class T, int V>
+struct Words {
+  static constexpr int kCount = V * static_cast<int>(sizeof(T)) / 4;
+  uint32_t word[kCount];
+
+  __device__ __forceinline__ void load(const T* from) {
+    const Raw<uint32_t, kCount> raw = *reinterpret_cast<const Raw<uint32_t, kCount>*>(from);
 #pragma unroll
-  for (int bit = W::kLanes / 2; bit > 0; bit /= 2) {
-    const bool upper = w.sub & bit;
-    if (count > 1) {
-      count /= 2;
+    for (int i = 0; i < kCount; i++) word[i] = raw.item[i];
+  }
+  // The first `there` of them.
+  __device__ __forceinline__ void load(const T* from, int there) {
 #pragma unroll
-      for (int k = 0; k < W::kOwn / 2; k++) {
-        if (k >= count) break;
-        const float other = upper ? v[k] : v[k + count], mine = upper ? v[k + count] : v[k];
-        v[k] = mine + __shfl_xor_sync(0xffffffffu, other, bit);
-      }
-      begin += upper ? count : 0;
-    } else {
-      v[0] += __shfl_xor_sync(0xffffffffu, v[0], bit);
-      first = first && !upper;
+    for (int i = 0; i < kCount; i++) word[i] = 0;
+#pragma unroll
+    for (int i = 0; i < V; i++) {
+      if (i >= there) break;
+      if constexpr (sizeof(T) == 4)
+        word[i] = reinterpret_cast<const uint32_t*>(from)[i];
+      else
+        word[i / 2] |= uint32_t{reinterpret_cast<const uint16_t*>(from)[i]} << (i % 2 * 16);
     }
   }
-  if (first)
+  __device__ __forceinline__ float operator[](int i) const {
+    if constexpr (std::is_same_v<T, float>)
+      return __uint_as_float(word[i]);
+    else if constexpr (std::is_same_v<T, __nv_bfloat16>)
+      return __uint_as_float(i % 2 ? word[i / 2] & 0xffff0000u : word[i / 2] << 16);
+    else
+      return __half2float(__ushort_as_half(static_cast<uint16_t>(word[i / 2] >> (i % 2 * 16))));
+  }
+};
+template <int V, class T>
+__device__ __forceinline__ void store_some(const float (&from)[V], bool wide, int there, T* to) {
+  Raw<T, V> raw;
 #pragma unroll
-    for (int k = 0; k < W::kOwn; k++)
-      if (k < count) row[w.own + begin + k] = v[k];
+  for (int i = 0; i < V; i++) from_float(raw.item[i], from[i]);
+  if (wide && there >= V) {
+    *reinterpret_cast<Raw<T, V>*>(to) = raw;
+  } else {
+#pragma unroll
+    for (int i = 0; i < V; i++)
+      if (i < there) to[i] = raw.item[i];
+  }
+}
+template <int V>
+__device__ __forceinline__ void store_floats(const float (&from)[V], float* to) {
+  Raw<float, V> raw;
+#pragma unroll
+  for (int i = 0; i < V; i++) raw.item[i] = from[i];
+  *reinterpret_cast<Raw<float, V>*>(to) = raw;
+}
+template <int V>
+__device__ __forceinline__ void load_floats(const float* from, float (&to)[V]) {
+  const Raw<float, V> raw = *reinterpret_cast<const Raw<float, V>*>(from);
+#pragma unroll
+  for (int i = 0; i < V; i++) to[i] = raw.item[i];
 }
 
-// A thread's share of a tile as it comes from memory: asked for a tile ahead, and kept for the way out.
+// A thread's share of a tile as it comes from memory, asked for a tile ahead.
 template <class W>
 struct Share {
   using T = typename W::T;
-  static constexpr int kItems = (W::kTokens + W::kThreads - 1) / W::kThreads;
-  static constexpr int kCoefficients = (W::kSteps * W::kN + W::kThreads - 1) / W::kThreads;
-  T u[kItems], delta[kItems], z[kItems], dy[kItems], B[kCoefficients], C[kCoefficients];
+  static constexpr int P = W::kPasses, V = W::kVector;
+  static constexpr bool kAhead = W::kFours <= 4;  // B and C too
+  Words<T, V> u[P], delta[P], z[P], dy[P];
+  Words<T, 4> B[kAhead ? W::kFours : 1], C[kAhead ? W::kFours : 1];
 
-  // Step and channel of item r of this thread.
-  __device__ static int step(int r) { return (threadIdx.x + r * W::kThreads) / W::kWidth; }
-  __device__ static int channel(int r) { return (threadIdx.x + r * W::kThreads) % W::kWidth; }
+  __device__ static int step(const W& w, int p) { return w.lane / W::kRowThreads + p * W::kRows; }
+  __device__ static int channel(const W& w) { return w.lane % W::kRowThreads * V; }
 
-  // Tokens [t, t + steps) of the block's channels; the rest are zeros, which change nothing. Without
-  // `back` only what h needs.
-  template <bool back>
+  // Tokens t .. t + steps - 1; the others are zeros.
   __device__ __forceinline__ void fetch(const W& w, const ScanBackward<T>& s, int64_t t, int steps) {
+    const int64_t x = w.first + channel(w), at = t + step(w, 0);
+    const T *from_u = s.u + at * s.u_stride + x, *from_delta = s.delta + at * s.delta_stride + x,
+            *from_dy = s.dy + at * s.dy_stride + x, *from_z = s.z + (s.z ? at * s.z_stride + x : 0);
+    if (s.wide && steps == kTile && w.width == W::kWidth && W::kRows * P <= kTile) {
 #pragma unroll
-    for (int r = 0; r < kItems; r++) {
-      const int64_t at = t + step(r), x = w.first + channel(r);
-      const bool there = step(r) < steps && channel(r) < w.width;
-      u[r] = there ? s.u[at * s.u_stride + x] : T(0.0f);
-      delta[r] = there ? s.delta[at * s.delta_stride + x] : T(0.0f);
-      if constexpr (back) {
-        dy[r] = there ? s.dy[at * s.dy_stride + x] : T(0.0f);
-        z[r] = there && s.z ? s.z[at * s.z_stride + x] : T(0.0f);
+      for (int p = 0; p < P; p++) {
+        u[p].load(from_u + p * W::kRows * s.u_stride);
+        delta[p].load(from_delta + p * W::kRows * s.delta_stride);
+        dy[p].load(from_dy + p * W::kRows * s.dy_stride);
+        if (s.z) z[p].load(from_z + p * W::kRows * s.z_stride);
+      }
+    } else {
+#pragma unroll
+      for (int p = 0; p < P; p++) {
+        const int there = step(w, p) < steps ? w.width - channel(w) : 0;
+        u[p].load(from_u + p * W::kRows * s.u_stride, there);
+        delta[p].load(from_delta + p * W::kRows * s.delta_stride, there);
+        dy[p].load(from_dy + p * W::kRows * s.dy_stride, there);
+        if (s.z) z[p].load(from_z + p * W::kRows * s.z_stride, there);
       }
     }
-    coefficients(w, s.B, s.B_constant, s.B_stride, s.n, t, steps, B);
-    if constexpr (back) coefficients(w, s.C, s.C_constant, s.C_stride, s.n, t, steps, C);
+    if constexpr (kAhead)
+#pragma unroll
+      for (int r = 0; r < W::kFours; r++) four(w, s, t, steps, r, B[r], C[r]);
   }
-  // dt, dt u, B, and with `back` g = dy silu(z) and C, to shared memory.
-  template <bool back>
-  __device__ __forceinline__ void place(const W& w, const ScanBackward<T>& s, int steps) const {
-#pragma unroll
-    for (int r = 0; r < kItems; r++) {
-      const int i = threadIdx.x + r * W::kThreads, c = channel(r);
-      if (W::kTokens % W::kThreads != 0 && i >= W::kTokens) break;
-      const bool there = step(r) < steps && c < w.width;
-      float dt = to_float(delta[r]) + (s.bias && there ? s.bias[w.first + c] : 0.0f);
-      if (s.softplus) dt = softplus(dt);
-      dt = there ? dt : 0.0f;
-      w.dt[i] = dt;
-      w.dtu[i] = dt * to_float(u[r]);
-      if constexpr (back) w.g[i] = s.z ? to_float(dy[r]) * silu(to_float(z[r])) : to_float(dy[r]);
-    }
-#pragma unroll
-    for (int r = 0; r < kCoefficients; r++) {
-      const int i = threadIdx.x + r * W::kThreads;
-      if (W::kSteps * W::kN % W::kThreads != 0 && i >= W::kSteps * W::kN) break;
-      w.B[i] = to_float(B[r]);
-      if constexpr (back) w.C[i] = to_float(C[r]);
+  __device__ __forceinline__ void four(const W& w, const ScanBackward<T>& s, int64_t t, int steps, int r,
+                                       Words<T, 4>& b, Words<T, 4>& c) const {
+    const int o = w.lane + 32 * r, row = o / (W::kN / 4), j = o % (W::kN / 4) * 4;
+    const int64_t at = t + row, column = w.group * s.n + j;
+    const T *from_b = static_cast<const T*>(s.B) + at * s.B_stride + column,
+            *from_c = static_cast<const T*>(s.C) + at * s.C_stride + column;
+    if (s.wide_states && steps == kTile && s.n == W::kN && kTile * W::kN % 128 == 0) {
+      b.load(from_b), c.load(from_c);
+    } else {
+      const int there = row < steps ? static_cast<int>(s.n) - j : 0;
+      b.load(from_b, s.B_constant ? 0 : there), c.load(from_c, s.C_constant ? 0 : there);
     }
   }
-
- private:
-  __device__ __forceinline__ static void coefficients(const W& w, const void* from, bool constant,
-                                                      int64_t stride, int64_t n, int64_t t, int steps,
-                                                      T (&to)[kCoefficients]) {
+  // B and C of the tile to `to`: [step][kN] of each.
+  __device__ __forceinline__ void place_states(const W& w, const ScanBackward<T>& s, int64_t t, int steps,
+                                               float* to) const {
 #pragma unroll
-    for (int r = 0; r < kCoefficients; r++) {
-      const int i = threadIdx.x + r * W::kThreads, at = i / W::kN, j = i % W::kN;
-      to[r] = !constant && at < steps && j < n
-                  ? static_cast<const T*>(from)[(t + at) * stride + w.group * n + j]
-                  : T(0.0f);
+    for (int r = 0; r < W::kFours; r++) {
+      Words<T, 4> b, c;
+      if constexpr (kAhead)
+        b = B[r], c = C[r];
+      else
+        four(w, s, t, steps, r, b, c);
+      const int o = w.lane + 32 * r;
+      if (o * 4 >= kTile * W::kN) break;
+      *reinterpret_cast<float4*>(to + o * 4) = make_float4(b[0], b[1], b[2], b[3]);
+      *reinterpret_cast<float4*>(to + W::kCoefficients / 2 + o * 4) = make_float4(c[0], c[1], c[2], c[3]);
     }
   }
 };
+
+// softplus as in activation.cuh, and its slope, from one exponential.
+__device__ __forceinline__ float softplus_slope(float x, float& slope) {
+  const float e = exp2_approx(fabsf(x) * -kLog2e), r = reciprocal_approx(1.0f + e);
+  slope = x < 0 ? e * r : r;
+  return softplus(x);
+}
 
 }  // namespace ss::cuda

@@ -125,7 +125,7 @@ async function chosenBy(
   const counts: number[] = [];
   for (const layer of layers) {
     const seen: Routing[] = [];
-    const { y, sum } = layer.moe.layer(entering(layer), (routing) => seen.push(routing));
+    const { y, sum } = layer.moe.layer(entering(layer), { visit: (routing) => seen.push(routing) });
     counts.push((await seen[0]!.load.data()).filter((count) => count > 0).length);
     for (const tensor of tensorsIn([y, sum, { ...seen[0] }])) tensor.dispose();
   }

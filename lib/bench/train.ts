@@ -1,10 +1,9 @@
-import { grad } from '../autograd/grad';
 import type { Device } from '../device';
 import type { CausalLM } from '../generation/causal-lm';
 import type { FloatFormat } from '../io/convert';
 import type { JsonObject } from '../io/json';
 import { seeded } from '../nn/init';
-import { scope, Tensor } from '../tensor';
+import { scope } from '../tensor';
 import { countLabels, rowsToBatch, type TrainingBatch } from '../training/batch';
 import { Optimizer } from '../training/optimizer';
 import { completeOptions } from '../training/options';
@@ -77,23 +76,10 @@ export class TrainingBench {
 
   /** Where the time of a step goes: its ops one by one, nothing recorded as a graph. */
   ops(shape: TrainShape): Promise<OpTime[]> {
-    const { ids, labels, offsets } = this.#batch(shape);
-    const { model, parameters, optimizer } = this;
-    return profileOps(model.device, () => {
-      scope(() => {
-        const { device } = model;
-        const ints = (values: Int32Array) => Tensor.from(values, [values.length], { device });
-        const slots = ints(Int32Array.from({ length: shape.batch }, (_, i) => i));
-        const packing = { offsets: ints(offsets), slots };
-        const factor = Tensor.from([1 / labels.length], [1], { device });
-        const { value } = grad(
-          () => model.loss(ints(ids), packing, ints(labels), factor),
-          parameters.leaves.map(({ parameter }) => parameter),
-          { into: parameters.leaves.map(({ gradient }) => gradient), copies: parameters.copies },
-        );
-        value.dispose();
-        optimizer.update();
-      });
+    const batch = this.#batch(shape);
+    return profileOps(this.model.device, () => {
+      this.passes.addDirectly(batch, countLabels([batch]));
+      scope(() => this.optimizer.update());
       return Promise.resolve();
     });
   }

@@ -3,7 +3,7 @@ import { measureBandwidth } from '../bench/bandwidth';
 import { benchConv, convShapes, peerConvShapes, type ConvShape } from '../bench/conv';
 import { benchDecode, benchGenerate, breakDown, generation, peerBatches } from '../bench/decode';
 import { benchExperts } from '../bench/experts';
-import { presetConfig, presets } from '../bench/model';
+import { mixturePresets, presetConfig, presets } from '../bench/model';
 import { barsOf, plot } from '../bench/plot';
 import { benchPrefill, peerPrompts, prefillOps, withLinearity } from '../bench/prefill';
 import type { Line } from '../bench/result';
@@ -114,10 +114,13 @@ async function trains(flags: TrainFlags): Promise<void> {
   await session.eachThreads(async () => {
     for (const name of flags.model) {
       const preset = presets[name];
-      if (!preset)
-        throw new RangeError(`bench train: --model is ${name}, expected ${Object.keys(presets).join(', ')}`);
+      const config = preset ? presetConfig(...preset) : mixturePresets[name];
+      if (!config) {
+        const known = Object.keys({ ...presets, ...mixturePresets }).join(', ');
+        throw new RangeError(`bench train: --model is ${name}, expected ${known}`);
+      }
       for (const dtype of dtypes) {
-        const bench = await TrainingBench.open(device, name, presetConfig(...preset), dtype);
+        const bench = await TrainingBench.open(device, name, config, dtype);
         try {
           for (const sequences of flags.batch ?? [batch]) {
             for (const tokens of flags.length ?? [length]) {

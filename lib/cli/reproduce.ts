@@ -26,7 +26,7 @@ interface Flags {
   readonly learningRate?: number;
   readonly testLengths?: readonly number[];
   readonly testSequences: number;
-  readonly seed: number;
+  readonly seed?: number;
   readonly output?: string;
   readonly json?: boolean;
   readonly plot?: string;
@@ -39,12 +39,13 @@ The tasks of Gu and Dao 2023 (section 4.1), trained here and tested, beside the
 paper's figures. Models have two layers of D = 64, Mamba's or, as the contrast, S4D's.
 
   induction-heads    Random tokens, among them once a trigger; when it comes again at the
-                     end, what followed it? Trained at 256 tokens, tested up to 2^20.
-  selective-copying  Sixteen tokens among 4,096 of noise, to be said in their order.
+                     end, what followed it? Trained at 256 tokens, tested up to 2^20. More
+                     --steps go on with a training that has ended.
+  selective-copying  Sixteen tokens among 4,096 of noise, to be said in their order. Begins
+                     with shorter sequences, 64 tokens, whatever the layers are.
 
-In the output folder each training has its checkpoints and its log; the same command goes
-on where it ended, after Ctrl-C too, and more --steps continue it. At the end results.json
-and results.svg are there. On a CPU, make it small:
+In the output folder each training has its checkpoints and its log; after Ctrl-C the same
+command goes on where it ended. At the end results.json and results.svg are there. On a CPU, make it small:
   $ selective-scan reproduce induction-heads --length 32 --steps 3000 --layers mamba \\
       --test-lengths 32,64,128
 
@@ -58,14 +59,14 @@ export function reproduceCommand(): Command {
     .addArgument(new Argument('<task>', 'which one').choices(tasks.map(({ name }) => name)))
     .optionsGroup('What is trained:')
     .option('--layers <list>', 'mamba, s4d', layerList, ['mamba', 's4d'])
-    .option('--steps <n>', "steps in all (default: the paper's)", whole)
-    .option('--rows <n>', "sequences of a step (default: the paper's)", whole)
-    .option('--length <n>', "tokens of each (default: the paper's)", whole)
-    .option('--learning-rate <x>', "of Adam, constant (default: the paper's)", number)
-    .option('--seed <n>', 'of parameters and sequences', number, 0)
+    .option('--steps <n>', `steps in all (default: ${defaults('steps')})`, whole)
+    .option('--rows <n>', `sequences of a step (default: ${defaults('rows')})`, whole)
+    .option('--length <n>', "tokens of each (default: the paper's, 256 and 4096)", whole)
+    .option('--learning-rate <x>', `of Adam (default: ${defaults('learningRate')})`, number)
+    .option('--seed <n>', `of parameters and sequences (default: ${defaults('seed')})`, number)
     .optionsGroup('How it is tested:')
     .option('--test-lengths <list>', "(default: the paper's, or --length)", wholes)
-    .option('--test-sequences <n>', 'of each length', whole, 64)
+    .option('--test-sequences <n>', 'of each length; of the longest, 16', whole, 64)
     .optionsGroup('Output:')
     .option('--output <folder>', 'checkpoints, logs and results (default: ./<task>)')
     .option('--plot <file>', 'draw the results there too, as SVG')
@@ -75,6 +76,11 @@ export function reproduceCommand(): Command {
     .option('--threads <n>', 'CPU threads (default: SELECTIVE_SCAN_THREADS, or all cores)', number)
     .addHelpText('after', help)
     .action(run);
+}
+
+/** What `--help` says of a default that tasks have their own of. */
+function defaults(name: 'steps' | 'rows' | 'learningRate' | 'seed'): string {
+  return [...new Set(tasks.map(({ recipe }) => recipe[name]))].join(' and ');
 }
 
 function layerList(text: string): readonly Layers[] {
@@ -92,18 +98,22 @@ async function run(name: string, flags: Flags): Promise<void> {
   const device = openDevice(flags.device);
   const folder = flags.output ?? task.name;
   await mkdir(folder, { recursive: true });
-  const { steps, rows, learningRate } = task.recipe;
+  const { steps, rows, learningRate, seed } = flags;
+  const recipe = {
+    ...task.recipe,
+    ...(steps !== undefined && { steps }),
+    ...(rows !== undefined && { rows }),
+    ...(learningRate !== undefined && { learningRate }),
+    ...(seed !== undefined && { seed }),
+  };
   const length = flags.length ?? task.length;
   const runs: CourseResult[] = [];
   for (const layers of flags.layers) {
     const result = await follow(task, {
-      ...{ layers, device, signal, length },
-      steps: flags.steps ?? steps,
-      rows: flags.rows ?? rows,
-      learningRate: flags.learningRate ?? learningRate,
+      ...{ layers, device, signal, length, recipe },
       testLengths: flags.testLengths ?? (flags.length === undefined ? task.testLengths : [length]),
       testSequences: flags.testSequences,
-      seed: flags.seed,
+      seed: recipe.seed,
       folder: join(folder, layers),
       onProgress: ({ step, steps, loss }) =>
         shown(`${layers}: step ${step} of ${steps}, loss ${loss.toFixed(4)}`),
@@ -116,7 +126,7 @@ async function run(name: string, flags: Flags): Promise<void> {
 }
 
 /** What would only be known after a training. */
-function check(task: Task, { seed, length, testLengths = [], rows, steps }: Flags): void {
+function check(task: Task, { seed = 0, length, testLengths = [], rows, steps }: Flags): void {
   if (!Number.isInteger(seed) || seed < 0 || seed > mostSeed)
     throw new UsageError(`--seed is ${seed}, expected a whole number from 0 to ${mostSeed}`);
   for (const [flag, lengths] of [

@@ -29,6 +29,14 @@ export interface ModelDTypes {
   readonly states: DType;
 }
 
+/** The mixtures of experts of a model. */
+export interface RouterSetup {
+  readonly count: number;
+  /** Weights of the balancing loss and of the z-loss, each a sum over the routers. */
+  readonly balance: number;
+  readonly z: number;
+}
+
 /** A model's computation over packed tokens. */
 export interface Backbone {
   readonly stateParts: readonly StatePart[];
@@ -43,6 +51,8 @@ export interface Backbone {
   readonly head: { readonly weight: Tensor; readonly bias?: Tensor | undefined };
   /** [t, hiddenSize] to f32[t, vocabSize]. */
   logits(hidden: Tensor): Tensor;
+  /** Where there are routers: how many, and the weights of their losses in training, if the config has any. */
+  readonly routers?: RouterSetup | undefined;
   /** Whether it makes use of `Batch.longest`, so that a recorded pass is for sequences of at most that length. */
   readonly bounded?: boolean;
   dispose(): void;

@@ -2,12 +2,12 @@ import { isRecording } from '../autograd/tape';
 import type { FeedForward } from '../nn/experts';
 import type { Linear } from '../nn/linear';
 import type { Batch, MambaMixer } from '../nn/mamba';
-import { MoE, type Entering } from '../nn/moe';
+import { MoE, type Entering, type MoEOptions } from '../nn/moe';
 import { add, cast } from '../ops/elementwise';
 import { embedding, matmul } from '../ops/matmul';
 import { addRmsNorm, layerNorm, normMatmul, rmsNorm } from '../ops/norm';
 import { scope, type DType, type Tensor } from '../tensor';
-import type { Backbone, ModelDTypes, StatePart } from './family';
+import type { Backbone, ModelDTypes, RouterSetup, StatePart } from './family';
 
 /** A layer with its norm and residual: a Mamba mixer, a network, or both beside each other. */
 export interface MixtureLayer {
@@ -26,6 +26,9 @@ export interface MixtureParts {
   readonly finalNorm: { readonly weight: Tensor; readonly bias?: Tensor };
   readonly head: { readonly weight: Tensor; readonly bias?: Tensor | undefined };
   readonly eps: number;
+  /** Weights of the routers' losses in training. */
+  readonly balance?: number;
+  readonly z?: number;
 }
 
 /** Layers of Mamba mixers and feed-forward networks, of which some are mixtures of experts. */
@@ -33,6 +36,7 @@ export class MixtureBackbone implements Backbone {
   readonly stateParts: readonly StatePart[];
   readonly head: MixtureParts['head'];
   readonly parts: MixtureParts;
+  readonly routers: RouterSetup | undefined;
   readonly #activations: DType;
 
   constructor(
@@ -43,6 +47,9 @@ export class MixtureBackbone implements Backbone {
     this.parts = parts;
     this.head = parts.head;
     this.#activations = activations;
+    const { layers, balance = 0, z = 0 } = parts;
+    const count = layers.filter(({ network }) => network instanceof MoE).length;
+    this.routers = count > 0 ? { count, balance, z } : undefined;
     this.stateParts = parts.layers.flatMap(({ mixer }, i) =>
       mixer
         ? [
@@ -63,8 +70,13 @@ export class MixtureBackbone implements Backbone {
       let residual = embedding({ ids, weight: embeddings, dtype: 'f32' });
       let mixed: Tensor | undefined;
       let pool = 0;
+      let router = 0;
+      const routing = (): MoEOptions => {
+        const seed = batch.seeds?.rows(router, ++router).reshape([2]);
+        return { seed, visit: batch.router };
+      };
       for (const [i, layer] of layers.entries()) {
-        const { y, sum } = this.#layer(layer, mixed, residual, batch, () => pools[pool++]);
+        const { y, sum } = this.#layer(layer, mixed, residual, batch, () => pools[pool++], routing);
         if (i > 0) visit?.(sum);
         // What this layer no longer needs goes at once: a long prompt's memory is one layer's.
         mixed?.dispose();
@@ -76,18 +88,22 @@ export class MixtureBackbone implements Backbone {
     });
   }
 
-  /** `sum = residual + mixed`, and `y`, what the layer makes of it. `pool` gives the next state. */
+  /**
+   * `sum = residual + mixed`, and `y`, what the layer makes of it. `pool` gives the next state, `routing`
+   * what the next router is told.
+   */
   #layer(
     { norm, mixer, network, networkNorm }: MixtureLayer,
     x: Tensor | undefined,
     residual: Tensor,
     batch: Batch,
     pool: () => Tensor | undefined,
+    routing: () => MoEOptions,
   ): { readonly y: Tensor; readonly sum: Tensor } {
     const { eps } = this.parts;
     const dtype = this.#activations;
     const entering = { x, residual, normWeight: norm, eps, dtype };
-    if (!mixer && network instanceof MoE) return network.layer(entering, batch.router);
+    if (!mixer && network instanceof MoE) return network.layer(entering, routing());
     return scope(() => {
       if (!mixer) {
         const { y, sum } = enter(entering);
@@ -98,7 +114,7 @@ export class MixtureBackbone implements Backbone {
       if (!network) return { y: own, sum };
       const beside = { residual: sum, normWeight: networkNorm!, eps, dtype };
       const other =
-        network instanceof MoE ? network.layer(beside, batch.router).y : network.forward(enter(beside).y);
+        network instanceof MoE ? network.layer(beside, routing()).y : network.forward(enter(beside).y);
       return { y: add(own, other), sum };
     });
   }

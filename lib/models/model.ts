@@ -17,16 +17,15 @@ import { RouterRecord } from './router';
 import { checkState, State, type StateLayout } from './state';
 import { unpack } from './unpack';
 
-/** One array after the other: a prompt's first kernel waits for this, so not item by item. */
-function joined(parts: readonly Int32Array[]): Int32Array {
-  if (parts.length === 1) return parts[0]!;
-  const all = new Int32Array(parts.reduce((sum, { length }) => sum + length, 0));
+/** The tokens of pieces, one after the other. */
+function idsOf(pieces: readonly Piece[], sequences: readonly Int32Array[]): Int32Array {
+  const ids = new Int32Array(pieces.reduce((sum, { begin, end }) => sum + end - begin, 0));
   let at = 0;
-  for (const part of parts) {
-    all.set(part, at);
-    at += part.length;
+  for (const { row, begin, end } of pieces) {
+    ids.set(sequences[row]!.subarray(begin, end), at);
+    at += end - begin;
   }
-  return all;
+  return ids;
 }
 
 /** A language model on a device: parameters, and the computation over them. */
@@ -132,8 +131,8 @@ export class Model<C extends CommonConfig = CommonConfig> {
       options.signal?.throwIfAborted();
       this.check('forward');
       scope(() => {
+        const ids = idsOf(pieces, sequences);
         const lengths = pieces.map(({ begin, end }) => end - begin);
-        const ids = joined(pieces.map(({ row, begin, end }) => sequences[row]!.subarray(begin, end)));
         const muted = mutedRows(pieces, options.muted);
         const whole = pieces.every(({ row, begin, end }) => begin === 0 && end === sequences[row]!.length);
         const batch = {
@@ -172,8 +171,7 @@ export class Model<C extends CommonConfig = CommonConfig> {
   }
 
   #ints(values: ArrayLike<number>): Tensor {
-    const ints = values instanceof Int32Array ? values : Int32Array.from(values);
-    return Tensor.from(ints, [ints.length], { device: this.device });
+    return Tensor.from(Int32Array.from(values), [values.length], { device: this.device });
   }
 
   #keepLastLogits(

@@ -100,7 +100,8 @@ function build(config: MoEMambaConfig, weights: Weights, dtypes: ModelDTypes): M
     ? { weight: embeddings }
     : new Linear(weights.at('lm_head'), hiddenSize, vocabSize, { bias: false });
   weights.checkAllUsed(tieWordEmbeddings ? ['lm_head.weight'] : []);
-  const parts = { embeddings, layers, finalNorm, head, eps: config.layerNormEpsilon };
+  const { layerNormEpsilon: eps, routerAuxLossCoef: balance, routerZLossCoef: z } = config;
+  const parts = { embeddings, layers, finalNorm, head, eps, balance, z };
   return new MixtureBackbone(parts, mixer, dtypes);
 }
 

@@ -18,7 +18,9 @@ export interface Batch {
   /** Where sequences start from nothing and leave nothing: tokens of the longest one. */
   readonly longest?: number;
   /** Sees what each router did, layer by layer; disposes it. */
-  readonly router?: (routing: Routing) => void;
+  readonly router?: ((routing: Routing) => void) | undefined;
+  /** i32[routers, 2], for the routers' noise: says that this is training. */
+  readonly seeds?: Tensor;
 }
 
 /** What delta's rank is filled up to a multiple of: rows of B and C that a GPU reads 16 bytes at a time. */

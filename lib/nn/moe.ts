@@ -1,4 +1,6 @@
+import { noGrad } from '../autograd/grad';
 import { isRecording } from '../autograd/tape';
+import { cast } from '../ops/elementwise';
 import { expertCombine } from '../ops/experts';
 import { matmul } from '../ops/matmul';
 import { addRmsNorm, rmsNorm } from '../ops/norm';
@@ -62,8 +64,8 @@ export interface Routing {
 
 export interface MoEOptions {
   /** i32[2], for the jitter: says that this is training. */
-  readonly seed?: Tensor;
-  readonly visit?: (routing: Routing) => void;
+  readonly seed?: Tensor | undefined;
+  readonly visit?: ((routing: Routing) => void) | undefined;
 }
 
 /** The most tokens that an expert takes of `tokens`. */
@@ -101,7 +103,9 @@ export class MoE {
   forward(x: Tensor, { seed, visit }: MoEOptions = {}): Tensor {
     const { experts: e, jitter: epsilon } = this.config;
     return scope(() => {
-      const heard = seed && epsilon > 0 ? jitter({ x, seed, epsilon }) : x;
+      // Gradients of the router are f32 as it is itself.
+      const plain = isRecording() && x.dtype !== 'f32' ? cast({ x, dtype: 'f32' }) : x;
+      const heard = seed && epsilon > 0 ? jitter({ x, seed, epsilon }) : plain;
       const logits = matmul({ x: heard, weight: this.router, bias: this.routerBias, dtype: 'f32' });
       const { chosen, kept, weights } = this.#route(logits, seed !== undefined);
       const [tokens, k] = kept.shape as [number, number];
@@ -114,12 +118,13 @@ export class MoE {
   }
 
   /**
-   * The layer with its RMS norm and residual, without a gradient: `sum = residual + x`, and `y`, what
-   * the experts make of its norm, [t, dModel] both. One token goes through two kernels on a GPU.
+   * The layer with its RMS norm and residual: `sum = residual + x`, and `y`, what the experts make of its
+   * norm, [t, dModel] both. One token goes through two kernels on a GPU; in training it is op by op.
    */
-  layer(entering: Entering, visit?: MoEOptions['visit']): { readonly y: Tensor; readonly sum: Tensor } {
+  layer(entering: Entering, options: MoEOptions = {}): { readonly y: Tensor; readonly sum: Tensor } {
     const { topK: k, router, normalize, experts: e } = this.config;
-    if (router === 'expert-choice' || isRecording()) return this.#layerByOps(entering, visit);
+    const { seed, visit } = options;
+    if (router === 'expert-choice' || seed || isRecording()) return this.#layerByOps(entering, options);
     const { x, residual, normWeight, eps, dtype } = entering;
     const routing = { eps, k, sigmoid: router !== 'softmax', normalize, dtype };
     return scope(() => {
@@ -153,28 +158,31 @@ export class MoE {
 
   #layerByOps(
     { x, residual, normWeight: weight, eps, dtype }: Entering,
-    visit?: MoEOptions['visit'],
+    options: MoEOptions,
   ): { readonly y: Tensor; readonly sum: Tensor } {
     return scope(() => {
       const { y, sum } = x
         ? addRmsNorm({ x, residual, weight, eps })
         : { y: rmsNorm({ x: residual, weight, eps, dtype }), sum: residual };
-      return { y: this.forward(y, { visit }), sum };
+      return { y: this.forward(y, options), sum };
     });
   }
 
-  /** The experts of each token, those of them that have room, and their weights. */
+  /**
+   * The experts of each token, those of them that have room, and their weights. What only makes the choice
+   * has no gradient.
+   */
   #route(logits: Tensor, training: boolean): { chosen: Tensor; kept: Tensor; weights: Tensor } {
     const { experts: e, topK, router, normalize, capacityFactor, classicalSinkhorn } = this.config;
     const capacity = capacityOf(this.config, logits.shape[0]!);
     if (router === 'expert-choice') {
       const { probs } = routeExperts({ logits });
-      const kept = limitExperts({ scores: probs, capacity });
+      const kept = noGrad(() => limitExperts({ scores: probs, capacity }));
       return { chosen: kept, kept, weights: probs };
     }
     const scores =
       router === 'sinkhorn' && training
-        ? sinkhorn({ logits, classical: classicalSinkhorn }).balanced
+        ? noGrad(() => sinkhorn({ logits, classical: classicalSinkhorn }).balanced)
         : undefined;
     const { experts: chosen, weights } = routeExperts({
       logits,
@@ -184,7 +192,8 @@ export class MoE {
       normalize,
     });
     if (!training || capacityFactor === undefined) return { chosen, kept: chosen, weights };
-    return { chosen, kept: limitExperts({ scores: weights, experts: chosen, e, capacity }), weights };
+    const kept = noGrad(() => limitExperts({ scores: weights, experts: chosen, e, capacity }));
+    return { chosen, kept, weights };
   }
 }
 

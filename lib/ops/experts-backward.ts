@@ -9,3 +9,53 @@ export const activateBackward = op('activate_backward', {
   check: (size) =>
     [0, 1, 2, 3].includes(size('kind')!) ? undefined : `kind is ${size('kind')}, expected 0, 1, 2 or 3`,
 });
+
+/** Each expert's matrix, turned: what `expertMatmul` takes a gradient back through. */
+export const turnExperts = op('turn_experts', {
+  in: { weight: 'W[e,n,d]' },
+  out: { turned: 'W[e,d,n]' },
+});
+
+/** `dweight[i] = Σ dy[p]ᵀ · x[row]` over the places p of expert i, row as in `expertMatmul`; in their order, in f32. */
+export const expertWeightGradient = op('expert_weight_gradient', {
+  in: { dy: 'T[a,n]', x: 'X[t,d]', order: 'i32[a]', offsets: 'i32[e+1]' },
+  attrs: { k: 0 },
+  out: { dweight: 'Y[e,n,d]' },
+  check: (size) => {
+    const rows = size('t')! * (size('k')! || 1);
+    return size('k')! >= 0 && rows === size('a')
+      ? undefined
+      : `order has ${size('a')} places, expected ${rows}: k, which is ${size('k')}, for each row of x`;
+  },
+});
+
+/** The sum of dy over the places of each expert, in their order: the gradient of a bias. */
+export const expertColumnSums = op('expert_column_sums', {
+  in: { dy: 'T[a,n]', offsets: 'i32[e+1]' },
+  out: { sum: 'f32[e,n]' },
+});
+
+/** `dx[i] = Σ dx'[p]` over the places p of the assignments of token i, of which there are a / t, in their order. */
+export const expertGatherBackward = op('expert_gather_backward', {
+  in: { dx: 'T[a,d]', order: 'i32[a]' },
+  attrs: { t: 1 },
+  out: { sum: 'Y[t,d]' },
+  check: (size) =>
+    size('t') === 0
+      ? size('a') === 0
+        ? undefined
+        : 't is 0, expected a divisor of the places'
+      : size('a')! % size('t')! === 0 && size('t')! > 0
+        ? undefined
+        : `t is ${size('t')}, expected a divisor of ${size('a')}, the places`,
+});
+
+/** The gradients of `expertCombine`: `dx[place] = weight · dy` of the token, `dweights = dy · x[place]`, 0 where it is -1. */
+export const expertCombineBackward = op('expert_combine_backward', {
+  in: { x: 'T[a,d]', place: 'i32[a]', weights: 'f32[t,k]', dy: 'T[t,d]' },
+  out: { dx: 'T[a,d]', dweights: 'f32[t,k]' },
+  check: (size) =>
+    size('a') === size('t')! * size('k')!
+      ? undefined
+      : `x has ${size('a')} rows, expected ${size('t')! * size('k')!}: one for each weight`,
+});

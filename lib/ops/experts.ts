@@ -1,7 +1,14 @@
-import type { InputGradients } from '../autograd/tape';
+import type { Call, InputGradients } from '../autograd/tape';
 import { op } from '../op';
 import type { Tensor } from '../tensor';
-import { activateBackward } from './experts-backward';
+import {
+  activateBackward,
+  expertColumnSums,
+  expertCombineBackward,
+  expertGatherBackward,
+  expertWeightGradient,
+  turnExperts,
+} from './experts-backward';
 import { fewerThan } from './routing';
 
 /**
@@ -20,7 +27,29 @@ export const expertMatmul = op('expert_matmul', {
       ? undefined
       : `order has ${size('a')} places, expected ${rows}: k, which is ${size('k')}, for each row of x`;
   },
+  saves: ['x', 'weight', 'order', 'offsets'],
+  vjp: ({ args, grad, inputs }): InputGradients => {
+    const [dy, offsets] = [grad['y']!, args['offsets'] as Tensor];
+    const places = { order: args['order'] as Tensor, offsets };
+    const dtype = inputs['weight']?.dtype;
+    return {
+      x: inputs['x'] && inputGradient(args, dy, inputs['x']),
+      weight:
+        inputs['weight'] &&
+        expertWeightGradient({ dy, x: args['x'] as Tensor, ...places, k: args['k'] as number, dtype }),
+      bias: inputs['bias'] && expertColumnSums({ dy, offsets }),
+    };
+  },
 });
+
+/** The same product with turned matrices, and from the places back to the rows that they are of. */
+function inputGradient(args: Call['args'], dy: Tensor, { dtype, shape }: Call['inputs'][string]): Tensor {
+  const [order, offsets] = [args['order'] as Tensor, args['offsets'] as Tensor];
+  const k = (args['k'] as number | undefined) ?? 0;
+  const weight = turnExperts({ weight: args['weight'] as Tensor });
+  const dx = expertMatmul({ x: dy, weight, order, offsets, dtype: k > 1 ? 'f32' : dtype });
+  return k === 0 ? dx : expertGatherBackward({ dx, order, t: shape[0]!, dtype });
+}
 
 /** `y[i] = Σ_j weights[i,j] · x[place[i · k + j]]` in the order of j, without those whose place is -1. */
 export const expertCombine = op('expert_combine', {
@@ -30,6 +59,16 @@ export const expertCombine = op('expert_combine', {
     size('a') === size('t')! * size('k')!
       ? undefined
       : `x has ${size('a')} rows, expected ${size('t')! * size('k')!}: one for each weight`,
+  saves: ['x', 'place', 'weights'],
+  vjp: ({ args, grad }): InputGradients => {
+    const { dx, dweights } = expertCombineBackward({
+      x: args['x'] as Tensor,
+      place: args['place'] as Tensor,
+      weights: args['weights'] as Tensor,
+      dy: grad['y']!,
+    });
+    return { x: dx, weights: dweights };
+  },
 });
 
 const upTo = (n: number, h: number) =>

@@ -1,4 +1,8 @@
+import type { InputGradients } from '../autograd/tape';
 import { op } from '../op';
+import type { Tensor } from '../tensor';
+import { cast } from './elementwise';
+import { routeExpertsBackward, routerStatisticsBackward } from './routing-backward';
 
 /** What fits in a block's shared memory on a GPU; the same everywhere. */
 const mostExperts = 1536;
@@ -19,6 +23,17 @@ export const routeExperts = op('route_experts', {
   attrs: { k: 1, sigmoid: false, normalize: false },
   out: { experts: 'i32[t,k]', weights: 'f32[t,k]', probs: 'f32[t,e]' },
   check: (size) => fewerThan(size('k')!, size('e')!),
+  saves: ['experts', 'probs'],
+  vjp: ({ args, results, grad }): InputGradients => ({
+    logits: routeExpertsBackward({
+      experts: results['experts']!,
+      probs: results['probs']!,
+      dweights: grad['weights'],
+      dprobs: grad['probs'],
+      sigmoid: args['sigmoid'] as boolean | undefined,
+      normalize: args['normalize'] as boolean | undefined,
+    }),
+  }),
 });
 
 /**
@@ -95,6 +110,23 @@ export const routerStatistics = op('router_statistics', {
     unserved: 'i32[1]',
   },
   check: (size) => notTooMany(size('e')!),
+  saves: ['logits', 'experts'],
+  vjp: ({ args, grad }): InputGradients => {
+    const [dbalance, dz] = [grad['balance'], grad['z']];
+    if (!dbalance && !dz) return {}; // the entropy is of choices alone
+    const of = { logits: args['logits'] as Tensor, experts: args['experts'] as Tensor };
+    return { logits: routerStatisticsBackward({ ...of, dbalance, dz }) };
+  },
+});
+
+/**
+ * Adds what a router of so many `experts` did to `totals`: balance, z, the entropy as a share of the most
+ * there could be, the choices that were dropped, and one for the router itself.
+ */
+export const addRouterTotals = op('add_router_totals', {
+  in: { balance: 'f32[1]', z: 'f32[1]', entropy: 'f32[1]', dropped: 'i32[1]', totals: 'f32[5]!' },
+  attrs: { experts: 2 },
+  out: {},
 });
 
 /**
@@ -105,4 +137,11 @@ export const jitter = op('jitter', {
   in: { x: 'T[t,d]', seed: 'i32[2]' },
   attrs: { epsilon: 0.01 },
   out: { y: 'f32[t,d]' },
+  saves: ['seed'],
+  vjp: ({ args, grad, inputs }): InputGradients => {
+    const seed = args['seed'] as Tensor;
+    const dx = jitter({ x: grad['y']!, seed, epsilon: args['epsilon'] as number | undefined });
+    const { dtype } = inputs['x']!;
+    return { x: dtype === 'f32' ? dx : cast({ x: dx, dtype }) };
+  },
 });

@@ -38,3 +38,23 @@ export const fftConvBackward = op('fft_conv_backward', {
   out: { du: 'T[t,d]', dkernel: 'f32[d,l]', dD: '=D' },
   check: (size) => (size('l') === 0 && size('t')! > 0 ? 'kernel has no taps, expected 1 or more' : undefined),
 });
+
+/**
+ * The gradients of `s4dScan` over sequences that start from zero. States are computed again from the
+ * inputs, from the starts of chunks. Backwards in time, with * for the conjugate,
+ *
+ *     g[t] = 2 W*·dy[t] + (1 + E)*·g[t+1],   du = Σ_n Re g + D·dy
+ *     dW = 2 Σ_t dy[t]·h[t]*,   dE = Σ_t g[t]·h[t-1]*
+ */
+export const s4dScanBackward = op('s4d_scan_backward', {
+  in: {
+    u: 'T[t,d]',
+    E: 'f32[d,n,2]',
+    W: 'f32[d,n,2]',
+    D: 'f32[d]?',
+    offsets: 'i32[s+1]',
+    dy: 'T[t,d]',
+  },
+  out: { du: 'T[t,d]', dE: 'f32[d,n,2]', dW: 'f32[d,n,2]', dD: '=D' },
+  check: (size) => tooManyStates(size('n')!, 'E'),
+});

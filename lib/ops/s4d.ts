@@ -1,7 +1,7 @@
 import type { InputGradients } from '../autograd/tape';
 import { op } from '../op';
 import type { Tensor } from '../tensor';
-import { fftConvBackward, s4dDiscretizeBackward, s4dKernelBackward } from './s4d-backward';
+import { fftConvBackward, s4dDiscretizeBackward, s4dKernelBackward, s4dScanBackward } from './s4d-backward';
 import { tooManyStates } from './scan-states';
 
 /**
@@ -63,6 +63,18 @@ export const s4dScan = op('s4d_scan', {
   },
   out: { y: 'T[t,d]' },
   check: (size) => tooManyStates(size('n')!, 'E'),
+  saves: ['u', 'E', 'W', 'D', 'offsets'],
+  vjp: ({ args, grad }): InputGradients => {
+    const { du, dE, dW, dD } = s4dScanBackward({
+      u: args['u'] as Tensor,
+      E: args['E'] as Tensor,
+      W: args['W'] as Tensor,
+      D: args['D'] as Tensor | undefined,
+      offsets: args['offsets'] as Tensor,
+      dy: grad['y']!,
+    });
+    return { u: du, E: dE, W: dW, D: dD };
+  },
 });
 
 /**

@@ -49,15 +49,28 @@ export async function accuracyOf(
   return { length, sequences, accuracy: right / asked, whole: whole / sequences };
 }
 
-/** The likeliest token after each of the last `count` tokens of each row. */
+/**
+ * The likeliest token after each of the last `count` tokens of each row. What comes before them passes in
+ * chunks, from one state to the next, and the last ones one by one: no other logits are ever made.
+ */
 async function answersOf(model: CausalLM, rows: readonly Int32Array[], count: number): Promise<number[][]> {
-  const { logits } = await model.forward({ inputIds: rows, logitsToKeep: count });
-  const values = await logits.data().finally(() => logits.dispose());
-  const size = model.config.vocabSize;
-  return rows.map((_, i) =>
-    Array.from({ length: count }, (_, j) => {
-      const row = values.subarray((i * count + j) * size, (i * count + j + 1) * size);
-      return row.indexOf(Math.max(...row));
-    }),
-  );
+  const state = model.createState(rows.length);
+  const answers: number[][] = rows.map(() => []);
+  try {
+    for (let left = count - 1; left >= 0; left--) {
+      const part = (row: Int32Array) =>
+        row.subarray(left === count - 1 ? 0 : row.length - left - 1, row.length - left);
+      await model.run(rows.map(part), state);
+      const logits = (await state.logits.data()) as Float32Array;
+      answers.forEach((given, i) => given.push(likeliest(logits, i, model.config.vocabSize)));
+    }
+    return answers;
+  } finally {
+    state.dispose();
+  }
+}
+
+function likeliest(logits: Float32Array, row: number, size: number): number {
+  const own = logits.subarray(row * size, (row + 1) * size);
+  return own.indexOf(Math.max(...own));
 }

@@ -7,18 +7,16 @@ import { loadCheckpoint, saveCheckpoint } from '../training/checkpoints';
 import { Log } from '../training/log';
 import { Trainer, type TrainingStep } from '../training/trainer';
 import { accuracyOf, type Accuracy } from './accuracy';
-import { batchOf, configOf, type Layers, type Task } from './task';
+import { batchOf, configOf, lengthAt, type Layers, type Recipe, type Task } from './task';
 
 export interface CourseOptions {
   readonly layers: Layers;
   readonly device: Device;
-  readonly steps: number;
-  readonly rows: number;
-  readonly learningRate: number;
-  /** Tokens of the sequences that are trained on. */
+  readonly recipe: Recipe;
+  /** Tokens of the sequences that are trained on, at the end of the curriculum. */
   readonly length: number;
   readonly testLengths: readonly number[];
-  /** Sequences of each test. */
+  /** Sequences of each test, at most. */
   readonly testSequences: number;
   readonly seed: number;
   /** Where checkpoints and the log go; what is there is gone on from. */
@@ -48,11 +46,10 @@ export interface CurvePoint {
 export interface CourseResult {
   readonly layers: Layers;
   readonly parameters: number;
-  readonly steps: number;
-  readonly rows: number;
+  /** Tokens of the sequences at the end of the training. */
   readonly length: number;
-  readonly learningRate: number;
   readonly seed: number;
+  readonly recipe: Recipe;
   readonly device: string;
   /** Of training, all parts of an interrupted one together. */
   readonly seconds: number;
@@ -68,23 +65,31 @@ const progressSteps = 100;
 
 /** Trains a model on a task and tests it. */
 export async function follow(task: Task, options: CourseOptions): Promise<CourseResult> {
-  const { layers, device, steps, rows, learningRate, length, seed } = options;
+  const { layers, device, recipe, length, seed } = options;
+  const { steps, learningRate, schedule, beta2, eps, average } = recipe;
   const trainer = await Trainer.fromConfig(configOf(task, layers), {
-    ...{ device, steps, learningRate, seed, schedule: 'constant', warmup: 0, weightDecay: 0, beta2: 0.999 },
+    ...{ device, steps, learningRate, seed, schedule, beta2, eps, average, weightDecay: 0 },
+    minimumLearningRate: learningRate / 100,
+    warmup: schedule === 'constant' ? 0 : Math.min(100, Math.floor(steps / 10)),
   });
   try {
     const course = new Course(task, options, trainer);
     await course.resume();
     await course.train();
     const tests: Accuracy[] = [];
-    for (const length of options.testLengths) tests.push(await course.test(length, options.testSequences));
+    for (const length of options.testLengths)
+      tests.push(await course.test(length, sequencesAt(length, options.testSequences)));
     const { seconds, curve } = course;
-    const settings = { layers, parameters: trainer.model.numParameters, rows, length, learningRate, seed };
-    return { ...settings, steps: trainer.steps, device: device.info.name, seconds, curve, tests };
+    const settings = { layers, parameters: trainer.model.numParameters, length, seed, recipe };
+    return { ...settings, device: device.info.name, seconds, curve, tests };
   } finally {
     trainer.dispose();
   }
 }
+
+/** Fewer of the longest sequences: `most` up to 65,536 tokens, sixteen from 262,144 on. */
+const sequencesAt = (length: number, most: number): number =>
+  Math.min(most, Math.max(16, Math.floor(2 ** 22 / length)));
 
 class Course {
   readonly curve: CurvePoint[] = [];
@@ -92,7 +97,7 @@ class Course {
   readonly #task: Task;
   readonly #options: CourseOptions;
   readonly #trainer: Trainer;
-  readonly #log: Log | undefined;
+  #log: Log | undefined;
   /** Losses after the last point of the curve. */
   #losses = { sum: 0, count: 0 };
   #recent: number[] = [];
@@ -101,12 +106,13 @@ class Course {
     this.#task = task;
     this.#options = options;
     this.#trainer = trainer;
-    this.#log = options.folder === undefined ? undefined : new Log(join(options.folder, 'log.jsonl'));
   }
 
   get #settings(): string {
-    const { layers, rows, length, learningRate, seed } = this.#options;
-    return JSON.stringify({ task: this.#task.name, layers, rows, length, learningRate, seed });
+    const { layers, recipe, length, seed } = this.#options;
+    // A constant rate can be gone on with beyond the steps that were asked for at first.
+    const steps = recipe.schedule === 'constant' ? undefined : recipe.steps;
+    return JSON.stringify({ task: this.#task.name, layers, length, ...recipe, steps, seed });
   }
 
   /** Goes on from the folder's last checkpoint, if there is one. */
@@ -114,6 +120,7 @@ class Course {
     const { folder, onWarning } = this.#options;
     if (folder === undefined) return;
     await mkdir(folder, { recursive: true });
+    this.#log = new Log(join(folder, 'log.jsonl'));
     const loaded = await loadCheckpoint(folder, this.#trainer, onWarning);
     if (!loaded) return;
     const { settings, curve, seconds, losses } = isObject(loaded.data) ? loaded.data : {};
@@ -136,7 +143,9 @@ class Course {
 
   /** One step is queued while the one before it runs. */
   async train(): Promise<void> {
-    const { steps, rows, length, seed, signal } = this.#options;
+    const { recipe, length, seed, signal } = this.#options;
+    const { steps, rows, mostTokens } = recipe;
+    if (this.#trainer.steps >= steps) return;
     const every = Math.max(1, Math.ceil(steps / points));
     let begin = performance.now();
     let before: Promise<TrainingStep> | undefined;
@@ -147,7 +156,9 @@ class Course {
     };
     while (this.#trainer.steps < steps && !signal?.aborted) {
       const step = this.#trainer.steps;
-      const next = this.#trainer.step(batchOf(this.#task, length, rows, seed, step));
+      const tokens = lengthAt(recipe, length, steps, step);
+      const count = Math.max(1, Math.min(rows, Math.floor(mostTokens / tokens)));
+      const next = this.#trainer.step(batchOf(this.#task, tokens, count, seed, step));
       next.catch(() => {}); // whoever waits for it is told
       if (before) this.#saw(await before);
       before = next;
@@ -159,8 +170,10 @@ class Course {
       await this.#save();
       begin = performance.now();
     }
-    if (before) this.#saw(await before);
-    pause();
+    if (before) {
+      this.#saw(await before);
+      pause();
+    }
     if (signal?.aborted) await this.#save();
     await this.#log?.close();
     signal?.throwIfAborted();
@@ -171,10 +184,10 @@ class Course {
     this.#losses.count++;
     this.#recent.push(loss);
     if (step % progressSteps !== 0) return;
-    const { layers, steps, onProgress } = this.#options;
+    const { layers, recipe, onProgress } = this.#options;
     const mean = this.#recent.reduce((sum, value) => sum + value, 0) / this.#recent.length;
     this.#recent = [];
-    onProgress?.({ layers, step, steps, loss: mean });
+    onProgress?.({ layers, step, steps: recipe.steps, loss: mean });
   }
 
   /** A point of the curve. */
@@ -191,7 +204,9 @@ class Course {
   async test(length: number, sequences: number): Promise<Accuracy> {
     const { model } = this.#trainer;
     const { seed, signal } = this.#options;
-    model.refresh();
-    return accuracyOf(model, this.#task, { length, sequences, seed, signal });
+    return this.#trainer.withAverages(() => {
+      model.refresh();
+      return accuracyOf(model, this.#task, { length, sequences, seed, signal });
+    });
   }
 }

@@ -46,7 +46,7 @@ function overLengths(results: Results, lengths: readonly number[], title: string
 }
 
 function overSteps(results: Results, title: string): string {
-  const most = Math.max(1, ...results.runs.map(({ steps }) => steps));
+  const most = Math.max(1, ...results.runs.map(({ recipe }) => recipe.steps));
   const series: Series[] = [
     ...results.runs.map(({ layers, curve }) => ({
       name: layerNames[layers],

@@ -57,14 +57,19 @@ function percent(value: number): string {
 /** What each run was, and how it differs from the paper's. */
 export function remarks({ runs, paper }: Results): readonly string[] {
   const count = (n: number) => n.toLocaleString('en-US');
-  const lines = runs.map(
-    ({ layers, parameters, steps, rows, length, learningRate, seconds, device, tests, seed }) => {
-      const sequences = [...new Set(tests.map(({ sequences }) => sequences))].join(' or ');
-      return (
-        `${layerNames[layers]}: ${count(parameters)} parameters, ${count(steps)} steps of ${rows} x ${count(length)} tokens, ` +
-        `learning rate ${learningRate}, seed ${seed}, ${seconds.toFixed(0)} s on ${device}; ${sequences} sequences a test`
-      );
-    },
-  );
+  const lines = runs.map(({ layers, parameters, recipe, length, seconds, device, tests, seed }) => {
+    const { steps, rows, mostTokens, learningRate, curriculum } = recipe;
+    const [first] = curriculum.map((stage) => stage.length).filter((shorter) => shorter < length);
+    const lengths = first === undefined ? count(length) : `${count(first)} to ${count(length)}`;
+    const atLeast = Math.max(1, Math.min(rows, Math.floor(mostTokens / length)));
+    const sequences = tests.map((test) => test.sequences);
+    const [most, few] = [Math.max(...sequences), Math.min(...sequences)];
+    const tested = few === most ? `${most}` : `${most} to ${few}`;
+    return (
+      `${layerNames[layers]}: ${count(parameters)} parameters, ${count(steps)} steps of ` +
+      `${atLeast === rows ? rows : `${rows} to ${atLeast}`} sequences of ${lengths} tokens, ` +
+      `learning rate ${learningRate}, seed ${seed}, ${seconds.toFixed(0)} s on ${device}; ${tested} sequences a test`
+    );
+  });
   return [...lines, `Paper: ${paper.source}; ${paper.recipe}`];
 }

@@ -18,7 +18,20 @@ export const selectiveCopying: Task = {
   length: 4096,
   testLengths: [4096],
   shortest: 2 * remembered,
-  recipe: { steps: 400_000, rows: 64, learningRate: 1e-4 },
+  // Among little noise the order is learnt soon, and then carried over to more of it: from the first step on
+  // at 4096 tokens nothing was learnt in 6,500 steps of 8 sequences.
+  recipe: {
+    ...{ steps: 32_000, rows: 64, mostTokens: 1 << 16, learningRate: 1e-3, schedule: 'cosine' },
+    ...{ beta2: 0.999, eps: 1e-8, seed: 0 },
+    curriculum: [
+      { length: 64, until: 0.65 },
+      { length: 128, until: 0.68 },
+      { length: 256, until: 0.71 },
+      { length: 512, until: 0.74 },
+      { length: 1024, until: 0.78 },
+      { length: 2048, until: 0.83 },
+    ],
+  },
   paper: {
     source: 'Gu and Dao 2023, table 1',
     recipe: '400,000 steps of 64 sequences, constant learning rate 1e-4',

@@ -11,13 +11,22 @@ export interface Example {
 /** Which mixers a model has: Mamba's selective ones, or S4D's, the same at every token. */
 export type Layers = 'mamba' | 's4d';
 
-/** How a paper's task is trained by default. */
+/** How a task is trained by default: by Adam without decay. */
 export interface Recipe {
   readonly steps: number;
-  /** Sequences of a step. */
+  /** Sequences of a step; fewer where that would be more than `mostTokens`. */
   readonly rows: number;
-  /** Constant, of Adam without decay. */
+  readonly mostTokens: number;
   readonly learningRate: number;
+  /** `cosine`: down to a hundredth of it, after a hundred steps upwards. */
+  readonly schedule: 'constant' | 'cosine';
+  readonly beta2: number;
+  readonly eps: number;
+  /** What is tested is an average of the parameters with this decay. */
+  readonly average?: number;
+  readonly seed: number;
+  /** Shorter sequences to begin with: each length until this share of the steps is done. */
+  readonly curriculum: readonly { readonly length: number; readonly until: number }[];
 }
 
 /** What a paper found. */
@@ -57,6 +66,12 @@ export function configOf(task: Task, layers: Layers): Readonly<Record<string, un
 /** A generator for the `index`th draw of a training or a test: no two of a seed are alike. */
 const drawing = (kind: 'training' | 'test', seed: number, index: number): Random =>
   seeded(index + (seed + (kind === 'test' ? mostSeed + 1 : 0)) * 2 ** 32);
+
+/** Tokens of the sequences of a step, in a training at `length`. */
+export function lengthAt({ curriculum }: Recipe, length: number, steps: number, step: number): number {
+  const shorter = curriculum.find((stage) => step < stage.until * steps);
+  return Math.min(length, shorter?.length ?? length);
+}
 
 /** The sequences of step `step`; labels are -100 but for the answers. */
 export function batchOf(task: Task, length: number, rows: number, seed: number, step: number): TrainingBatch {

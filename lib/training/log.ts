@@ -1,6 +1,7 @@
 import { appendFile, open, readFile } from 'node:fs/promises';
 import { TrainingError } from '../errors';
 import { isObject } from '../io/json';
+import type { RouterReport } from './routers';
 
 /** What a training notes of a step; times are of the wall clock. */
 export interface StepRecord {
@@ -17,6 +18,8 @@ export interface StepRecord {
   /** Of f16 alone. */
   readonly lossScale?: number;
   readonly skipped?: number;
+  /** Of the last step, where there are mixtures of experts. */
+  readonly router?: RouterReport;
 }
 
 /** What a training notes of an evaluation. */

@@ -23,18 +23,29 @@ export interface TrainingOptions {
   /** f16 alone: the loss scale to begin with, and the steps until it is tried doubled. Default 65536, 2000. */
   readonly lossScale?: number;
   readonly lossScaleInterval?: number;
+  /**
+   * Weights of the routers' balancing loss and z-loss, each a sum over the routers. Default: those of the
+   * model's config, or 0.
+   */
+  readonly routerBalance?: number;
+  readonly routerZ?: number;
   /** Keeps an exponential moving average of the parameters with this decay. */
   readonly average?: number;
 }
 
-export type CompleteOptions = Required<Omit<TrainingOptions, 'average' | 'schedule'>> & {
+export type CompleteOptions = Required<
+  Omit<TrainingOptions, 'average' | 'schedule' | 'routerBalance' | 'routerZ'>
+> & {
   readonly average: number | undefined;
+  readonly routerBalance: number | undefined;
+  readonly routerZ: number | undefined;
   readonly schedule: Schedule;
 };
 
 const names: readonly (keyof TrainingOptions)[] = [
   ...(['steps', 'learningRate', 'precision', 'schedule', 'warmup', 'minimumLearningRate'] as const),
   ...(['weightDecay', 'beta1', 'beta2', 'eps', 'clip', 'lossScale', 'lossScaleInterval', 'average'] as const),
+  ...(['routerBalance', 'routerZ'] as const),
 ];
 
 /** [least, most, whether these are allowed too] */
@@ -51,6 +62,8 @@ const ranges: Readonly<Record<string, readonly [number, number]>> = {
   lossScale: [1, 2 ** 24],
   lossScaleInterval: [1, 1e9],
   average: [0, 0.9999999],
+  routerBalance: [0, 1e3],
+  routerZ: [0, 1e3],
 };
 const whole = new Set(['steps', 'warmup', 'lossScaleInterval']);
 
@@ -90,6 +103,15 @@ export function completeOptions(call: string, options: TrainingOptions): Complet
     lossScale: options.lossScale ?? 65536,
     lossScaleInterval: options.lossScaleInterval ?? 2000,
     average: options.average,
+    routerBalance: options.routerBalance,
+    routerZ: options.routerZ,
     schedule: { learningRate, warmup, shape: schedule, minimum: minimumLearningRate, steps },
   };
+}
+
+/** @throws TypeError where routers' losses are weighed of a model that has no routers. */
+export function checkRouterOptions(call: string, options: CompleteOptions, routers: boolean): void {
+  for (const name of ['routerBalance', 'routerZ'] as const)
+    if (!routers && options[name] !== undefined)
+      throw new TypeError(`${call}: ${name} is ${options[name]}, expected none; the model has no routers`);
 }

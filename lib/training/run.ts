@@ -160,6 +160,7 @@ export class Run {
       tokensPerSecond: Math.round(interval.tokens / seconds),
       memory: this.#trainer.model.device.memoryUsage().peak,
       ...(this.#trainer.options.precision === 'f16' && { lossScale, skipped }),
+      ...(done.router && { router: done.router }),
     };
     this.#restart();
     this.#log?.write(record);

@@ -4,9 +4,11 @@ import type { Device } from '../device';
 import type { Model } from '../models/model';
 import { accumulate, mul } from '../ops/elementwise';
 import { keep, scope, Tensor } from '../tensor';
-import { longestOf, type TrainingBatch } from './batch';
+import { countLabels, longestOf, type TrainingBatch } from './batch';
 import type { Optimizer } from './optimizer';
+import type { CompleteOptions } from './options';
 import type { Parameters } from './parameters';
+import { RouterLosses, type RouterReport } from './routers';
 
 /** The tensors that a pass reads its batch from, and the pass itself, recorded for batches of one shape. */
 interface Pass {
@@ -27,36 +29,76 @@ export class Passes {
   readonly #parameters: Parameters;
   readonly #optimizer: Optimizer;
   readonly #factor: Tensor; // f32[1]: 1 / the labels of a step
+  readonly #routers: RouterLosses | undefined;
   readonly #passes = new Map<string, Pass>();
   #update: Graph | undefined;
 
-  constructor(model: Model, parameters: Parameters, optimizer: Optimizer) {
+  constructor(
+    model: Model,
+    parameters: Parameters,
+    optimizer: Optimizer,
+    { routerBalance, routerZ }: Partial<Pick<CompleteOptions, 'routerBalance' | 'routerZ'>> = {},
+  ) {
     this.#device = model.device;
     this.#model = model;
     this.#parameters = parameters;
     this.#optimizer = optimizer;
+    const { routers } = model.backbone;
+    if (routers) {
+      const { count, balance, z } = routers;
+      const weights = { balance: routerBalance ?? balance, z: routerZ ?? z };
+      this.#routers = new RouterLosses(this.#device, { count, ...weights });
+    }
     this.#factor = keep(Tensor.from([1], [1], { device: this.#device }));
   }
 
-  /** Queues the gradients of a batch, as a share of `count` labels, and adds them to those before. */
-  add(batch: TrainingBatch, count: number): void {
+  /**
+   * Queues the gradients of a batch, as a share of `count` labels, and adds them to those before; it is
+   * number `part` of the step after `steps` others.
+   */
+  add(batch: TrainingBatch, count: number, steps = 0, part = 0): void {
     const { ids, labels, offsets, graph } = this.#pass(batch);
-    this.#factor.set(Float32Array.of(1 / count));
     ids.set(batch.ids);
     labels.set(batch.labels);
     offsets.set(batch.offsets);
+    this.#begin(batch, count, steps, part);
     graph.replay();
+  }
+
+  /** The same op by op, nothing being recorded as a graph: to see what each takes. */
+  addDirectly(batch: TrainingBatch, count: number): void {
+    this.#begin(batch, count, 0, 0);
+    scope(() => {
+      const ints = (values: Int32Array) => Tensor.from(values, [values.length], { device: this.#device });
+      const [ids, labels, offsets] = [ints(batch.ids), ints(batch.labels), ints(batch.offsets)];
+      const slots = ints(new Int32Array(batch.offsets.length - 1));
+      this.#record({ ids, labels, offsets, slots }, this.#bound(batch.offsets));
+    });
+  }
+
+  #begin(batch: TrainingBatch, count: number, steps: number, part: number): void {
+    this.#factor.set(Float32Array.of(1 / count));
+    this.#routers?.begin(countLabels([batch]) / count, steps, part);
   }
 
   /** Queues the optimizer's step. */
   update(learningRate: number): void {
     this.#optimizer.learningRate.set(Float32Array.of(learningRate));
-    this.#update ??= capture(this.#device, () => scope(() => this.#optimizer.update()));
+    const update = () => {
+      this.#optimizer.update();
+      this.#routers?.update();
+    };
+    this.#update ??= capture(this.#device, () => scope(update));
     this.#update.replay();
   }
 
+  /** What the routers of the last step that was queued did, if there are any. */
+  report(): Promise<RouterReport> | undefined {
+    return this.#routers?.report();
+  }
+
   #pass({ ids, offsets }: TrainingBatch): Pass {
-    const longest = this.#model.backbone.bounded ? boundOf(offsets) : undefined;
+    const longest = this.#bound(offsets);
     const key = [ids.length, offsets.length, longest].join(':');
     const known = this.#passes.get(key);
     if (known) {
@@ -87,24 +129,39 @@ export class Passes {
     }
   }
 
+  #bound(offsets: Int32Array): number | undefined {
+    return this.#model.backbone.bounded ? boundOf(offsets) : undefined;
+  }
+
   #record({ ids, labels, offsets, slots }: Omit<Pass, 'graph'>, longest: number | undefined): void {
     const { leaves, copies } = this.#parameters;
     const { scale, loss } = this.#optimizer;
     const one = (x: Tensor) => x.reshape([1, 1]);
     const factor = mul(one(this.#factor), one(scale)).reshape([1]);
-    const packing = { offsets, slots, ...(longest !== undefined && { longest }) };
+    const routers = this.#routers;
+    const packing = {
+      ...{ offsets, slots },
+      ...(longest !== undefined && { longest }),
+      ...(routers && { router: routers.see, seeds: routers.seeds }),
+    };
+    routers?.open(scale);
+    let own: Tensor | undefined; // without what the routers add
     const { value } = grad(
-      () => this.#model.loss(ids, packing, labels, factor),
+      () => {
+        own = this.#model.loss(ids, packing, labels, factor);
+        return routers ? routers.close(own) : own;
+      },
       leaves.map(({ parameter }) => parameter),
       { into: leaves.map(({ gradient }) => gradient), copies },
     );
-    accumulate({ x: one(value), sum: one(loss) });
+    accumulate({ x: one(own!), sum: one(loss) });
     value.dispose();
   }
 
   dispose(): void {
     for (const pass of this.#passes.values()) release(pass);
     this.#update?.dispose();
+    this.#routers?.dispose();
     this.#factor.dispose();
   }
 }

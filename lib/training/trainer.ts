@@ -12,8 +12,9 @@ import { scope, Tensor } from '../tensor';
 import { checkBatch, countLabels, longestOf, type TrainingBatch } from './batch';
 import { firstNotFinite } from './diagnosis';
 import { Optimizer, type StepReport } from './optimizer';
-import { completeOptions, type CompleteOptions, type TrainingOptions } from './options';
+import { checkRouterOptions, completeOptions, type CompleteOptions, type TrainingOptions } from './options';
 import { Parameters } from './parameters';
+import type { RouterReport } from './routers';
 import { learningRateAt } from './schedule';
 import { Passes } from './step';
 
@@ -31,6 +32,8 @@ export interface TrainingStep extends StepReport {
   /** From 1 on. */
   readonly step: number;
   readonly learningRate: number;
+  /** Of a model with mixtures of experts. */
+  readonly router?: RouterReport;
 }
 
 /** The loss scale of f16 below which no step can be hoped for: 26 in a row were skipped on the way. */
@@ -56,7 +59,7 @@ export class Trainer {
     this.options = options;
     this.parameters = parameters;
     this.optimizer = new Optimizer(model.device, parameters, options);
-    this.#passes = new Passes(model, parameters, this.optimizer);
+    this.#passes = new Passes(model, parameters, this.optimizer, options);
   }
 
   /** A fresh model of the family and sizes of `json`, what config.json would hold. */
@@ -101,6 +104,7 @@ export class Trainer {
     try {
       model = new CausalLM(config, { device, dtype, weights, extras, ...(tokenizer && { tokenizer }) });
       await weights.load();
+      checkRouterOptions(call, complete, model.backbone.routers !== undefined);
       parameters.refresh(true);
       model.refresh();
       return new Trainer(model, complete, parameters);
@@ -132,18 +136,18 @@ export class Trainer {
     const count = countLabels(all);
     if (count === 0) throw new RangeError('step: labels are all -100, expected some that count');
     const learningRate = learningRateAt(this.#steps, this.options.schedule);
-    for (const batch of all) this.#passes.add(batch, count);
+    all.forEach((batch, i) => this.#passes.add(batch, count, this.#steps, i));
     this.#passes.update(learningRate);
     this.#fresh = false;
     const step = ++this.#steps;
-    const report = this.optimizer.report();
-    return report.then((done) => {
+    const reports = Promise.all([this.optimizer.report(), this.#passes.report()]);
+    return reports.then(([done, router]) => {
       const wrong = whyNotTaken(done, this.options.precision === 'f16');
       if (wrong !== undefined)
         throw new TrainingError(
           `step: ${wrong} at step ${step}; the parameters are those of the step before`,
         );
-      return { step, learningRate, ...done };
+      return { step, learningRate, ...done, ...(router && { router }) };
     });
   }
 
@@ -155,7 +159,7 @@ export class Trainer {
   async diagnose(step: number, batches: readonly TrainingBatch[]): Promise<string | undefined> {
     this.#check('diagnose');
     this.#passes.dispose(); // its memory is needed
-    this.#passes = new Passes(this.model, this.parameters, this.optimizer);
+    this.#passes = new Passes(this.model, this.parameters, this.optimizer, this.options);
     this.#steps = step - 1;
     this.optimizer.allow();
     this.#refresh();

@@ -54,6 +54,7 @@ export const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
   s4d_discretize: system,
   s4d_discretize_backward: system,
   s4d_scan: { offsets, slots: slots('p'), E: decay },
+  s4d_scan_backward: { offsets, E: decay },
   s4d_kernel: { E: decay },
   s4d_kernel_backward: { E: decay },
   fft_conv: { offsets, kernel: narrow('l') },

@@ -62,6 +62,7 @@ const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
   layer_norm_backward: several,
   embedding_backward: (sizes) => ({ ...sizes, t: sizes['rows'] === 0 ? 0 : sizes['t']! }),
   s4d_scan: (sizes) => ({ ...sizes, ...pool(sizes) }),
+  s4d_scan_backward: (sizes) => ({ ...sizes, ...pool(sizes) }),
   fft_conv: convolved,
   fft_conv_backward: convolved,
   mamba_step: (sizes) => mixer(sizes),
@@ -139,7 +140,7 @@ export const attrsOf = (op: Op, sizes: Sizes): Attrs => {
 };
 
 /** Other values of the attributes that are whole numbers and no sizes. */
-const otherWhole: Readonly<Record<string, number>> = { kind: 1, most: 3 };
+const otherWhole: Readonly<Record<string, number>> = { kind: 1, most: 3, experts: 3 };
 
 /** One other value for each attribute that is no size. */
 export const attrsToTry = (op: Op): Attrs[] =>

@@ -11,6 +11,7 @@ const experts =
 /** One expert without rows, and places that none has. */
 const expertOffsets: Fill = (_, { a, e }, i) => floor((0.9 * a! * i * abs(i - 1)) / (e! * e!));
 const fromLast: Fill = (_, { a }, i) => a! - 1 - i;
+const somePlaces: Fill = (_, { a }, i) => (i % 3 === 2 ? -1 : a! - 1 - i);
 const places: Fill = (random, sizes, i) => {
   const place = fromLast(random, sizes, i);
   return place < expertOffsets(random, sizes, sizes['e']!) ? place : -1;
@@ -38,7 +39,17 @@ export const moeFills: Readonly<Record<string, Readonly<Record<string, Fill>>>> 
   expert_up: { order: fromLast, offsets: expertOffsets, weight: narrow('d') },
   expert_down: { order: fromLast, offsets: expertOffsets, place: places, weight: narrow('d') },
   expert_sum: { experts: below('e'), weight: narrow('h') },
-  expert_combine: { place: (_, { a }, i) => (i % 3 === 2 ? -1 : a! - 1 - i) },
+  expert_combine: { place: somePlaces },
+  expert_combine_backward: { place: somePlaces },
+  expert_weight_gradient: { order: fromLast, offsets: expertOffsets },
+  expert_column_sums: { offsets: expertOffsets },
+  expert_gather_backward: { order: somePlaces },
+  route_experts_backward: {
+    experts: (_, { e, k }, i) => ((i % k!) + 3 * floor(i / k!)) % e!,
+    probs: (random) => 0.05 + 0.9 * random(),
+  },
+  router_statistics_backward: { experts: below('e') },
+  add_router_totals: { dropped: (random) => floor(100 * random()) },
 };
 
 /** Some of the experts, if there are any. */
@@ -47,14 +58,19 @@ const someOf = (sizes: Sizes): Sizes => {
   return { ...sizes, e, k: max(1, min(sizes['k']!, e)) };
 };
 
+/** Two experts a token. */
+const twoEach = (sizes: Sizes): Sizes => ({ ...sizes, e: max(sizes['e']!, 1), k: 2, a: 2 * sizes['t']! });
+
 export const moeSizes: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
   route_experts: someOf,
+  route_experts_backward: someOf,
   router_statistics: (sizes) => ({ ...sizes, e: max(sizes['e']!, 1) }),
+  router_statistics_backward: (sizes) => ({ ...sizes, e: max(sizes['e']!, 1) }),
   limit_experts: (sizes) => ({ ...sizes, e: 7, capacity: 2 }),
-  expert_matmul: (sizes) => {
-    const e = max(sizes['e']!, 1);
-    return { ...sizes, e, k: 2, a: 2 * sizes['t']! };
-  },
+  expert_matmul: twoEach,
+  expert_weight_gradient: twoEach,
+  expert_column_sums: (sizes) => ({ ...sizes, e: max(sizes['e']!, 1) }),
+  expert_gather_backward: (sizes) => ({ ...sizes, a: 2 * sizes['t']! }),
   norm_route: someOf,
   norm_route_up: (sizes) => ({ ...someOf(sizes), n: sizes['n']! < 5 ? sizes['h']! : 2 * sizes['h']! }),
   expert_up: (sizes) => ({
@@ -67,4 +83,5 @@ export const moeSizes: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
   expert_down: (sizes) => ({ ...sizes, e: max(sizes['e']!, 1), a: sizes['t']! * sizes['k']! }),
   expert_sum: (sizes) => ({ ...sizes, e: max(sizes['e']!, 1), a: sizes['t']! * sizes['k']! }),
   expert_combine: (sizes) => ({ ...sizes, a: sizes['t']! * sizes['k']! }),
+  expert_combine_backward: (sizes) => ({ ...sizes, a: sizes['t']! * sizes['k']! }),
 };

@@ -81,6 +81,13 @@ export function sort({ experts }: Inputs, { e }: Attrs): Inputs {
   return { order, place, offsets };
 }
 
+function addTotals({ balance, z, entropy, dropped, totals }: Inputs, { experts }: Attrs): Inputs {
+  const share = (experts as number) > 1 ? entropy!.data[0]! / Math.log(experts as number) : 1;
+  const all = [balance!.data[0]!, z!.data[0]!, share, dropped!.data[0]!, 1];
+  all.forEach((value, i) => (totals!.data[i]! += value));
+  return {};
+}
+
 export function statistics({ logits, experts, kept }: Inputs): Inputs {
   const [t, e] = logits!.shape as [number, number];
   const one = (x: number) => ({ shape: [1], data: Float64Array.of(x) });
@@ -266,6 +273,7 @@ export const moeReferences: Readonly<
   limit_experts: limit,
   sort_experts: sort,
   router_statistics: statistics,
+  add_router_totals: addTotals,
   jitter,
   expert_matmul: expertMatmul,
   expert_combine: expertCombine,

@@ -94,9 +94,53 @@ function convolve({ u, kernel: taps, D, offsets, dy }: Inputs): Inputs {
   return { du, dkernel, dD };
 }
 
+/** By h and g of every token, in flat loops: lengths are long. */
+function scan({ u, E, W, D, offsets, dy }: Inputs): Inputs {
+  const [d, n] = E!.shape as [number, number];
+  const [x, given, ends] = [u!.data, dy!.data, offsets!.data];
+  const du = values(...u!.shape);
+  const [dE, dW, dD] = [values(d, n, 2), values(d, n, 2), values(D ? d : 0)];
+  const states = new Float64Array(2 * (u!.shape[0]! + 1));
+  for (let s = 0; s + 1 < ends.length; s++)
+    for (let c = 0; c < d; c++) {
+      const [begin, end] = [ends[s]!, ends[s + 1]!];
+      for (let at = 2 * c * n; at < 2 * (c + 1) * n; at += 2) {
+        const [re, im] = [1 + E!.data[at]!, E!.data[at + 1]!];
+        const [outRe, outIm] = [2 * W!.data[at]!, 2 * W!.data[at + 1]!];
+        let [h, k, g, f] = [0, 0, 0, 0]; // h + i k, and g + i f
+        for (let t = begin; t < end; t++) {
+          states[2 * t] = h; // before the token
+          states[2 * t + 1] = k;
+          const next = re * h - im * k + x[t * d + c]!;
+          k = re * k + im * h;
+          h = next;
+        }
+        for (let t = end - 1; t >= begin; t--) {
+          const by = given[t * d + c]!;
+          const next = re * g + im * f + outRe * by;
+          f = re * f - im * g - outIm * by;
+          g = next;
+          du.data[t * d + c]! += g;
+          dW.data[at]! += 2 * by * h;
+          dW.data[at + 1]! -= 2 * by * k;
+          h = states[2 * t]!;
+          k = states[2 * t + 1]!;
+          dE.data[at]! += g * h + f * k;
+          dE.data[at + 1]! += f * h - g * k;
+        }
+      }
+      for (let t = begin; t < end && D; t++) {
+        du.data[t * d + c]! += given[t * d + c]! * D.data[c]!;
+        dD.data[c]! += given[t * d + c]! * x[t * d + c]!;
+      }
+    }
+  return { du, dE, dW, dD };
+}
+
 /** By op name, for the table in `reference.ts`. */
 export const s4dGradientReferences: Readonly<Record<string, (inputs: Inputs, attrs: Attrs) => Inputs>> = {
   s4d_discretize_backward: discretize,
   s4d_kernel_backward: kernel,
+  s4d_scan_backward: scan,
   fft_conv_backward: convolve,
 };

@@ -1,4 +1,5 @@
 /** The layer against plain loops in f64: every router, activation and bias, in training and not. */
+import { grad } from '../../lib/autograd/grad';
 import { MoE, capacityOf, type MoEConfig, type Routing } from '../../lib/nn/moe';
 import { Weights } from '../../lib/nn/weights';
 import { capture, Tensor } from '../../lib';
@@ -153,6 +154,56 @@ describe.each(onEach)('on %s', (_, device) => {
       const load = await read(routing!.load);
       expect([...load]).toEqual([...load.keys()].map((e) => want.kept.filter((to) => to === e).length));
       for (const tensor of Object.values(routing!) as Tensor[]) tensor.dispose();
+    });
+
+    it('has the gradients of its formula in training', async () => {
+      const { rows, x } = input(13);
+      const random = randomFrom(5);
+      const given = Float32Array.from({ length: 13 * 12 }, () => normal(random));
+      const { experts, router, routerBias } = moe;
+      const all = { x, router, routerBias, up: experts.up, upBias: experts.upBias };
+      const used = Object.entries({ ...all, down: experts.down, downBias: experts.downBias }).filter(
+        (entry): entry is [string, Tensor] => entry[1] !== undefined,
+      );
+      let chosen: Float64Array | undefined;
+      const dy = Tensor.from(given, [13, 12], { device });
+      const { value, gradients } = grad(
+        () => moe.forward(x, { seed }),
+        used.map(([, tensor]) => tensor),
+        { seed: dy },
+      );
+      // Differences must not change what is chosen: Sinkhorn's choice is kept as it is here.
+      if (config.router === 'sinkhorn') chosen = Float64Array.from(plain(p, config, rows, true).kept);
+      const loss = () => plain(p, config, rows, true, chosen).y.reduce((sum, v, i) => sum + v * given[i]!, 0);
+      /** The parameter's part of the plain layer, and where in it element i is. */
+      const place = (name: string, i: number): [Float64Array | number[], number] => {
+        if (name === 'x') return [rows[Math.floor(i / 12)]!, i % 12];
+        if (name.startsWith('router')) return [p.get(`router.${name === 'router' ? 'weight' : 'bias'}`)!, i];
+        const kind = `${name.startsWith('up') ? 'up' : 'down'}_proj.${name.endsWith('Bias') ? 'bias' : 'weight'}`;
+        const size = p.get(`experts.0.${kind}`)!.length;
+        return [p.get(`experts.${Math.floor(i / size)}.${kind}`)!, i % size];
+      };
+      for (const [k, [name, tensor]] of used.entries()) {
+        const got = await read(gradients[k]!);
+        const largest = got.reduce((most, v) => Math.max(most, Math.abs(v)), 0);
+        expect([name, largest > 1e-3]).toEqual([name, true]);
+        for (let i = 0; i < tensor.size; i += 1 + Math.floor(tensor.size / 20)) {
+          const [values, at] = place(name, i);
+          const before = values[at]!;
+          const [above, below] = [1e-5, -1e-5].map((step) => {
+            values[at] = before + step;
+            return loss();
+          });
+          values[at] = before;
+          const wanted = (above! - below!) / 2e-5;
+          expect([name, i, Math.abs(got[i]! - wanted) < 2e-5 * Math.max(largest, 1)]).toEqual([
+            name,
+            i,
+            true,
+          ]);
+        }
+      }
+      for (const tensor of [value, dy, ...gradients]) tensor.dispose();
     });
 
     it('is captured, and replayed on other tokens', async () => {

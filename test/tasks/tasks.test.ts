@@ -7,7 +7,7 @@ import { inductionHeads } from '../../lib/tasks/induction-heads';
 import { drawResults } from '../../lib/tasks/plot';
 import { remarks, resultsOf, tableRows } from '../../lib/tasks/results';
 import { selectiveCopying } from '../../lib/tasks/selective-copying';
-import { batchOf, configOf, testExample, type Layers } from '../../lib/tasks/task';
+import { batchOf, configOf, lengthAt, testExample, type Layers } from '../../lib/tasks/task';
 import { AutoModelForCausalLM, type CausalLM } from '../../lib';
 import { temporaryFolder } from '../io/folder';
 
@@ -74,20 +74,31 @@ describe.each([inductionHeads, selectiveCopying])('a batch of $name', (task) => 
   });
 });
 
-it('counts answers of sequences that pass in chunks', async () => {
-  // A model that answers what it is asked: its logits are read from the examples.
+it('asks for one answer after the other, and counts those that are right', async () => {
+  // A model that knows the answers, but for the last one of every second sequence.
   const asked: number[] = [];
   const oracle = {
     config: { vocabSize: 16 },
-    forward({ inputIds, logitsToKeep }: { inputIds: readonly Int32Array[]; logitsToKeep: number }) {
-      asked.push(inputIds.length);
-      const logits = new Float32Array(inputIds.length * logitsToKeep * 16);
-      inputIds.forEach((ids, i) => {
-        const data = [...ids.subarray(0, -16)].filter((id) => id !== 0);
-        // Every second sequence gets its last answer wrong.
-        data.forEach((id, j) => (logits[(i * 16 + j) * 16 + (j === 15 && i % 2 === 1 ? 0 : id)] = 1));
+    createState: (rows: number) => {
+      asked.push(rows);
+      const logits = new Float32Array(rows * 16);
+      return {
+        ...{ logits: { data: () => Promise.resolve(logits) }, seen: Array.from({ length: rows }, () => []) },
+        dispose() {},
+      };
+    },
+    run(
+      rows: readonly Int32Array[],
+      { logits, seen }: { logits: { data(): Promise<Float32Array> }; seen: number[][] },
+    ) {
+      return logits.data().then((values) => {
+        values.fill(0);
+        rows.forEach((ids, i) => {
+          seen[i]!.push(...ids.filter((id) => id !== 0));
+          const marks = seen[i]!.filter((id) => id === 15).length;
+          values[i * 16 + (marks === 16 && i % 2 === 1 ? 0 : seen[i]![marks - 1]!)] = 1;
+        });
       });
-      return Promise.resolve({ logits: { data: () => Promise.resolve(logits), dispose() {} } });
     },
   } as unknown as CausalLM;
   const options = { length: 2 ** 18, sequences: 6, seed: 3 };
@@ -99,10 +110,37 @@ it('counts answers of sequences that pass in chunks', async () => {
   expect(asked).toEqual([4, 2]);
 });
 
+it('a state from chunk to chunk gives what one pass does', async () => {
+  const model = await AutoModelForCausalLM.fromConfig(configOf(selectiveCopying, 'mamba'));
+  const options = { length: 5000, sequences: 2, seed: 1 };
+  const { accuracy } = await accuracyOf(model, selectiveCopying, options);
+  const examples = [0, 1].map((i) => testExample(selectiveCopying, 5000, 1, i));
+  const { logits } = await model.forward({ inputIds: examples.map(({ ids }) => ids), logitsToKeep: 16 });
+  const values = (await logits.data()) as Float32Array;
+  const right = examples.flatMap(({ answers }, i) =>
+    [...answers].filter((answer, j) => {
+      const row = values.subarray((i * 16 + j) * 16, (i * 16 + j + 1) * 16);
+      return row.indexOf(Math.max(...row)) === answer;
+    }),
+  );
+  expect(accuracy).toBe(right.length / 32);
+  logits.dispose();
+  model.dispose();
+});
+
+it('shorter sequences come first', () => {
+  const { recipe } = selectiveCopying;
+  const at = (step: number) => lengthAt(recipe, 4096, 1000, step);
+  expect([0, 649, 650, 829, 830, 999].map(at)).toEqual([64, 64, 128, 2048, 4096, 4096]);
+  expect(lengthAt(recipe, 48, 1000, 0)).toBe(48);
+  expect(lengthAt(inductionHeads.recipe, 256, 1000, 0)).toBe(256);
+});
+
 describe('a training', () => {
   const folder = temporaryFolder();
   const options: CourseOptions = {
-    ...{ layers: 'mamba', device: device('cpu'), steps: 60, rows: 4, learningRate: 3e-3, length: 6 },
+    ...{ layers: 'mamba', device: device('cpu'), length: 6 },
+    recipe: { ...inductionHeads.recipe, steps: 60, rows: 4, learningRate: 3e-3 },
     ...{ testLengths: [6, 12], testSequences: 20, seed: 1 },
   };
 
@@ -112,20 +150,23 @@ describe('a training', () => {
     expect(whole.tests.map(({ length }) => length)).toEqual([6, 12]);
 
     const controller = new AbortController();
-    const parts = { ...options, folder: folder.path };
+    const long = { ...options, recipe: { ...options.recipe, steps: 200 } };
+    const parts = { ...long, folder: folder.path };
     const interrupted = follow(inductionHeads, {
-      ...{ ...parts, signal: controller.signal, steps: 200 },
+      ...{ ...parts, signal: controller.signal },
       onProgress: ({ step }) => step === 100 && controller.abort(new Error('enough')),
     });
     await expect(interrupted).rejects.toThrow('enough');
-    const long = { ...options, steps: 200 };
-    const { seconds: __, ...again } = await follow(inductionHeads, { ...parts, steps: 200 });
+    const { seconds: __, ...again } = await follow(inductionHeads, parts);
     const { seconds: ___, ...straight } = await follow(inductionHeads, long);
     expect(again).toEqual(straight);
     const log = readFileSync(folder.at('log.jsonl'), 'utf8').trim().split('\n');
     expect(log).toHaveLength(40);
     expect(JSON.parse(log.at(-1)!)).toMatchObject({ step: 200, accuracy: straight.curve.at(-1)!.accuracy });
 
+    // A constant rate goes on beyond the steps that were asked for at first; another training is refused.
+    const longer = { ...parts, recipe: { ...long.recipe, steps: 210 } };
+    expect((await follow(inductionHeads, longer)).curve.at(-1)!.step).toBe(210);
     await expect(follow(inductionHeads, { ...parts, seed: 2 })).rejects.toThrow('take another folder');
     await expect(follow(selectiveCopying, { ...parts, length: 40 })).rejects.toThrow('take another folder');
   });
@@ -135,7 +176,7 @@ describe('results', () => {
   const tests = [64, 256].map((length, i) => ({ length, sequences: 8, accuracy: 1 - i / 3000, whole: 1 }));
   const run: CourseResult = {
     layers: 'mamba',
-    ...{ parameters: 66496, steps: 1000, rows: 8, length: 256, learningRate: 1e-3, seed: 0 },
+    ...{ parameters: 66496, length: 256, seed: 0, recipe: { ...inductionHeads.recipe, steps: 1000 } },
     ...{ device: 'a device', seconds: 3, tests },
     curve: [500, 1000].map((step) => ({ step, loss: 1, accuracy: step / 1000 })),
   };
@@ -148,7 +189,7 @@ describe('results', () => {
       ['256', '99.967', '99.967', '100.0', '100.0', '100.0', '100.0'],
     ]);
     expect(remarks(results)[0]).toMatch(
-      /^Mamba: 66,496 parameters, 1,000 steps of 8 x 256 tokens, .* a device/,
+      /^Mamba: 66,496 parameters, 1,000 steps of 8 sequences of 256 tokens, .* a device/,
     );
     expect(remarks(results).at(-1)).toContain('204,800 steps');
     expect(JSON.parse(JSON.stringify(results))).toMatchObject({ task: 'induction-heads', version: '1.2.3' });
@@ -159,8 +200,12 @@ describe('results', () => {
     expect(lengths).toMatch(/^<svg xmlns=.*<\/svg>\n$/s);
     for (const word of ['Induction heads', 'tokens of the test', '2⁶', '2⁸', 'H3 (paper)'])
       expect(lengths).toContain(word);
-    const one = { ...run, tests: [{ ...tests[0]!, length: 4096 }] };
+    const recipe = { ...selectiveCopying.recipe, steps: 1000 };
+    const one = { ...run, recipe, length: 4096, tests: [{ ...tests[0]!, length: 4096 }] };
     const steps = drawResults(resultsOf(selectiveCopying, '1', [one]), 'Selective copying');
+    expect(remarks(resultsOf(selectiveCopying, '1', [one]))[0]).toContain(
+      '1,000 steps of 64 to 16 sequences of 64 to 4,096 tokens',
+    );
     for (const word of ['steps of the training', '1,000', 'Mamba with S4 layers (paper)'])
       expect(steps).toContain(word);
     for (const drawing of [lengths, steps]) expect(drawing).not.toMatch(/NaN|undefined/);

@@ -14,6 +14,39 @@ const families: Readonly<Record<string, JsonObject>> = {
   s4d: {
     ...{ model_type: 's4d', vocab_size: 17, hidden_size: 32, num_hidden_layers: 2, state_size: 16 },
   },
+  's4d, bilinear, by recurrence': {
+    ...{ model_type: 's4d', vocab_size: 17, hidden_size: 32, num_hidden_layers: 2, state_size: 16 },
+    ...{ discretization: 'bilinear', state_initialization: 'real', execution: 'recurrent' },
+  },
+  moe_mamba: {
+    ...{ model_type: 'moe_mamba', vocab_size: 17, hidden_size: 32, num_hidden_layers: 4, state_size: 8 },
+    ...{
+      num_experts: 4,
+      num_experts_per_tok: 2,
+      norm_topk_prob: true,
+      expert_size: 48,
+      initializer_range: 0.1,
+    },
+    ...{ capacity_factor: 1.25, router_jitter: 0.01, router_z_loss_coef: 1e-3, expert_bias: true },
+    ...{ expert_activation: 'swiglu' },
+  },
+  mambabyte: {
+    ...{
+      model_type: 'mambabyte',
+      hidden_size: 32,
+      num_hidden_layers: 2,
+      state_size: 8,
+      initializer_range: 0.1,
+    },
+  },
+  falcon_mamba: {
+    ...{ model_type: 'falcon_mamba', vocab_size: 17, hidden_size: 32, num_hidden_layers: 2, state_size: 8 },
+    ...{ initializer_range: 0.1 },
+  },
+  blackmamba: {
+    ...{ hidden_size: 32, num_layers: 4, vocab_size: 17, state_size: 8, conv_dimension: 4 },
+    ...{ ffn_hidden_size: 48, mamba_moe_layers: ['r', '4', 'r1', 'r4'], swiglu: true, add_bias_linear: true },
+  },
 };
 
 /** Rows that count upwards from anywhere, by 1 or 2; the last one is shorter. */

@@ -1,0 +1,187 @@
+// The scan's backward, first and second pass: where pieces of sequences begin and end.
+#pragma once
+#include "scan_backward.cuh"
+
+namespace ss::cuda {
+
+template <class W>
+using Held = float[W::kOwn][W::kStates];
+template <class W>
+using Some = float[W::kPasses][W::kVector];  // of a tile, by the threads that bring it
+
+// A for powers of two.
+template <class W>
+__device__ void load_A(const W& w, const ScanBackward<typename W::T>& s, Held<W>& A) {
+  w.load(s.A, s.A_stride, s.n, A);
+#pragma unroll
+  for (int k = 0; k < W::kOwn; k++)
+#pragma unroll
+    for (int i = 0; i < W::kStates; i++) A[k][i] *= kLog2e;
+}
+template <class W>
+__device__ void load_constant(const W& w, const void* from, bool constant, int64_t stride, int64_t n,
+                              Held<W>& to) {
+  if constexpr (W::kAny)
+    if (constant) w.load(static_cast<const float*>(from), stride, n, to);
+}
+// D or the bias of the warp's channels.
+template <class W>
+__device__ void place_channels(const W& w, const float* from, float* to) {
+  for (int c = w.lane; c < W::kWidth; c += 32) to[c] = from && c < w.width ? from[w.first + c] : 0.0f;
+}
+
+__device__ inline int tile_steps(int64_t t, int64_t end) {
+  return end - t < kTile ? static_cast<int>(end - t) : kTile;
+}
+
+// The thread's part of h after tile `tile` of a piece, [quad][lane].
+template <class W>
+__device__ float4* inner_state(const W& w, const ScanBackward<typename W::T>& s, int64_t piece, int tile) {
+  const int64_t at = (piece * (s.tiles() - 1) + tile) * (s.groups * s.group_warps) + w.number;
+  return reinterpret_cast<float4*>(s.inner + at * W::kHeld) + w.lane;
+}
+
+// What each piece adds to h and, from behind, to dh; its time; and h after each of its tiles. With the
+// decay P_t from the piece's start through token t, what comes back to the start is the sum of
+// P_t C_t g_t: one way does for both. A sequence of one piece needs no more than its h.
+template <class W, bool Lone>
+__device__ __forceinline__ void walk_edge(const W& w, const ScanBackward<typename W::T>& s, int64_t number,
+                                          int64_t begin, int64_t end, float* memory) {
+  float *dt_of = memory, *dtu_of = dt_of + W::kTokens, *g_of = dtu_of + W::kTokens;
+  float *B_of = g_of + W::kTokens, *C_of = B_of + W::kCoefficients / 2, *bias_of = B_of + W::kCoefficients;
+  Held<W> A, B, C, h{}, dh{}, decay;
+  load_A(w, s, A);
+  load_constant(w, s.B, s.B_constant, s.B_stride, s.n, B);
+  load_constant(w, s.C, s.C_constant, s.C_stride, s.n, C);
+  place_channels(w, s.bias, bias_of);
+#pragma unroll
+  for (int k = 0; k < W::kOwn; k++)
+#pragma unroll
+    for (int i = 0; i < W::kStates; i++) decay[k][i] = 1.0f;
+  float time[W::kOwn] = {};
+  float* times = s.time + number * s.tiles() * s.d + w.first + w.own;
+  const auto keep_time = [&](int64_t tile) {
+#pragma unroll
+    for (int k = 0; k < W::kOwn; k++)
+      if (w.sub == 0 && w.own + k < w.width) times[tile * s.d + k] = time[k];
+  };
+  const int count = static_cast<int>((end - begin + kTile - 1) >> kTileShift);
+  const int needed = Lone ? count - 1 : count;  // the last tile leads nowhere
+  Share<W> raw;
+  if (needed > 0) raw.fetch(w, s, begin, tile_steps(begin, end));
+  __syncwarp();
+  for (int tile = 0; tile < needed; tile++) {
+    const int64_t t = begin + tile * kTile;
+    const int steps = tile_steps(t, end), c = Share<W>::channel(w);
+    float bias[W::kVector];
+    load_floats<W::kVector>(bias_of + c, bias);
+#pragma unroll
+    for (int p = 0; p < W::kPasses; p++) {
+      const int row = Share<W>::step(w, p);
+      if (row >= kTile) break;
+      float dt[W::kVector], dtu[W::kVector], g[W::kVector];
+#pragma unroll
+      for (int v = 0; v < W::kVector; v++) {
+        const float x = raw.delta[p][v] + bias[v];
+        dt[v] = row < steps ? s.softplus ? softplus(x) : x : 0.0f;
+        dtu[v] = dt[v] * raw.u[p][v];
+        g[v] = raw.dy[p][v];
+        if (s.z) g[v] *= silu(raw.z[p][v]);
+      }
+      const int at = row * W::kWidth + c;
+      store_floats<W::kVector>(dt, dt_of + at);
+      store_floats<W::kVector>(dtu, dtu_of + at);
+      if (!Lone) store_floats<W::kVector>(g, g_of + at);
+    }
+    raw.place_states(w, s, t, steps, B_of);
+    __syncwarp();
+    if (tile + 1 < needed) raw.fetch(w, s, t + kTile, tile_steps(t + kTile, end));
+#pragma unroll 2
+    for (int step = 0; step < kTile; step++) {
+      float dt[W::kOwn], dtu[W::kOwn], g[W::kOwn], b[W::kStates], c[W::kStates];
+      w.take(dt_of, step, dt);
+      w.take(dtu_of, step, dtu);
+      w.coefficients(B_of, step, b);
+      if (!Lone) w.take(g_of, step, g);
+      if (!Lone) w.coefficients(C_of, step, c);
+#pragma unroll
+      for (int k = 0; k < W::kOwn; k++) {
+        if (!Lone) time[k] += dt[k];
+#pragma unroll
+        for (int i = 0; i < W::kStates; i++) {
+          const float a = exp2_approx(dt[k] * A[k][i]);
+          h[k][i] = fmaf(a, h[k][i], dtu[k] * (W::kAny && s.B_constant ? B[k][i] : b[i]));
+          if (Lone) continue;
+          decay[k][i] *= a;
+          dh[k][i] = fmaf(decay[k][i], g[k] * (W::kAny && s.C_constant ? C[k][i] : c[i]), dh[k][i]);
+        }
+      }
+    }
+    if (tile + 1 < count) {
+      float4* to = inner_state(w, s, number, tile);
+#pragma unroll
+      for (int k = 0; k < W::kOwn; k++)
+#pragma unroll
+        for (int i = 0; i < W::kStates; i += 4)
+          to[(k * W::kStates + i) / 4 * 32] = make_float4(h[k][i], h[k][i + 1], h[k][i + 2], h[k][i + 3]);
+      if (!Lone) keep_time(tile);
+    }
+    __syncwarp();
+  }
+  if (Lone) return;
+  keep_time(s.tiles() - 1);
+  w.store(h, s.n, s.start + number * s.d * s.n);
+  w.store(dh, s.n, s.end + number * s.d * s.n);
+}
+
+template <class W>
+__global__ void __launch_bounds__(W::kThreads, 384 / W::kThreads)
+    scan_edges(const __grid_constant__ ScanBackward<typename W::T> s) {
+  extern __shared__ __align__(16) float memory[];
+  s.sequences.check();
+  const W w(s, blockIdx.x % s.blocks);
+  const int64_t number = blockIdx.x / s.blocks;
+  const auto piece = s.sequences.piece(number, s.shift);
+  if (piece.begin >= piece.end || w.width == 0) return;
+  float* own = memory + w.warp * W::kEdge;
+  if (piece.begin <= piece.start && piece.end >= piece.stop)
+    walk_edge<W, true>(w, s, number, piece.begin, piece.end, own);
+  else
+    walk_edge<W, false>(w, s, number, piece.begin, piece.end, own);
+}
+
+// From what pieces add to what they start from: a thread has one state, of h or of dh, of some
+// sequences. Some pieces ahead are asked for together, since each by itself would be waited for.
+template <class T>
+__global__ void join_edges(const __grid_constant__ ScanBackward<T> s) {
+  constexpr int kAhead = 8;
+  const int64_t at = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, row = s.d * s.n, tiles = s.tiles();
+  if (at >= row) return;
+  const bool back = blockIdx.z == 1;
+  float* edge = (back ? s.end : s.start) + at;
+  const float* time = s.time + (tiles - 1) * s.d + at / s.n;
+  for (int64_t sequence = blockIdx.y; sequence < s.sequences.count; sequence += gridDim.y) {
+    const auto whole = s.sequences.whole(sequence);
+    const int64_t count = (whole.stop - whole.start + (int64_t{1} << s.shift) - 1) >> s.shift;
+    if (count < 2) continue;
+    const int64_t first = s.sequences.first_piece(sequence, s.shift);
+    const float A = s.A[at / s.n * s.A_stride + at % s.n] * kLog2e;
+    float carried = 0;
+    for (int64_t done = 0; done < count; done += kAhead) {
+      float added[kAhead], span[kAhead];
+#pragma unroll
+      for (int i = 0; i < kAhead; i++) {
+        const int64_t p = first + (back ? count - 1 - done - i : done + i);
+        if (done + i < count) added[i] = edge[p * row], span[i] = time[p * tiles * s.d];
+      }
+#pragma unroll
+      for (int i = 0; i < kAhead; i++) {
+        if (done + i >= count) break;
+        edge[(first + (back ? count - 1 - done - i : done + i)) * row] = carried;
+        carried = fmaf(exp2_approx(A * span[i]), carried, added[i]);
+      }
+    }
+  }
+}
+
+}  // namespace ss::cuda

@@ -1,0 +1,339 @@
+// The scan's backward, last pass: a piece walked back, tile by tile, and sums over blocks.
+#pragma once
+#include "scan_backward_edges.cuh"
+
+namespace ss::cuda {
+
+// A warp's shared memory in scan_back. Arrays by token and channel, [step][channel], are read by all
+// before others are written in their place.
+template <class W>
+struct Room {
+  float *dt, *dtu, *through, *g, *q, *y;
+  float* states;        // two of: B and C of a tile, then dB and dC of it, [step][kN] of each
+  float *D, *bias;      // [channel]
+  float4* history;      // [step][quad][lane]: h, then dB and dC of the thread's channels
+  float4* start;        // [quad][lane]: h that the piece starts from
+  __device__ explicit Room(float* memory)
+      : dt(memory),
+        dtu(dt + W::kTokens),
+        through(dtu),
+        g(dtu + W::kTokens),
+        q(g),
+        y(g + W::kTokens),
+        states(y + W::kTokens),
+        D(states + 2 * W::kCoefficients),
+        bias(D + W::kWidth),
+        history(reinterpret_cast<float4*>(bias + W::kWidth)),
+        start(history + kTile * W::kQuads * 32) {}
+};
+
+// What a thread keeps of its tokens and channels from the way in to the way out.
+template <class W>
+struct Kept {
+  Words<typename W::T, W::kVector> u[W::kPasses];
+  Some<W> slope, gate, skip;  // slopes of softplus, and of silu times dy; D g
+};
+
+template <class W>
+__device__ __forceinline__ void enter_tile(const W& w, const ScanBackward<typename W::T>& s,
+                                           const Room<W>& room, const Share<W>& raw, int steps,
+                                           Kept<W>& kept, float (&dD)[W::kVector]) {
+  const int c = Share<W>::channel(w);
+  float bias[W::kVector], D[W::kVector];
+  load_floats<W::kVector>(room.bias + c, bias);
+  load_floats<W::kVector>(room.D + c, D);
+#pragma unroll
+  for (int p = 0; p < W::kPasses; p++) {
+    const int row = Share<W>::step(w, p);
+    if (row >= kTile) break;
+    kept.u[p] = raw.u[p];
+    float dt[W::kVector], dtu[W::kVector], g[W::kVector];
+#pragma unroll
+    for (int v = 0; v < W::kVector; v++) {
+      const float x = raw.delta[p][v] + bias[v], u = raw.u[p][v];
+      kept.slope[p][v] = 1.0f;
+      dt[v] = s.softplus ? softplus_slope(x, kept.slope[p][v]) : x;
+      if (row >= steps) dt[v] = 0.0f;
+      dtu[v] = dt[v] * u;
+      g[v] = raw.dy[p][v];
+      if (s.z) {
+        const float z = raw.z[p][v];
+        const float gate = reciprocal_approx(1.0f + exp2_approx(z * -kLog2e));
+        kept.gate[p][v] = g[v] * gate * fmaf(z, 1.0f - gate, 1.0f);
+        g[v] *= z * gate;
+      }
+      kept.skip[p][v] = D[v] * g[v];
+      dD[v] = fmaf(g[v], u, dD[v]);
+    }
+    const int at = row * W::kWidth + c;
+    store_floats<W::kVector>(dt, room.dt + at);
+    store_floats<W::kVector>(dtu, room.dtu + at);
+    store_floats<W::kVector>(g, room.g + at);
+  }
+}
+
+// du, ddelta and dz of a tile.
+template <class W>
+__device__ __forceinline__ void leave_tile(const W& w, const ScanBackward<typename W::T>& s,
+                                           const Room<W>& room, const Kept<W>& kept, int64_t t, int steps,
+                                           float (&dbias)[W::kVector]) {
+  constexpr float kLn2 = 0x1.62e43p-1f;
+  constexpr int V = W::kVector;
+  const int c = Share<W>::channel(w);
+  const int64_t x = w.first + c;
+  float D[V];
+  load_floats<V>(room.D + c, D);
+#pragma unroll
+  for (int p = 0; p < W::kPasses; p++) {
+    const int row = Share<W>::step(w, p), there = w.width - c;
+    if (row >= steps || there <= 0) break;
+    const int at = row * W::kWidth + c;
+    const int64_t token = t + row;
+    float dt[V], q[V], through[V], y[V], du[V], ddelta[V], dz[V];
+    load_floats<V>(room.dt + at, dt);
+    load_floats<V>(room.q + at, q);
+    load_floats<V>(room.through + at, through);
+    load_floats<V>(room.y + at, y);
+#pragma unroll
+    for (int v = 0; v < V; v++) {
+      const float u = kept.u[p][v];
+      du[v] = fmaf(dt[v], q[v], kept.skip[p][v]);
+      ddelta[v] = fmaf(u, q[v], through[v] * kLn2) * kept.slope[p][v];
+      dbias[v] += ddelta[v];
+      if (s.z) dz[v] = kept.gate[p][v] * fmaf(D[v], u, y[v]);
+    }
+    store_some<V>(du, s.wide, there, s.du + token * s.du_stride + x);
+    store_some<V>(ddelta, s.wide, there, s.ddelta + token * s.ddelta_stride + x);
+    if (s.z) store_some<V>(dz, s.wide, there, s.dz + token * s.dz_stride + x);
+  }
+}
+
+// A tile forward, keeping every h, and y.
+template <class W>
+__device__ __forceinline__ void walk_forward(const W& w, const ScanBackward<typename W::T>& s,
+                                             const Room<W>& room, const float* states, const Held<W>& A,
+                                             const Held<W>& B_of, const Held<W>& C_of, Held<W>& h) {
+#pragma unroll 2
+  for (int step = 0; step < kTile; step++) {
+    float dt[W::kOwn], dtu[W::kOwn], b[W::kStates], c[W::kStates], y[W::kOwn] = {};
+    w.take(room.dt, step, dt);
+    w.take(room.dtu, step, dtu);
+    w.coefficients(states, step, b);
+    w.coefficients(states + W::kCoefficients / 2, step, c);
+#pragma unroll
+    for (int k = 0; k < W::kOwn; k++)
+#pragma unroll
+      for (int i = 0; i < W::kStates; i += 4) {
+#pragma unroll
+        for (int j = i; j < i + 4; j++) {
+          h[k][j] = fmaf(exp2_approx(dt[k] * A[k][j]), h[k][j],
+                         dtu[k] * (W::kAny && s.B_constant ? B_of[k][j] : b[j]));
+          y[k] = fmaf(W::kAny && s.C_constant ? C_of[k][j] : c[j], h[k][j], y[k]);
+        }
+        room.history[(step * W::kQuads + (k * W::kStates + i) / 4) * 32 + w.lane] =
+            make_float4(h[k][i], h[k][i + 1], h[k][i + 2], h[k][i + 3]);
+      }
+    sum_states(w, y, room.y + step * W::kWidth);
+  }
+}
+
+// A tile back: `dh` has exp(dt A) dh of the token after it.
+template <class W>
+__device__ __forceinline__ void walk_back(const W& w, const ScanBackward<typename W::T>& s,
+                                          const Room<W>& room, const float* states, const Held<W>& A,
+                                          const Held<W>& B_of, const Held<W>& C_of, Held<W>& dh,
+                                          Held<W>& dA, Held<W>& dB_of, Held<W>& dC_of) {
+#pragma unroll 2
+  for (int step = kTile - 1; step >= 0; step--) {
+    float dt[W::kOwn], dtu[W::kOwn], g[W::kOwn], b[W::kStates], c[W::kStates];
+    w.take(room.dt, step, dt);
+    w.take(room.dtu, step, dtu);
+    w.take(room.g, step, g);
+    w.coefficients(states, step, b);
+    w.coefficients(states + W::kCoefficients / 2, step, c);
+    float4* held = room.history + step * W::kQuads * 32 + w.lane;
+    float q[W::kOwn] = {}, through[W::kOwn] = {}, dB[W::kStates] = {}, dC[W::kStates] = {};
+#pragma unroll
+    for (int k = 0; k < W::kOwn; k++)
+#pragma unroll
+      for (int i = 0; i < W::kStates; i += 4) {
+        const float4 four = held[(k * W::kStates + i) / 4 * 32];
+        const float h[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+        for (int j = i; j < i + 4; j++) {
+          const float b_j = W::kAny && s.B_constant ? B_of[k][j] : b[j];
+          const float c_j = W::kAny && s.C_constant ? C_of[k][j] : c[j];
+          const float dh_j = fmaf(c_j, g[k], dh[k][j]);
+          const float flow = dh_j * fmaf(-dtu[k], b_j, h[j - i]);
+          q[k] = fmaf(dh_j, b_j, q[k]);
+          through[k] = fmaf(flow, A[k][j], through[k]);
+          dA[k][j] = fmaf(flow, dt[k], dA[k][j]);
+          float& dB_j = W::kAny && s.B_constant ? dB_of[k][j] : dB[j];
+          float& dC_j = W::kAny && s.C_constant ? dC_of[k][j] : dC[j];
+          dB_j = fmaf(dh_j, dtu[k], dB_j);
+          dC_j = fmaf(h[j - i], g[k], dC_j);
+          dh[k][j] = exp2_approx(dt[k] * A[k][j]) * dh_j;
+        }
+      }
+    // The thread's own h of this step is no longer needed.
+#pragma unroll
+    for (int i = 0; i < W::kStates; i += 4) {
+      held[i / 4 * 32] = make_float4(dB[i], dB[i + 1], dB[i + 2], dB[i + 3]);
+      held[(W::kStates + i) / 4 * 32] = make_float4(dC[i], dC[i + 1], dC[i + 2], dC[i + 3]);
+    }
+    __syncwarp();
+    sum_states(w, q, room.q + step * W::kWidth);
+    sum_states(w, through, room.through + step * W::kWidth);
+  }
+}
+
+// dB and dC of a tile from all channels of the warp, to where B and C were. Threads begin at different
+// channels, so that they read from different banks: each sum has an order of its own, always the same.
+template <class W>
+__device__ __forceinline__ void add_channels(const W& w, const Room<W>& room, float* to) {
+#pragma unroll
+  for (int p = 0; p < kTile * W::kQuads * W::kLanes / 32; p++) {
+    const int o = w.lane + 32 * p, sub = o % W::kLanes, row = o / W::kLanes;
+    const float4* from = room.history + row * 32 + sub;
+    float4 total = make_float4(0, 0, 0, 0);
+#pragma unroll
+    for (int i = 0; i < W::kGroups; i++) {
+      const float4 more = from[(i + row) % W::kGroups * W::kLanes];
+      total.x += more.x, total.y += more.y, total.z += more.z, total.w += more.w;
+    }
+    const int step = row / W::kQuads, quad = row % W::kQuads, of_C = quad / (W::kStates / 4);
+    const int at = (of_C * kTile + step) * W::kN + sub * W::kStates + quad % (W::kStates / 4) * 4;
+    *reinterpret_cast<float4*>(to + at) = total;
+  }
+}
+
+// ... and of all warps of the block, in order, to the block's shares.
+template <class W>
+__device__ __forceinline__ void leave_coefficients(const W& w, const ScanBackward<typename W::T>& s,
+                                                   const float* first, int64_t t, int steps) {
+  for (int o = threadIdx.x; o < W::kCoefficients; o += W::kThreads) {
+    const int of_C = o / (kTile * W::kN), step = o / W::kN % kTile, j = o % W::kN;
+    if (step >= steps || j >= s.n || (of_C ? s.C_constant : s.B_constant)) continue;
+    float total = first[o];
+#pragma unroll
+    for (int i = 1; i < W::kWarps; i++) total += first[i * W::kBack + o];
+    s.shares[(((w.block * s.sequences.tokens + t + step) * s.groups + w.group) * 2 + of_C) * s.n + j] =
+        total;
+  }
+}
+
+template <class W>
+__global__ void __launch_bounds__(W::kThreads, W::kBlocks)
+    scan_back(const __grid_constant__ ScanBackward<typename W::T> s) {
+  extern __shared__ __align__(16) float memory[];
+  const W w(s, blockIdx.x % s.blocks);
+  const int64_t number = blockIdx.x / s.blocks, row = number * s.d * s.n;
+  const auto piece = s.sequences.piece(number, s.shift);
+  const bool fresh = piece.begin <= piece.start, last = piece.end >= piece.stop;
+  const Room<W> room(memory + w.warp * W::kBack);
+  Held<W> A, B, C, h{}, dh{}, dA{}, dB{}, dC{};
+  float dD[W::kVector] = {}, dbias[W::kVector] = {};
+  if (piece.begin < piece.end) {
+    load_A(w, s, A);
+    load_constant(w, s.B, s.B_constant, s.B_stride, s.n, B);
+    load_constant(w, s.C, s.C_constant, s.C_stride, s.n, C);
+    place_channels(w, s.D, room.D);
+    place_channels(w, s.bias, room.bias);
+    if (!last) w.load(s.end + row, s.n, s.n, dh);
+    if (!fresh) w.load(s.start + row, s.n, s.n, h);
+#pragma unroll
+    for (int k = 0; k < W::kOwn; k++)
+#pragma unroll
+      for (int i = 0; i < W::kStates; i += 4)
+        room.start[(k * W::kStates + i) / 4 * 32 + w.lane] =
+            make_float4(h[k][i], h[k][i + 1], h[k][i + 2], h[k][i + 3]);
+    const int count = static_cast<int>((piece.end - piece.begin + kTile - 1) >> kTileShift);
+    const auto token = [&](int tile) { return piece.begin + tile * kTile; };
+    float4 inner[W::kQuads];
+    float time[W::kOwn] = {};
+    const auto fetch_inner = [&](int tile) {
+      if (tile == 0) return;
+      const float4* from = inner_state(w, s, number, tile - 1);
+#pragma unroll
+      for (int i = 0; i < W::kQuads; i++) inner[i] = from[i * 32];
+      if (fresh) return;
+#pragma unroll
+      for (int k = 0; k < W::kOwn; k++)
+        if (w.own + k < w.width)
+          time[k] = s.time[(number * s.tiles() + tile - 1) * s.d + w.first + w.own + k];
+    };
+    Share<W> raw;
+    raw.fetch(w, s, token(count - 1), tile_steps(token(count - 1), piece.end));
+    fetch_inner(count - 1);
+    __syncwarp();
+    for (int tile = count - 1; tile >= 0; tile--) {
+      const int steps = tile_steps(token(tile), piece.end);
+      float* states = room.states + tile % 2 * W::kCoefficients;
+      Kept<W> kept;
+      enter_tile(w, s, room, raw, steps, kept, dD);
+      raw.place_states(w, s, token(tile), steps, states);
+      // h before the tile: what is left of the piece's start, and what came to be since.
+#pragma unroll
+      for (int k = 0; k < W::kOwn; k++)
+#pragma unroll
+        for (int i = 0; i < W::kStates; i += 4) {
+          const int quad = (k * W::kStates + i) / 4;
+          const float4 from = room.start[quad * 32 + w.lane];
+          h[k][i] = from.x, h[k][i + 1] = from.y, h[k][i + 2] = from.z, h[k][i + 3] = from.w;
+          if (tile == 0) continue;
+          const float added[4] = {inner[quad].x, inner[quad].y, inner[quad].z, inner[quad].w};
+#pragma unroll
+          for (int j = i; j < i + 4; j++)
+            h[k][j] = fresh ? added[j - i] : fmaf(exp2_approx(time[k] * A[k][j]), h[k][j], added[j - i]);
+        }
+      __syncwarp();
+      if (tile > 0) raw.fetch(w, s, token(tile - 1), kTile);
+      walk_forward(w, s, room, states, A, B, C, h);
+      if (tile > 0) fetch_inner(tile - 1);
+      walk_back(w, s, room, states, A, B, C, dh, dA, dB, dC);
+      __syncwarp();
+      add_channels(w, room, states);
+      leave_tile(w, s, room, kept, token(tile), steps, dbias);
+      if constexpr (W::kWarps > 1)
+        __syncthreads();
+      else
+        __syncwarp();
+      leave_coefficients(w, s, states - w.warp * W::kBack, token(tile), steps);
+    }
+  }
+  w.store(dA, s.n, s.start + row);
+  if constexpr (W::kAny) {
+    if (s.B_constant) w.store(dB, s.n, s.end + row);
+    if (s.C_constant) w.store(dC, s.n, s.constant_C + row);
+  }
+  // Threads that had the same channels.
+  const int c = Share<W>::channel(w);
+#pragma unroll
+  for (int v = 0; v < W::kVector; v++) {
+#pragma unroll
+    for (int bit = W::kRowThreads; bit < 32; bit *= 2) {
+      dD[v] += __shfl_xor_sync(0xffffffffu, dD[v], bit);
+      dbias[v] += __shfl_xor_sync(0xffffffffu, dbias[v], bit);
+    }
+    if (w.lane >= W::kRowThreads || c + v >= w.width) continue;
+    s.dD[number * s.d + w.first + c + v] = dD[v];
+    s.dbias[number * s.d + w.first + c + v] = dbias[v];
+  }
+}
+
+// dB and dC: the shares of all blocks of a group, in order.
+template <class T>
+__global__ void add_shares(const float* shares, int64_t blocks, int64_t t, int64_t groups, int64_t n,
+                           T* dB, int64_t dB_stride, T* dC, int64_t dC_stride) {
+  const int64_t row = groups * 2 * n, step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < t * row; i += step) {
+    const int64_t token = i / row, at = i % row, column = at / (2 * n) * n + at % n;
+    T* to = at / n % 2 ? dC : dB;
+    if (!to) continue;
+    float total = 0;
+    for (int64_t block = 0; block < blocks; block++) total += shares[block * t * row + i];
+    from_float(to[token * (at / n % 2 ? dC_stride : dB_stride) + column], total);
+  }
+}
+
+}  // namespace ss::cuda
