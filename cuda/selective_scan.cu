@@ -114,7 +114,7 @@ bool launch_pieces(Stream& stream, Scan<T> s, int shift) {
   const dim3 grid(static_cast<unsigned>(ceil_div(row, 128)), static_cast<unsigned>(s.sequences.count));
   join_pieces<T><<<grid, 128, 0, stream.handle>>>(s);
   const int64_t r256 = fits<Ring256<T>>() ? cycles(256, 381, 0) : INT64_MAX;
-  const int64_t r128 = cycles(128, 197, 0), wide = cycles(64, 95, 30);
+  const int64_t r128 = cycles(128, 197, 0), wide = cycles(64, 110, 30);
   if (r256 <= r128 && r256 <= wide && launch_ring<Ring256<T>>(stream, s, pieces)) return true;
   if (r128 <= wide && launch_ring<Ring128<T>>(stream, s, pieces)) return true;
   launch_wide(scan_sequences<Wide>);
