@@ -34,23 +34,38 @@ export function declarations(folder = typescript) {
 }
 
 /** Files in groups: two that share a passage are in the same one. */
-export function groupsOf(files, length = passage) {
+export function groupsOf(files) {
   const parent = new Map([...files.keys()].map((name) => [name, name]));
   const root = (name) => {
     while (parent.get(name) !== name) name = parent.get(name);
     return name;
   };
-  const seen = new Map();
+  // Every passage holds a whole block of half its length that begins at a multiple of that: those are looked for.
+  const half = passage / 2;
+  const blocks = new Map();
   for (const [name, text] of files)
-    for (let at = 0; at + length <= text.length; at++) {
-      const part = text.slice(at, at + length);
-      const other = seen.get(part);
-      if (other === undefined) seen.set(part, name);
-      else parent.set(root(name), root(other));
+    for (let at = 0; at + half <= text.length; at += half) {
+      const block = text.slice(at, at + half);
+      if (!blocks.has(block)) blocks.set(block, []);
+      blocks.get(block).push({ name, text, at });
     }
+  for (const [name, text] of files)
+    for (let at = 0; at + half <= text.length; at++)
+      for (const other of blocks.get(text.slice(at, at + half)) ?? [])
+        if (root(other.name) !== root(name) && commonAround(text, at, other.text, other.at) >= passage)
+          parent.set(root(other.name), root(name));
   const groups = new Map();
   for (const name of files.keys()) groups.set(root(name), [...(groups.get(root(name)) ?? []), name]);
   return [...groups.values()];
+}
+
+/** Bytes that two texts have in common around these places. */
+function commonAround(a, i, b, j) {
+  let [before, after] = [0, 0];
+  while (before < passage && i > before && j > before && a[i - before - 1] === b[j - before - 1]) before++;
+  while (after < passage && i + after < a.length && j + after < b.length && a[i + after] === b[j + after])
+    after++;
+  return before + after;
 }
 
 /** Which files are for what: groups in the order of a hash of their names, until there is enough held out. */

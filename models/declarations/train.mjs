@@ -1,12 +1,12 @@
 /**
  * Trains the model of this folder on the files that corpus.mjs wrote:
  *   node models/declarations/train.mjs <folder of corpus.mjs> <folder for the training>
- * The training's folder gets checkpoints, log.jsonl, curves.html and `model`, the one to ship: averages of
- * the parameters at the step of the lowest validation loss, in bf16. SELECTIVE_SCAN_DEVICE says where it runs.
+ * The training's folder gets a checkpoint, log.jsonl, curves.html and `best`: averages of the parameters at
+ * the step of the lowest validation loss. SELECTIVE_SCAN_DEVICE says where it runs.
  */
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { AutoModelForCausalLM, Corpus, train, Trainer, Windows } from '../../index.mjs';
+import { Corpus, train, Trainer, Windows } from '../../index.mjs';
 
 const [data, folder] = process.argv.slice(2);
 if (folder === undefined) throw new Error('give the folder of corpus.mjs, and one for the training');
@@ -18,11 +18,11 @@ const config = {
   initializer_range: 0.02,
 };
 const options = {
-  steps: Number(process.env.STEPS ?? 4000),
+  steps: 3600,
   learningRate: 4e-3,
   minimumLearningRate: 2e-5,
   warmup: 200,
-  weightDecay: Number(process.env.DECAY ?? 1.5),
+  weightDecay: 1.5,
   average: 0.995,
   precision: 'bf16',
   seed: 1,
@@ -50,7 +50,4 @@ const result = await train(trainer, {
     console.log(`step ${step}: ${(validation / Math.LN2).toFixed(4)} bits per byte`),
 });
 trainer.dispose();
-const model = await AutoModelForCausalLM.fromPretrained(best, { dtype: 'bf16' });
-await model.savePretrained(join(folder, 'model'));
-model.dispose();
 console.log(`the best is of step ${result.best.step}`);
