@@ -173,12 +173,10 @@ class Cuda final : public Backend {
     failure_.note(cudaGetLastError(), call.kernel->name);
   }
   void launch_all(const std::vector<Call>& calls) {
-    std::vector<const Arg*> args;
-    for (const Call& call : calls) args.push_back(call.args.data());
+    std::vector<Following::Call> all;
+    for (const Call& call : calls) all.push_back({call.kernel, call.args.data()});
     for (size_t i = 0; i < calls.size(); i++) {
-      size_t end = i + 1;
-      while (end < calls.size() && calls[end].kernel == calls[i].kernel) end++;
-      Following following{args.data() + i + 1, static_cast<int>(end - i - 1)};
+      Following following{all.data() + i + 1, static_cast<int>(calls.size() - i - 1)};
       launch(calls[i], &following);
       i += static_cast<size_t>(following.taken);
     }

@@ -125,10 +125,17 @@ __global__ void __launch_bounds__(kThreads, 12) convolve(const __grid_constant__
 
   const T* x_at = s.x + piece.begin * s.x_stride + c;
   T* y_at = s.y + piece.begin * s.y_stride + c;
+  int left = static_cast<int>(piece.end - piece.begin);
+  Items window[W - 1 + batch];
+  const auto load = [&] {
+#pragma unroll
+    for (int j = 0; j < batch; j++)
+      if (j < left) window[W - 1 + j] = Items::load(x_at + j * s.x_stride);
+  };
+  load();  // before the past, which the state may stand for: that waits
   const bool owner = piece.begin == piece.start;
   const int64_t slot = owner ? s.sequences.slot(piece.sequence) : -1;
   T* state = slot < 0 ? nullptr : s.state + slot * s.state_stride + c * (W - 1);
-  Items window[W - 1 + batch];
 #pragma unroll
   for (int i = 0; i < W - 1; i++)
     window[i] = owner ? Items{} : Items::load(x_at - (W - 1 - i) * s.x_stride);
@@ -138,10 +145,7 @@ __global__ void __launch_bounds__(kThreads, 12) convolve(const __grid_constant__
     for (int i = 0; i < W - 1; i++) window[i] = past.token(i);
   }
 
-  for (int left = static_cast<int>(piece.end - piece.begin); left > 0; left -= batch) {
-#pragma unroll
-    for (int j = 0; j < batch; j++)
-      if (j < left) window[W - 1 + j] = Items::load(x_at + j * s.x_stride);
+  for (;;) {
 #pragma unroll
     for (int j = 0; j < batch; j++) {
       if (j >= left) break;
@@ -155,9 +159,12 @@ __global__ void __launch_bounds__(kThreads, 12) convolve(const __grid_constant__
       }
       out.store(y_at + j * s.y_stride);
     }
+    left -= batch;
+    if (left <= 0) break;
     x_at += batch * s.x_stride, y_at += batch * s.y_stride;
 #pragma unroll
     for (int i = 0; i < W - 1; i++) window[i] = window[i + batch];
+    load();
   }
   if (state) keep_last<V, W>(s, piece, c, state);
 }

@@ -1,7 +1,7 @@
 // The gradients of causal_conv1d over sequences that start from zeros; formulas in
-// native/cpu/causal_conv1d_backward.cc. Up to four taps: a thread takes one channel through kRun
+// native/cpu/causal_conv1d_backward.cc. Up to four taps: a thread takes two channels through a run of
 // tokens, with the last taps of x and of dp in registers, and up to w - 1 tokens behind them, whose
-// dp reaches back; 3 t d items move. More taps, which no model has: a kernel each for dp, dx and the
+// dp reaches back; 3 t d items move, asked for by eight tokens at a time. More taps, which no model has: a kernel each for dp, dx and the
 // sums, from memory.
 #include "device/activation.cuh"
 #include "device/pack.cuh"
@@ -15,6 +15,7 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kShift = 6;  // a run has 64 tokens
+constexpr int kAhead = 8;
 
 template <class T>
 struct Conv {
@@ -35,68 +36,99 @@ __device__ inline float silu_slope(float x) {
   return gate * fmaf(x, 1.0f - gate, 1.0f);
 }
 
-template <class T, int W>
+template <class T, int W, int V>
 __global__ void __launch_bounds__(kThreads) convolve_back(const __grid_constant__ Conv<T> s) {
   s.sequences.check();
-  const int64_t c = blockIdx.x % s.column_blocks * int64_t{kThreads} + threadIdx.x;
+  const int64_t c = (blockIdx.x % s.column_blocks * int64_t{kThreads} + threadIdx.x) * V;
   const int64_t number = blockIdx.x / s.column_blocks;
   if (c >= s.d) return;
   const auto run = s.sequences.piece(number, kShift);
-  float weight[W], sums[W + 1] = {}, x[W] = {}, dp[W] = {};
+  float weight[V][W], bias[V], sums[V][W + 1] = {}, x[V][W] = {}, dp[V][W] = {};
 #pragma unroll
-  for (int k = 0; k < W; k++) weight[k] = s.weight[c * s.weight_stride + k];
-  const float bias = s.bias ? s.bias[c] : 0.0f;
+  for (int v = 0; v < V; v++) {
+    bias[v] = s.bias ? s.bias[c + v] : 0.0f;
+#pragma unroll
+    for (int k = 0; k < W; k++) weight[v][k] = s.weight[(c + v) * s.weight_stride + k];
+  }
   if (run.begin < run.end) {
 #pragma unroll
     for (int k = 1; k < W; k++)
-      if (run.begin - W + k >= run.start) x[k] = to_float(s.x[(run.begin - W + k) * s.x_stride + c]);
-    // x[k] and dp[k] are of token t - W + 1 + k.
-#pragma unroll 4
-    for (int64_t t = run.begin; t < run.end + W - 1; t++) {
+      if (run.begin - W + k >= run.start)
 #pragma unroll
-      for (int k = 0; k + 1 < W; k++) x[k] = x[k + 1], dp[k] = dp[k + 1];
-      x[W - 1] = t < run.stop ? to_float(s.x[t * s.x_stride + c]) : 0.0f;
-      float now = t < run.stop ? to_float(s.dy[t * s.dy_stride + c]) : 0.0f;
-      if (s.silu) {
-        float p = bias;
+        for (int v = 0; v < V; v++) x[v][k] = to_float(s.x[(run.begin - W + k) * s.x_stride + c + v]);
+    const int64_t all = run.end + W - 1;
+    for (int64_t first = run.begin; first < all; first += kAhead) {
+      Raw<T, V> raw_x[kAhead], raw_dy[kAhead];
 #pragma unroll
-        for (int k = 0; k < W; k++) p = fmaf(weight[k], x[k], p);
-        now *= silu_slope(p);
+      for (int i = 0; i < kAhead; i++) {
+        const int64_t t = first + i;
+        if (t < all && t < run.stop) {
+          raw_x[i] = *reinterpret_cast<const Raw<T, V>*>(s.x + t * s.x_stride + c);
+          raw_dy[i] = *reinterpret_cast<const Raw<T, V>*>(s.dy + t * s.dy_stride + c);
+        } else {
+          raw_x[i] = raw_dy[i] = Raw<T, V>{};
+        }
       }
-      dp[W - 1] = now;
-      if (t < run.end) {
+      // x[k] and dp[k] are of token t - W + 1 + k.
 #pragma unroll
-        for (int k = 0; k < W; k++) sums[k] = fmaf(now, x[k], sums[k]);
-        sums[W] += now;
+      for (int i = 0; i < kAhead; i++) {
+        const int64_t t = first + i, done = t - W + 1;
+        if (t >= all) break;
+        Raw<T, V> dx;
+#pragma unroll
+        for (int v = 0; v < V; v++) {
+#pragma unroll
+          for (int k = 0; k + 1 < W; k++) x[v][k] = x[v][k + 1], dp[v][k] = dp[v][k + 1];
+          x[v][W - 1] = to_float(raw_x[i].item[v]);
+          float now = to_float(raw_dy[i].item[v]);
+          if (s.silu) {
+            float p = bias[v];
+#pragma unroll
+            for (int k = 0; k < W; k++) p = fmaf(weight[v][k], x[v][k], p);
+            now *= silu_slope(p);
+          }
+          dp[v][W - 1] = now;
+          if (t < run.end) {
+#pragma unroll
+            for (int k = 0; k < W; k++) sums[v][k] = fmaf(now, x[v][k], sums[v][k]);
+            sums[v][W] += now;
+          }
+          float total = 0;
+#pragma unroll
+          for (int k = 0; k < W; k++) total = fmaf(weight[v][k], dp[v][W - 1 - k], total);
+          from_float(dx.item[v], total);
+        }
+        if (done >= run.begin) *reinterpret_cast<Raw<T, V>*>(s.dx + done * s.dx_stride + c) = dx;
       }
-      const int64_t done = t - W + 1;
-      if (done < run.begin) continue;
-      float total = 0;
-#pragma unroll
-      for (int k = 0; k < W; k++) total = fmaf(weight[k], dp[W - 1 - k], total);
-      from_float(s.dx[done * s.dx_stride + c], total);
     }
   }
 #pragma unroll
-  for (int k = 0; k <= W; k++) s.parts[(number * (W + 1) + k) * s.d + c] = sums[k];
+  for (int k = 0; k <= W; k++)
+#pragma unroll
+    for (int v = 0; v < V; v++) s.parts[(number * (W + 1) + k) * s.d + c + v] = sums[v][k];
 }
 
-// dweight[c][k] and dbias[c] from all runs.
-__global__ void sum_taps(const float* parts, int64_t runs, int64_t d, int64_t w, float* dweight,
-                         int64_t stride, float* dbias) {
-  const int64_t at = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, width = (w + 1) * d;
-  if (at >= width) return;
-  float total[4] = {};
-  for (int64_t run = 0; run < runs; run += 4)
+// dweight[c][k] and dbias[c] from all runs, kSumRows of which are added side by side.
+__global__ void __launch_bounds__(32 * kSumRows)
+    sum_taps(const float* parts, int64_t runs, int64_t d, int64_t w, float* dweight, int64_t stride,
+             float* dbias) {
+  __shared__ float sums[kSumRows][32];
+  const int column = threadIdx.x % 32, side = threadIdx.x / 32;
+  const int64_t at = blockIdx.x * int64_t{32} + column, width = (w + 1) * d;
+  float total = 0;
+#pragma unroll 8
+  for (int64_t run = side; run < runs; run += kSumRows)
+    if (at < width) total += parts[run * width + at];
+  sums[side][column] = total;
+  __syncthreads();
+  if (side > 0 || at >= width) return;
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-      if (run + i < runs) total[i] += parts[(run + i) * width + at];
-  const float sum = (total[0] + total[1]) + (total[2] + total[3]);
+  for (int i = 1; i < kSumRows; i++) total += sums[i][column];
   const int64_t k = at / d, c = at % d;
   if (k < w)
-    dweight[c * stride + k] = sum;
+    dweight[c * stride + k] = total;
   else if (dbias)
-    dbias[c] = sum;
+    dbias[c] = total;
 }
 
 // Any number of taps. Sequences are looked up by token.
@@ -160,19 +192,25 @@ void run(Stream& stream, Conv<T> s, Out dweight, Out dbias) {
   if (!scratch.floats()) return;
   s.parts = scratch.floats(), s.dp = s.parts + runs * width;
   if (few) {
-    const auto launch_runs = [&](auto kernel) {
-      kernel<<<static_cast<unsigned>(runs * s.column_blocks), kThreads, 0, stream.handle>>>(s);
+    const auto two = [](const void* data, int64_t stride) {
+      return stride % 2 == 0 && reinterpret_cast<uintptr_t>(data) % (2 * sizeof(T)) == 0;
     };
-    if (s.w == 1) launch_runs(convolve_back<T, 1>);
-    if (s.w == 2) launch_runs(convolve_back<T, 2>);
-    if (s.w == 3) launch_runs(convolve_back<T, 3>);
-    if (s.w == 4) launch_runs(convolve_back<T, 4>);
+    const bool pairs =
+        s.d % 2 == 0 && two(s.x, s.x_stride) && two(s.dy, s.dy_stride) && two(s.dx, s.dx_stride);
+    s.column_blocks = blocks_for(s.d / (pairs ? 2 : 1));
+    const auto launch_runs = [&](auto one, auto both) {
+      (pairs ? both : one)<<<static_cast<unsigned>(runs * s.column_blocks), kThreads, 0, stream.handle>>>(s);
+    };
+    if (s.w == 1) launch_runs(convolve_back<T, 1, 1>, convolve_back<T, 1, 2>);
+    if (s.w == 2) launch_runs(convolve_back<T, 2, 1>, convolve_back<T, 2, 2>);
+    if (s.w == 3) launch_runs(convolve_back<T, 3, 1>, convolve_back<T, 3, 2>);
+    if (s.w == 4) launch_runs(convolve_back<T, 4, 1>, convolve_back<T, 4, 2>);
   } else {
     slopes<T><<<blocks_for(tokens * s.d), 128, 0, stream.handle>>>(s);
     inputs<T><<<blocks_for(tokens * s.d), 128, 0, stream.handle>>>(s);
     taps<T><<<blocks_for(width), 128, 0, stream.handle>>>(s);
   }
-  sum_taps<<<blocks_for(width), 128, 0, stream.handle>>>(
+  sum_taps<<<static_cast<unsigned>((width + 31) / 32), 32 * kSumRows, 0, stream.handle>>>(
       s.parts, runs, s.d, s.w, dweight.data<float>(), dweight.stride(),
       s.bias ? dbias.data<float>() : nullptr);
 }
@@ -193,7 +231,7 @@ void causal_conv1d_backward(Stream& stream, In x, In weight, Opt bias, In offset
     run<T>(stream,
            {x.data<T>(), dy.data<T>(), dx.data<T>(), x.stride(), dy.stride(), dx.stride(),
             weight.data<float>(), bias ? bias.data<float>() : nullptr, weight.stride(), d, w, silu,
-            sequences(stream, offsets, Opt{nullptr}, OptInOut{nullptr}, t), nullptr, nullptr, blocks_for(d)},
+            sequences(stream, offsets, Opt{nullptr}, OptInOut{nullptr}, t), nullptr, nullptr, 0},
            dweight, dbias);
   });
 }

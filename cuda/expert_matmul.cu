@@ -2,8 +2,8 @@
 //
 // expert_few (few places: decode): a warp has one row of an expert's W and takes the expert's rows
 // of x eight at a time, so W is read from memory once. Blocks of experts without rows end at once.
-// expert_mma (many, x and W both bf16 or both f16, 16-byte rows): 64 x 128 of y a block on the
-// tensor cores, three stages of 32 columns; expert_fma (any types): 64 x 64 in f32. Tiles are laid
+// expert_tiles (many, x, W and y all bf16 or all f16, 16-byte rows): expert_tile.cuh. expert_mma (y of
+// another type): 64 x 128 of y a block on the tensor cores, three stages of 32 columns; expert_fma (any types): 64 x 64 in f32. Tiles are laid
 // over the experts' rows on the device: there are at most places / 64 + experts of them.
 #include "device/mma.cuh"
 #include "device/pack.cuh"
@@ -12,6 +12,9 @@
 #include "stream.h"
 
 namespace ss::cuda {
+
+bool expert_tiles(Stream& s, In x, In weight, Opt bias, In order, In offsets, int64_t k, Out y);
+
 namespace {
 
 struct Grouped {
@@ -267,6 +270,7 @@ void expert_matmul(Stream& s, In x, In weight, Opt bias, In order, In offsets, i
                   weight.stride(), bias ? bias.stride() : 0,
                   s.fault("order[%lld] is %d, expected 0 to %lld")};
   if (g.places == 0 || g.n == 0) return;
+  if (g.places > kFewRows * g.e && expert_tiles(s, x, weight, bias, order, offsets, k, y)) return;
   with_float(y.dtype(), [&](auto yt) {
     using Y = decltype(yt);
     const int64_t size = (g.places * g.n + 255) / 256;

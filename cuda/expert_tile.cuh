@@ -5,7 +5,7 @@
 // which several stages are under way. In shared memory a row is 128 bytes, its 16-byte chunks
 // exchanged by the row's number, so that neither copies nor load_matrices meet in a bank.
 //
-// up: y = f(gate) up, the tile's rows of W half gates and half ups of the same columns, so that one
+// plain: y = x W^T + bias. up: y = f(gate) up, the tile's rows of W half gates and half ups of the same columns, so that one
 // thread has both. down: y[token] = weight (x W^T + bias), where a token has one expert.
 #pragma once
 #include "device/fault.cuh"
@@ -23,7 +23,7 @@ struct Grouped {
   const int32_t *order, *offsets;
   const int32_t* place;        // [t]; this and the next for down only
   const float* weights;        // [t, 1]
-  void* y;                     // up: [places, h]; down: [t, n]
+  void* y;                     // plain and up: [places, h]; down: [t, n]
   int64_t t, e, n, d, h, places, k;
   int64_t x_stride, w_stride, bias_stride, weights_stride;
   int kind;
@@ -42,7 +42,7 @@ struct Grouped {
   }
 };
 
-enum class Step { up, gated_up, down };
+enum class Step { plain, up, gated_up, down };
 
 // M x N of y a block, its warps laid out kWarpsM x kWarpsN over it.
 template <int M, int N, int WarpsM, int WarpsN, int Stages>
@@ -127,7 +127,8 @@ __global__ void __launch_bounds__(S::kThreads) expert_tile(const Grouped g) {
     const int64_t place = rows.begin + i * kLoaded + own;
     const bool is = place < rows.end;
     int64_t row = is ? place : 0;
-    if (is && kStep != Step::down) row = g.assignment(place) / g.k;
+    if (is && kStep != Step::down && (kStep != Step::plain || g.k > 0))
+      row = g.assignment(place) / g.k;
     from_x[i] = static_cast<const T*>(g.x) + row * g.x_stride + chunk * 8;
     there |= static_cast<uint32_t>(is) << i;
   }
@@ -218,7 +219,7 @@ __global__ void __launch_bounds__(S::kThreads) expert_tile(const Grouped g) {
           if (bias) sum += bias[column + p];
           if constexpr (kStep == Step::down) {
             sum *= weight;
-          } else {
+          } else if constexpr (kStep != Step::plain) {
             sum = activated_briefly(sum, g.kind);
             if constexpr (kGated) {
               float factor = c[i][kOwn + j][v + p];

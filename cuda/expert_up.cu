@@ -1,4 +1,4 @@
-// y = f(gate) up of each place's row, and y[token] = the weighed rows that come out: what stands on
+// x W^T of each place's row, y = f(gate) up of it, and y[token] = the weighed rows that come out: what stands on
 // either side of a layer's experts, for many tokens. Both halves: expert_tile.cuh, tiles by the rows
 // that an expert has on average; any types: expert_matmul, and its product in memory between.
 #include "dispatch.cuh"
@@ -45,19 +45,33 @@ View matrix(void* data, int64_t rows, int64_t columns, int64_t stride, DType typ
   return {data, {rows, columns}, stride, 2, type};
 }
 
-}  // namespace
-
-// [t, d], [e, n, d], [e, n]?, [a], [e + 1] -> [a, h]
-void expert_up(Stream& s, In x, In weight, Opt bias, In order, In offsets, int64_t k, int64_t kind,
-               int64_t h, Out y) {
+Grouped grouped(Stream& s, In x, In weight, Opt bias, In order, In offsets, int64_t k, int64_t h, Out y) {
   Grouped g{};
   g.x = x.view->data, g.w = weight.view->data, g.y = y.view->data;
   if (bias) g.bias = bias.data<float>(), g.bias_stride = bias.stride();
   g.order = order.data<int32_t>(), g.offsets = offsets.data<int32_t>();
   g.t = x.size(0), g.e = weight.size(0), g.n = weight.size(1), g.d = weight.size(2), g.h = h;
-  g.places = order.size(0), g.k = k, g.kind = static_cast<int>(kind);
+  g.places = order.size(0), g.k = k;
   g.x_stride = x.stride(), g.w_stride = weight.stride();
   g.fault = s.fault("order[%lld] is %d, expected 0 to %lld");
+  return g;
+}
+
+}  // namespace
+
+// What expert_matmul does, of many places. False: the tiles do not fit the types or sizes.
+bool expert_tiles(Stream& s, In x, In weight, Opt bias, In order, In offsets, int64_t k, Out y) {
+  const Grouped g = grouped(s, x, weight, bias, order, offsets, k, weight.size(1), y);
+  return y.dtype() == x.dtype() && on_tensor_cores(g, x, weight, [&](auto type) {
+           launch_fitting<Step::plain, decltype(type)>(s.handle, g);
+         });
+}
+
+// [t, d], [e, n, d], [e, n]?, [a], [e + 1] -> [a, h]
+void expert_up(Stream& s, In x, In weight, Opt bias, In order, In offsets, int64_t k, int64_t kind,
+               int64_t h, Out y) {
+  Grouped g = grouped(s, x, weight, bias, order, offsets, k, h, y);
+  g.kind = static_cast<int>(kind);
   const bool gated = g.n == 2 * h;
   if (g.places == 0 || h == 0) return;
   const bool done = on_tensor_cores(g, x, weight, [&](auto type) {
@@ -83,15 +97,9 @@ KERNEL(expert_up)
 // [a, d], [e, n, d], [e, n]?, [a], [a], [e + 1], [t, k] -> [t, n]
 void expert_down(Stream& s, In x, In weight, Opt bias, In order, In place, In offsets, In weights,
                  Out y) {
-  Grouped g{};
-  g.x = x.view->data, g.w = weight.view->data, g.y = y.view->data;
-  if (bias) g.bias = bias.data<float>(), g.bias_stride = bias.stride();
-  g.order = order.data<int32_t>(), g.offsets = offsets.data<int32_t>();
+  Grouped g = grouped(s, x, weight, bias, order, offsets, 1, weight.size(1), y);
+  g.t = weights.size(0);
   g.place = place.data<int32_t>(), g.weights = weights.data<float>(), g.weights_stride = weights.stride();
-  g.t = weights.size(0), g.e = weight.size(0), g.n = weight.size(1), g.d = weight.size(2);
-  g.h = g.n, g.places = order.size(0), g.k = 1;
-  g.x_stride = x.stride(), g.w_stride = weight.stride();
-  g.fault = s.fault("order[%lld] is %d, expected 0 to %lld");
   if (g.t == 0 || g.n == 0) return;
   const bool one = weights.size(1) == 1;
   const bool done = one && on_tensor_cores(g, x, weight, [&](auto type) {

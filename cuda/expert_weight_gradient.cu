@@ -2,7 +2,7 @@
 // block makes a tile of one expert's matrix from all of its places, so nothing has to be added up
 // afterwards; an expert without any leaves zeros.
 //
-// weight_mma (dy and x both bf16 or both f16, 16-byte rows): 64 x 128 a block, 32 x 64 a warp, on the
+// weight_mma (dy and x both bf16 or both f16, 16-byte rows): 128 x 128 a block, 64 x 64 a warp, on the
 // tensor cores; places lie in shared memory as in memory, and matrices are turned on the way to the
 // registers. Three stages of 32 places, two of them on their way. weight_fma (any types): 64 x 64.
 #include <type_traits>
@@ -46,59 +46,59 @@ __device__ void load_turned(uint32_t (&r)[4], const void* row) {
                : "memory");
 }
 
-constexpr int kTileN = 64, kTileD = 128, kPlaces = 32, kStages = 3;
-constexpr int kPitchN = kTileN + 8, kPitchD = kTileD + 8;  // rows that share no banks in load_turned
+constexpr int kTile = 128, kPlaces = 32, kStages = 3;
+constexpr int kPitch = kTile + 8;  // rows that share no banks in load_turned
+constexpr int kChunks = kTile / 8;  // 16-byte ones of a place
+
+template <class T>
+using Stage = T[2][kPlaces][kPitch];  // of dy, of x
+template <class T>
+constexpr int kBytes = kStages * static_cast<int>(sizeof(Stage<T>));
 
 template <class T, class Y>
 __global__ void __launch_bounds__(128) weight_mma(const Grouped g) {
-  __shared__ __align__(16) T ys[kStages][kPlaces][kPitchN], xs[kStages][kPlaces][kPitchD];
+  extern __shared__ __align__(16) unsigned char memory[];
+  Stage<T>* stages = reinterpret_cast<Stage<T>*>(memory);
   const int64_t expert = g.first_expert + blockIdx.z, begin = g.first(expert), end = g.first(expert + 1);
-  const int64_t n0 = blockIdx.y * int64_t{kTileN}, d0 = blockIdx.x * int64_t{kTileD};
+  const int64_t n0 = blockIdx.y * int64_t{kTile}, d0 = blockIdx.x * int64_t{kTile};
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t steps = end > begin ? (end - begin + kPlaces - 1) / kPlaces : 0;
   const T *dy = static_cast<const T*>(g.dy), *x = static_cast<const T*>(g.x);
 
   const auto fetch = [&](int64_t step) {
     if (step < steps) {
-      constexpr int kOfN = kTileN / 8, kOfD = kTileD / 8;  // 16-byte chunks of a place
-      const int64_t p0 = begin + step * kPlaces;
+      Stage<T>& to = stages[step % kStages];
 #pragma unroll
-      for (int i = threadIdx.x; i < kPlaces * kOfN; i += 128) {
-        const int64_t p = p0 + i / kOfN, c = n0 + i % kOfN * 8;
-        const bool there = p < end && c < g.n;
-        copy_async(&ys[step % kStages][i / kOfN][i % kOfN * 8], there ? dy + p * g.dy_stride + c : dy, there);
-      }
-#pragma unroll
-      for (int i = threadIdx.x; i < kPlaces * kOfD; i += 128) {
-        const int64_t p = p0 + i / kOfD, c = d0 + i % kOfD * 8;
-        const bool there = p < end && c < g.d;
-        copy_async(&xs[step % kStages][i / kOfD][i % kOfD * 8], there ? x + g.row(p) * g.x_stride + c : x,
-                   there);
+      for (int i = threadIdx.x; i < kPlaces * kChunks; i += 128) {
+        const int r = i / kChunks, c = i % kChunks * 8;
+        const int64_t p = begin + step * kPlaces + r;
+        const bool has_y = p < end && n0 + c < g.n, has_x = p < end && d0 + c < g.d;
+        copy_async(&to[0][r][c], has_y ? dy + p * g.dy_stride + n0 + c : dy, has_y);
+        copy_async(&to[1][r][c], has_x ? x + g.row(p) * g.x_stride + d0 + c : x, has_x);
       }
     }
     end_copy_group();  // an empty one keeps the count
   };
 
-  float c[2][8][4] = {};  // 16 x 8 each
-  const int y0 = warp / 2 * 32, x0 = warp % 2 * 64;
+  float c[4][8][4] = {};  // 16 x 8 each
+  const int y0 = warp / 2 * 64, x0 = warp % 2 * 64;
   for (int step = 0; step < kStages - 1; step++) fetch(step);
   for (int64_t step = 0; step < steps; step++) {
     wait_copy_groups<kStages - 2>();
     __syncthreads();  // this step's places are there, and those before are read
     fetch(step + kStages - 1);
-    const auto& of_y = ys[step % kStages];
-    const auto& of_x = xs[step % kStages];
+    const Stage<T>& now = stages[step % kStages];
 #pragma unroll
     for (int kk = 0; kk < kPlaces; kk += 16) {
-      uint32_t a[2][4], b[4][4];
+      uint32_t a[4][4], b[4][4];
 #pragma unroll
-      for (int i = 0; i < 2; i++)
-        load_turned(a[i], &of_y[kk + lane / 16 * 8 + lane % 8][y0 + 16 * i + lane / 8 % 2 * 8]);
+      for (int i = 0; i < 4; i++)
+        load_turned(a[i], &now[0][kk + lane / 16 * 8 + lane % 8][y0 + 16 * i + lane / 8 % 2 * 8]);
 #pragma unroll
       for (int j = 0; j < 4; j++)
-        load_turned(b[j], &of_x[kk + lane / 8 % 2 * 8 + lane % 8][x0 + 16 * j + lane / 16 * 8]);
+        load_turned(b[j], &now[1][kk + lane / 8 % 2 * 8 + lane % 8][x0 + 16 * j + lane / 16 * 8]);
 #pragma unroll
-      for (int i = 0; i < 2; i++)
+      for (int i = 0; i < 4; i++)
 #pragma unroll
         for (int j = 0; j < 8; j++)
           mma(c[i][j], a[i][0], a[i][1], a[i][2], a[i][3], b[j / 2][j % 2 * 2],
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(128) weight_mma(const Grouped g) {
   }
   Y* to = static_cast<Y*>(g.dweight) + expert * g.n * g.d;
 #pragma unroll
-  for (int i = 0; i < 2; i++)
+  for (int i = 0; i < 4; i++)
 #pragma unroll
     for (int j = 0; j < 8; j++)
 #pragma unroll
@@ -166,9 +166,11 @@ void multiply(Stream& s, const Grouped& g, int64_t experts, bool wide) {
   };
   const unsigned deep = static_cast<unsigned>(experts);
   if constexpr (sizeof(T) == 2 && std::is_same_v<T, X>) {
-    if (wide)
-      return weight_mma<T, Y>
-          <<<dim3(blocks(g.d, kTileD), blocks(g.n, kTileN), deep), 128, 0, s.handle>>>(g);
+    if (wide) {
+      cudaFuncSetAttribute(weight_mma<T, Y>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes<T>);
+      const dim3 tiles(blocks(g.d, kTile), blocks(g.n, kTile), deep);
+      return weight_mma<T, Y><<<tiles, 128, kBytes<T>, s.handle>>>(g);
+    }
   }
   weight_fma<T, X, Y><<<dim3(blocks(g.d, 64), blocks(g.n, 64), deep), 256, 0, s.handle>>>(g);
 }

@@ -85,12 +85,11 @@ bool step_few(Stream& stream, const Step<T>& s) {
 template <class S, class T>
 bool step_many(Stream& stream, const Step<T>& s) {
   if (!project<16>(stream, s)) return false;
-  // As many states on their way to a thread as its registers hold, where there are blocks enough.
-  constexpr int kMost = sizeof(S) == 4 ? 4 : 8;
-  if (s.count > 128)
-    update<kMost, S>(stream, s);
+  // Four rows of a block are faster where there are blocks enough and a row's states are few bytes.
+  if (sizeof(S) == 2 && s.count > 128)
+    update<4, S>(stream, s);
   else
-    update<kMost / 2, S>(stream, s);
+    update<2, S>(stream, s);
   return true;
 }
 

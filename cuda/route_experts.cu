@@ -28,34 +28,40 @@ __global__ void __launch_bounds__(32 * kWarps)
                  weights + i * k);
 }
 
-// A warp has a row at a time; its lanes add to the columns' sums of the warp, and these are added
-// in the order of the warps.
+// Lanes of the columns, as many as a power of two, take a row at a time, so that a warp of few columns
+// has several; they add to sums of their own, and these are added in order.
 __global__ void __launch_bounds__(1024)
     balance(const float* logits, int64_t stride, int64_t t, int64_t e, bool classical,
-            double tolerance, double epsilon, int64_t most, float* balanced, int32_t* iterations) {
+            double tolerance, double epsilon, int64_t most, int lanes, float* balanced,
+            int32_t* iterations) {
   extern __shared__ double memory[];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
-  double *d1 = memory, *before = d1 + e, *sums = before + e, *own = sums + warp * e;
+  const int group = threadIdx.x / lanes, lane = threadIdx.x % lanes, groups = blockDim.x / lanes;
+  double *d1 = memory, *before = d1 + e, *sums = before + e, *own = sums + group * e;
   const auto cost = [&](int64_t i, int64_t j) {
     return exp(2.0 * static_cast<double>(logits[i * stride + j]));
   };
   const auto row_factor = [&](int64_t i, const double* d) {
     double sum = 0;
-    for (int64_t j = lane; j < e; j += 32) sum += d[j] * cost(i, j);
-    return 1 / (static_cast<double>(t) * (warp_sum(sum) + epsilon));
+    for (int64_t j = lane; j < e && i < t; j += lanes) sum += d[j] * cost(i, j);
+    for (int across = lanes / 2; across > 0; across /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, across);
+    return 1 / (static_cast<double>(t) * (sum + epsilon));
+  };
+  // All lanes of a warp go round together.
+  const auto each_row = [&](auto&& body) {
+    for (int64_t first = 0; first < t; first += groups) body(first + group);
   };
   // Column j's sum of factor(i) * cost, for the threads that have columns.
   const auto sum_columns = [&](auto&& factor) {
-    for (int64_t j = lane; j < e; j += 32) own[j] = 0;
-    for (int64_t i = warp; i < t; i += warps) {
+    for (int64_t j = lane; j < e; j += lanes) own[j] = 0;
+    each_row([&](int64_t i) {
       const double f = factor(i);
-      for (int64_t j = lane; j < e; j += 32) own[j] += f * cost(i, j);
-    }
+      for (int64_t j = lane; j < e && i < t; j += lanes) own[j] += f * cost(i, j);
+    });
     __syncthreads();
   };
   const auto column = [&](int64_t j) {
     double sum = 0;
-    for (int w = 0; w < warps; w++) sum += sums[w * e + j];
+    for (int g = 0; g < groups; g++) sum += sums[g * e + j];
     return sum;
   };
   sum_columns([](int64_t) { return 1.0; });
@@ -75,11 +81,11 @@ __global__ void __launch_bounds__(1024)
     change = block_sum(moved) / static_cast<double>(e);
     __syncthreads();
   }
-  for (int64_t i = warp; i < t; i += warps) {
+  each_row([&](int64_t i) {
     const double d0 = turns > 0 ? row_factor(i, before) : 1;
-    for (int64_t j = lane; j < e; j += 32)
+    for (int64_t j = lane; j < e && i < t; j += lanes)
       balanced[i * e + j] = static_cast<float>(d1[j] * cost(i, j) * d0);
-  }
+  });
   if (threadIdx.x == 0) *iterations = turns;
 }
 
@@ -115,10 +121,13 @@ void sinkhorn(Stream& s, In logits, bool classical, float tolerance, float epsil
     cudaMemsetAsync(iterations.data<int32_t>(), 0, sizeof(int32_t), s.handle);
     return;
   }
-  const int64_t fitting = kShared / bytes - 2, warps = fitting < 32 ? fitting : 32;
-  balance<<<1, static_cast<unsigned>(32 * warps), static_cast<size_t>((warps + 2) * bytes),
+  int lanes = 32;
+  while (lanes > 1 && lanes / 2 >= e) lanes /= 2;
+  const int64_t fitting = (kShared / bytes - 2) * lanes / 32, warps = fitting < 32 ? fitting : 32;
+  const int64_t groups = warps * 32 / lanes;
+  balance<<<1, static_cast<unsigned>(32 * warps), static_cast<size_t>((groups + 2) * bytes),
             s.handle>>>(logits.data<float>(), logits.stride(), t, e, classical, tolerance, epsilon,
-                        most, balanced.data<float>(), iterations.data<int32_t>());
+                        most, lanes, balanced.data<float>(), iterations.data<int32_t>());
 }
 KERNEL(sinkhorn)
 

@@ -64,7 +64,10 @@ bool launch_scan(Stream& stream, Scan<typename P::T> s) {
   return true;
 }
 
-// Up to 16 states: for full cards, where a card has one block a multiprocessor, and for lone blocks.
+// Up to 16 states: for full cards, those that this one would fill badly, where a card has one block
+// a multiprocessor, and for lone blocks.
+template <class T>
+using Ring256 = RingPlan<T, 8, 2, 8, 4, 8, 2, 2, 1, 1, 0, 2>;
 template <class T>
 using Ring128 = RingPlan<T, 8, 2, 8, 4, 16, 2, 2, 1, 1, 0>;
 template <class T>
@@ -72,35 +75,49 @@ using Ring96 = RingPlan<T, 8, 2, 6, 4, 16, 2, 2, 1, 1, 0>;
 template <class T>
 using Ring16 = RingPlan<T, 2, 8, 4, 2, 16, 4, 4, 2, 2, 4>;
 
-// Whole sequences or, where `pieces` are given, each from its carry.
 template <class P>
+bool fits() {
+  return P::kBytes + kTurnstiles <= shared_bytes();
+}
+
+// Whole sequences or, where `pieces` are given, each from its carry; without Out, from zero for it.
+template <class P, bool Out = true>
 bool launch_ring(Stream& stream, Scan<typename P::T> s, int64_t pieces = 0) {
-  if (P::kBytes + kTurnstiles > shared_bytes() || !suits<P>(s)) return false;
+  if (!fits<P>() || !suits<P>(s)) return false;
   if (pieces == 0) s.shift = kWhole, pieces = s.sequences.count;
   lay_out<P>(s);
-  launch(stream, scan_ring<P>, s.blocks * pieces, P::kThreads, P::kBytes, s);
+  launch(stream, scan_ring<P, Out>, s.blocks * pieces, P::kThreads, P::kBytes, s);
   return true;
 }
 
-// In pieces of 1 << shift tokens: twice the exponentials, on as many blocks as the card can hold.
-template <class P>
-bool launch_pieces(Stream& stream, Scan<typename P::T> s, int shift) {
-  using T = typename P::T;
-  if (!suits<P>(s)) return false;
-  const int64_t pieces = s.sequences.pieces(shift), row = s.d * s.n;
+// In pieces of 1 << shift tokens: twice the exponentials, on as many blocks as the card can hold. The
+// numbers are as in scan_few_states.
+template <class T>
+bool launch_pieces(Stream& stream, Scan<T> s, int shift) {
+  using Wide = Plan<T, 8, 2, true, 2>;
+  if (!suits<Wide>(s)) return false;
+  const int64_t pieces = s.sequences.pieces(shift), row = s.d * s.n, units = multiprocessors();
   const Scratch scratch(stream, pieces * (row + s.d) * static_cast<int64_t>(sizeof(float)));
   if (!scratch.floats()) return true;
   s.shift = shift;
   s.carry = scratch.floats(), s.time = s.carry + pieces * row;
-  lay_out<P>(s);
-  launch(stream, scan_pieces<P>, s.blocks * pieces, P::kThreads, P::kBytes, s);
+  const auto cycles = [&](int width, int each, int first) {
+    const int64_t groups = s.d / s.group_channels * pieces;
+    return first + ceil_div(groups * ceil_div(s.group_channels, width), units) * each;
+  };
+  const auto launch_wide = [&](auto kernel) {
+    lay_out<Wide>(s);
+    launch(stream, kernel, s.blocks * pieces, Wide::kThreads, Wide::kBytes, s);
+  };
+  const bool ring_first = cycles(128, 160, 0) <= cycles(64, 84, 30);
+  if (!ring_first || !launch_ring<Ring128<T>, false>(stream, s, pieces)) launch_wide(scan_pieces<Wide>);
   const dim3 grid(static_cast<unsigned>(ceil_div(row, 128)), static_cast<unsigned>(s.sequences.count));
   join_pieces<T><<<grid, 128, 0, stream.handle>>>(s);
-  // The wider ring needs fewer cycles a channel, and many blocks to come out even.
-  constexpr int kEven = 5;
-  const int64_t wider = ceil_div(s.d, Ring128<T>::kWidth) * pieces;
-  if (wider >= kEven * multiprocessors() && launch_ring<Ring128<T>>(stream, s, pieces)) return true;
-  launch(stream, scan_sequences<P>, s.blocks * pieces, P::kThreads, P::kBytes, s);
+  const int64_t r256 = fits<Ring256<T>>() ? cycles(256, 381, 0) : INT64_MAX;
+  const int64_t r128 = cycles(128, 197, 0), wide = cycles(64, 110, 30);
+  if (r256 <= r128 && r256 <= wide && launch_ring<Ring256<T>>(stream, s, pieces)) return true;
+  if (r128 <= wide && launch_ring<Ring128<T>>(stream, s, pieces)) return true;
+  launch_wide(scan_sequences<Wide>);
   return true;
 }
 
@@ -117,21 +134,23 @@ bool scan_few_states(Stream& stream, const Scan<T>& s) {
     return first + (ceil_div(groups * ceil_div(s.group_channels, width), units) - 1) * more;
   };
   const int64_t wide = cycles(64, 124, 95), middle = cycles(32, 101, 48), narrow = cycles(16, 76, 30);
-  const int64_t r128 = cycles(128, 196, 196), r96 = cycles(96, 172, 172), r16 = cycles(16, 38, 33);
+  const int64_t r256 = fits<Ring256<T>>() ? cycles(256, 382, 382) : INT64_MAX;
+  const int64_t r128 = cycles(128, 198, 198), r96 = cycles(96, 172, 172), r16 = cycles(16, 36, 31);
 
-  constexpr int64_t kBoth = 182, kLaunches = 16000;  // cycles of both passes, and of two more launches
+  constexpr int64_t kBoth = 176, kLaunches = 16000;  // cycles of both passes, and of two more launches
   constexpr int64_t kLong = 256;                     // tokens
   const int64_t tokens = s.sequences.tokens, mean = tokens / s.sequences.count;
-  const int64_t ring = std::min({r128, r96, r16}), of_piece = ceil_div(s.d, 64);
+  const int64_t ring = std::min({r256, r128, r96, r16}), of_piece = ceil_div(s.d, 64);
   const int64_t whole = mean < kLong ? std::min({wide, middle, narrow}) : ring;
   if (tokens * of_piece / units * kBoth + kLaunches < mean * whole) {
     int shift = 11;
     while (shift > 7 && s.sequences.pieces(shift) * of_piece < 9 * units) shift--;
-    if (launch_pieces<Wide>(stream, s, shift)) return true;
+    if (launch_pieces(stream, s, shift)) return true;
   }
   if (mean >= kLong) {
-    if (ring == r128 ? launch_ring<Ring128<T>>(stream, s)
-        : ring == r96 ? launch_ring<Ring96<T>>(stream, s)
+    if (ring == r256 ? launch_ring<Ring256<T>>(stream, s)
+        : ring == r128 ? launch_ring<Ring128<T>>(stream, s)
+        : ring == r96  ? launch_ring<Ring96<T>>(stream, s)
                       : launch_ring<Ring16<T>>(stream, s))
       return true;
   }

@@ -21,13 +21,20 @@ struct Sums {
   Out dA, dB, dC, dD, dbias;
 };
 
-// Tokens of a piece, as a shift: more than a card's warps would have to do at once is not cut further.
-int piece_shift(int64_t warp_tokens) {
+// Tokens of a piece, as a shift: few long pieces, but so many that multiprocessors end together. A block
+// that has one to itself takes two thirds of the time that two take; a piece costs its ends too.
+template <class W>
+int piece_shift(int64_t tokens, int64_t blocks) {
   constexpr int kLeast = 6, kMost = 9;
-  const int64_t enough = 4 * 10 * int64_t{multiprocessors()};  // pieces of a warp's channels
-  int shift = kLeast;
-  while (shift < kMost && warp_tokens >> (shift + 1) >= enough) shift++;
-  return shift;
+  constexpr double kEnds = 16;  // in tokens
+  int best = kLeast;
+  double least = 0;
+  for (int shift = kLeast; shift <= kMost; shift++) {
+    const int64_t each = ceil_div(ceil_div(tokens, int64_t{1} << shift) * blocks, multiprocessors());
+    const double time = (static_cast<double>(each / W::kBlocks) + (each % W::kBlocks ? 0.65 : 0.0)) * ((1 << shift) + kEnds);
+    if (shift == kLeast || time < least) best = shift, least = time;
+  }
+  return best;
 }
 
 template <class W>
@@ -37,7 +44,7 @@ void launch_walk(Stream& stream, ScanBackward<typename W::T> s, const Sums& out)
   s.group_blocks = static_cast<unsigned>(ceil_div(s.group_warps, W::kWarps));
   s.blocks = static_cast<unsigned>(s.groups * s.group_blocks);
   const int64_t tokens = s.sequences.tokens, warps = s.groups * s.group_warps;
-  s.shift = piece_shift(tokens * warps);
+  s.shift = piece_shift<W>(tokens, s.blocks);
   s.pieces = s.sequences.pieces(s.shift);
   const int64_t row = s.d * s.n, tiles = int64_t{1} << (s.shift - kTileShift);
   const bool constant = s.B_constant && s.C_constant;
@@ -91,10 +98,13 @@ bool by_fours(const T* data, int64_t stride) {
 
 template <class P>
 void zero(Stream& s, P tensor) {
+  if (!tensor.view || tensor.view->rank == 0) return;
   const View& v = *tensor.view;
-  int64_t items = 1;
-  for (int i = 0; i < v.rank; i++) items *= v.shape[i];
-  if (items > 0) cudaMemsetAsync(v.data, 0, static_cast<size_t>(items * size_of(v.dtype)), s.handle);
+  int64_t row = size_of(v.dtype);
+  for (int i = 1; i < v.rank; i++) row *= v.shape[i];
+  if (row > 0 && v.shape[0] > 0)
+    cudaMemset2DAsync(v.data, static_cast<size_t>(tensor.stride() * size_of(v.dtype)), 0,
+                      static_cast<size_t>(row), static_cast<size_t>(v.shape[0]), s.handle);
 }
 
 }  // namespace

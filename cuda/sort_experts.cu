@@ -106,39 +106,49 @@ struct Statistics {
   int32_t *load, *dropped, *unserved;
 };
 
-// One block. A warp has a row at a time and sums of its own, which are added in the warps' order.
+// One block. Lanes of the columns, as many as a power of two, take a row at a time, so that a warp of few
+// columns has several; their sums are added in order.
 __global__ void __launch_bounds__(kThreads)
     count(const float* logits, int64_t stride, int64_t t, int64_t e, const int32_t* experts,
-          int64_t experts_stride, const int32_t* kept, int64_t kept_stride, int64_t k,
+          int64_t experts_stride, const int32_t* kept, int64_t kept_stride, int64_t k, int lanes,
           Statistics out) {
   extern __shared__ double memory[];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
-  double *sums = memory, *own = sums + warp * e;
-  int *chosen = reinterpret_cast<int*>(sums + warps * e), *load = chosen + e;
-  for (int64_t j = lane; j < e; j += 32) own[j] = 0;
+  const int group = threadIdx.x / lanes, lane = threadIdx.x % lanes, groups = blockDim.x / lanes;
+  double *sums = memory, *own = sums + group * e;
+  int *chosen = reinterpret_cast<int*>(sums + groups * e), *load = chosen + e;
+  const auto together_of = [&](auto x, auto&& join) {
+    for (int across = lanes / 2; across > 0; across /= 2)
+      x = join(x, __shfl_xor_sync(0xffffffffu, x, across));
+    return x;
+  };
+  for (int64_t j = lane; j < e; j += lanes) own[j] = 0;
   for (int64_t j = threadIdx.x; j < e; j += blockDim.x) chosen[j] = load[j] = 0;
   __syncthreads();
   double squares = 0;
   int lost = 0, alone = 0, all = 0;
-  for (int64_t i = warp; i < t; i += warps) {
+  for (int64_t first = 0; first < t; first += groups) {  // all lanes of a warp go round together
+    const int64_t i = first + group;
+    const int64_t columns = i < t ? e : 0, choices = i < t ? k : 0;
     const float* x = logits + i * stride;
     float most = -INFINITY;
-    for (int64_t j = lane; j < e; j += 32) most = fmaxf(most, x[j]);
-    most = warp_max(most);
+    for (int64_t j = lane; j < columns; j += lanes) most = fmaxf(most, x[j]);
+    most = together_of(most, [](float a, float b) { return fmaxf(a, b); });
     double total = 0;
-    for (int64_t j = lane; j < e; j += 32) total += expf(x[j] - most);
-    total = warp_sum(total);
-    for (int64_t j = lane; j < e; j += 32) own[j] += expf(x[j] - most) / total;
-    const double sum = most + log(total);
-    if (lane == 0) squares += sum * sum;
-    bool served = false;
-    for (int64_t j = lane; j < k; j += 32) {
+    for (int64_t j = lane; j < columns; j += lanes) total += expf(x[j] - most);
+    total = together_of(total, [](double a, double b) { return a + b; });
+    const double share = 1 / total;
+    for (int64_t j = lane; j < columns; j += lanes) own[j] += expf(x[j] - most) * share;
+    const double sum = lane == 0 && i < t ? most + log(total) : 0;
+    squares += sum * sum;
+    int served = 0;
+    for (int64_t j = lane; j < choices; j += lanes) {
       const int32_t to = experts[i * experts_stride + j], at = kept[i * kept_stride + j];
       if (to >= 0 && to < e) atomicAdd(&chosen[to], 1), all++;
-      if (at >= 0 && at < e) atomicAdd(&load[at], 1), served = true;
+      if (at >= 0 && at < e) atomicAdd(&load[at], 1), served = 1;
       lost += to >= 0 && at < 0;
     }
-    if (!__any_sync(0xffffffffu, served) && lane == 0) alone++;
+    served = together_of(served, [](int a, int b) { return a | b; });
+    if (!served && lane == 0 && i < t) alone++;
   }
   squares = block_sum(squares);
   lost = block_sum(lost), alone = block_sum(alone), all = block_sum(all);
@@ -147,7 +157,7 @@ __global__ void __launch_bounds__(kThreads)
     out.load[j] = load[j];
     const double share = all > 0 ? static_cast<double>(chosen[j]) / all : 0;
     double mean = 0;
-    for (int w = 0; w < warps; w++) mean += sums[w * e + j];
+    for (int g = 0; g < groups; g++) mean += sums[g * e + j];
     if (t > 0) together += share * mean / static_cast<double>(t);
     if (share > 0) spread -= share * log(share);
   }
@@ -184,12 +194,15 @@ void router_statistics(Stream& s, In logits, In experts, In kept, Out balance, O
                        Out entropy, Out dropped, Out unserved) {
   constexpr int64_t kShared = 44 << 10;  // the rest of 48 KiB is for the reductions
   const int64_t t = logits.size(0), e = logits.size(1);
-  const int64_t fitting = e > 0 ? kShared / (e * 8) - 1 : 32, warps = fitting < 32 ? fitting : 32;
+  int lanes = 32;
+  while (lanes > 1 && lanes / 2 >= e) lanes /= 2;
+  const int64_t fitting = e > 0 ? (kShared / (e * 8) - 1) * lanes / 32 : 32;
+  const int64_t warps = fitting < 32 ? fitting : 32, groups = warps * 32 / lanes;
   const Statistics out{balance.data<float>(),  z.data<float>(),         entropy.data<float>(),
                        load.data<int32_t>(),   dropped.data<int32_t>(), unserved.data<int32_t>()};
-  count<<<1, static_cast<unsigned>(32 * warps), static_cast<size_t>((warps + 1) * e * 8), s.handle>>>(
+  count<<<1, static_cast<unsigned>(32 * warps), static_cast<size_t>((groups + 1) * e * 8), s.handle>>>(
       logits.data<float>(), logits.stride(), t, e, experts.data<int32_t>(), experts.stride(),
-      kept.data<int32_t>(), kept.stride(), experts.size(1), out);
+      kept.data<int32_t>(), kept.stride(), experts.size(1), lanes, out);
 }
 KERNEL(router_statistics)
 

@@ -10,10 +10,14 @@
 
 namespace ss {
 
-// In a recorded graph: the arguments of the calls of the same kernel that come right after this one.
-// A kernel that does the first of them at once says how many it took.
+// In a recorded graph: the calls that come right after this one. A kernel that does the first of them
+// at once says how many it took.
 struct Following {
-  const Arg* const* args = nullptr;
+  struct Call {
+    const Kernel* kernel;
+    const Arg* args;
+  };
+  const Call* calls = nullptr;
   int count = 0, taken = 0;
 };
 

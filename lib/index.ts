@@ -47,6 +47,7 @@ export {
   activate,
   expertCombine,
   expertDown,
+  expertLayerStep,
   expertMatmul,
   expertSum,
   expertUp,

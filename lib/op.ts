@@ -16,6 +16,8 @@ export interface Schema {
   readonly vjp?: Vjp;
   /** Inputs and outputs that `vjp` reads. */
   readonly saves?: readonly string[];
+  /** Outputs whose rows may lie apart where a call gives them. */
+  readonly strided?: readonly string[];
 }
 
 type Optional<S extends string> = S extends `${string}?` | `${string}?!` ? true : false;
@@ -33,7 +35,7 @@ export type Arguments<S extends Schema> = RequiredIn<S['in']> &
   Widen<S['attrs']> & {
     /** The dtype of the output, where it is free. */
     readonly dtype?: DType;
-    /** Dense tensors for outputs to be written to, instead of new ones. */
+    /** Dense tensors (but see `strided`) for outputs to be written to, instead of new ones. */
     readonly out?: { readonly [K in keyof S['out']]?: Tensor };
   };
 
@@ -160,11 +162,13 @@ function placed(
   device: Device,
   dtype: DType,
   shape: readonly number[],
+  strided = false,
 ): Tensor {
   const wanted = `${dtype}[${shape.join(',')}]`;
-  if (!(tensor instanceof Tensor) || String(tensor) !== wanted || !tensor.dense || tensor.device !== device)
+  const fits = tensor instanceof Tensor && String(tensor) === wanted && tensor.device === device;
+  if (!fits || !(strided || tensor.dense))
     throw new TypeError(
-      `${call}: out.${name} is ${String(tensor)}, expected a dense ${wanted} on ${device.id}`,
+      `${call}: out.${name} is ${String(tensor)}, expected a ${strided ? '' : 'dense '}${wanted} on ${device.id}`,
     );
   return tensor;
 }
@@ -259,7 +263,7 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
       for (const [name, spec] of outputs) {
         const [dtype, shape] = resolve(opName, spec, symbols, args, into?.[name]?.dtype ?? free);
         only = results[name] = into?.[name]
-          ? placed(opName, name, into[name], device, dtype, shape)
+          ? placed(opName, name, into[name], device, dtype, shape, schema.strided?.includes(name))
           : Tensor.empty(shape, dtype, device);
         values.push(only.handle(opName, name));
       }

@@ -21,3 +21,6 @@ export function checkShape(call: string, shape: readonly number[]): void {
     throw new RangeError(`${call}: shape is [${shape.join(',')}], expected at most 2^48 elements`);
   }
 }
+
+/** Neighbours, `end` not included. */
+export type Range = readonly [begin: number, end: number];

@@ -2,7 +2,7 @@ import { checkFunction, checkRecord, kindOf } from './arguments';
 import { device as openDevice, type Device } from './device';
 import { DisposedError } from './errors';
 import { deviceError, native, type TensorHandle } from './native';
-import { checkShape, sizeOf } from './shape';
+import { checkShape, sizeOf, type Range } from './shape';
 
 export { sizeOf };
 
@@ -17,9 +17,9 @@ const arrayOf = { f32: Float32Array, i32: Int32Array, bf16: Uint16Array, f16: Ui
 
 const scopes: Set<Tensor>[] = [];
 
-type Watcher = (view: Tensor, base: Tensor, again: (tensor: Tensor) => Tensor) => void;
+type Watcher = (view: Tensor, base: Tensor, again: (tensor: Tensor) => Tensor, columns?: Range) => void;
 let viewed: Watcher = () => {};
-/** Has `watcher` told of every view; `again` makes the same view of another tensor. */
+/** Has `watcher` told of every view: `again` makes the same of another tensor, `columns` are a matrix's. */
 export function onView(watcher: Watcher): void {
   viewed = watcher;
 }
@@ -132,12 +132,12 @@ export class Tensor {
     shape: readonly number[],
     stride: number,
     again: ((tensor: Tensor) => Tensor) | undefined,
-    dtype = this.dtype,
+    { dtype = this.dtype, columns }: { dtype?: DType; columns?: Range } = {},
   ): Tensor {
     const from = this.handle(call, 'tensor');
     const handle = native().view(from, dtypes.indexOf(dtype), offset, shape, stride);
     const view = new Tensor(this.device, dtype, shape, stride, handle);
-    if (again) viewed(view, this, again);
+    if (again) viewed(view, this, again, columns);
     return view;
   }
 
@@ -148,7 +148,7 @@ export class Tensor {
         `as: dtype is ${String(dtype)}, expected one of ${dtypeBytes[this.dtype]} bytes for ${this}`,
       );
     }
-    return this.#view('as', 0, this.shape, this.stride, undefined, dtype);
+    return this.#view('as', 0, this.shape, this.stride, undefined, { dtype });
   }
 
   /** Rows `begin` to `end` (not included), in place. */
@@ -162,9 +162,9 @@ export class Tensor {
   columns(begin: number, end: number): Tensor {
     if (this.shape.length !== 2) throw new TypeError(`columns: tensor is ${this}, expected two dimensions`);
     this.#checkRange('columns', begin, end, this.shape[1]!);
-    return this.#view('columns', begin, [this.shape[0]!, end - begin], this.stride, (tensor) =>
-      tensor.columns(begin, end),
-    );
+    const again = (tensor: Tensor) => tensor.columns(begin, end);
+    const shape = [this.shape[0]!, end - begin];
+    return this.#view('columns', begin, shape, this.stride, again, { columns: [begin, end] });
   }
 
   /** The same elements in another shape. Rows that are strided can only be split or kept. */

@@ -3,6 +3,7 @@ import { grad, noGrad } from '../lib/autograd/grad';
 import { remat } from '../lib/autograd/remat';
 import { accumulate, add, cast, fill, mul, negExp } from '../lib/ops/elementwise';
 import { matmul } from '../lib/ops/matmul';
+import { causalConv1dPacked } from '../lib/ops/scan';
 import { sinkhorn } from '../lib/ops/routing';
 import { scope, Tensor } from '../lib/tensor';
 import { onEach } from './devices';
@@ -49,6 +50,33 @@ describe.each(onEach)('on %s', (_, on) => {
     ]);
     const flat = () => x.reshape([8, 1]).reshape([2, 2, 2]).reshape([2, 4]).columns(1, 3);
     expect(await gradients(() => scope(() => mul(flat(), left())), x)).toEqual([[2, 4, 2, 0, 6, 12, 6, 0]]);
+  });
+
+  it('has rules write into the gradient of a base, and zeros where none did', async () => {
+    const x = matrix([1, 2, 3, 4, 5, 6, 7, 8], 4);
+    const taps = matrix([2, 3, 5, 7], 2);
+    const offsets = Tensor.from(Int32Array.of(0, 2), [2], { device: on });
+    const slots = Tensor.from(Int32Array.of(0), [1], { device: on });
+    made.push(offsets, slots);
+    const conv = (part: Tensor) => causalConv1dPacked({ x: part, weight: taps, offsets, slots });
+    const doubled = () => add(x, x); // its gradient is no parameter's
+    const alone = await gradients(() => scope(() => conv(doubled().columns(1, 3))), x);
+    expect(alone).toEqual([[0, 10, 24, 0, 0, 6, 14, 0]]);
+    const halves = () => {
+      const both = doubled();
+      return add(conv(both.columns(0, 2)), mul(both.columns(2, 4), both.columns(2, 4)));
+    };
+    expect(await gradients(() => scope(halves), x)).toEqual([[10, 24, 24, 32, 6, 14, 56, 64]]);
+    const overlapping = () => {
+      const both = doubled();
+      return add(conv(both.columns(0, 2)), conv(both.columns(1, 3)));
+    };
+    expect(await gradients(() => scope(overlapping), x)).toEqual([[10, 34, 24, 0, 6, 20, 14, 0]]);
+    const whole = () => {
+      const both = doubled();
+      return add(conv(both.columns(1, 3)), mul(both, both).columns(0, 2));
+    };
+    expect(await gradients(() => scope(whole), x)).toEqual([[8, 26, 24, 0, 40, 54, 14, 0]]);
   });
 
   it('gives zeros to a parameter that nothing depends on', async () => {

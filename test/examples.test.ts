@@ -49,3 +49,11 @@ it('original-checkpoint', async () => {
     expect.arrayContaining(['config.json', 'model.safetensors']),
   );
 });
+
+it('train', async () => {
+  const text = await output('train.ts', join(folder.path, 'trained'), '12');
+  expect(text).toMatch(
+    /^\d+ parameters, \d+ bytes to learn from\nstep 1: \d\.\d{3} bits per byte of held-out/,
+  );
+  expect(text).toMatch(/step 12: .*\ncurves: .*curves\.html\n[^]+$/);
+});

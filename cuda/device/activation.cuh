@@ -35,6 +35,19 @@ __device__ __forceinline__ float softplus(float x) {
   return fmaxf(x, 0.0f) + fmaf(p * e, e, e);
 }
 
+// As exact as results that are rounded to T need: to 9e-6 where T has 16 bits.
+template <class T>
+__device__ __forceinline__ float softplus_for(float x) {
+  if constexpr (sizeof(T) == 4) return softplus(x);
+  const float e = exp2_approx(fabsf(x) * -kLog2e);
+  float p = fmaf(e, -0x1.87127cp-6f, 0x1.9e9b46p-4f);
+  p = fmaf(p, e, -0x1.ae2e06p-3f);
+  p = fmaf(p, e, 0x1.4d02fcp-2f);
+  p = fmaf(p, e, -0x1.ff5896p-2f);
+  p = fmaf(p, e, 0x1.fffee6p-1f);
+  return fmaf(p, e, fmaxf(x, 0.0f));
+}
+
 __device__ __forceinline__ float silu(float x) {
   return x * reciprocal_approx(1.0f + exp2_approx(x * -kLog2e));
 }

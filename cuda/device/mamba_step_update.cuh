@@ -67,7 +67,7 @@ __device__ __forceinline__ void keep(S* row, int part, const Share<S>& h, Dice d
 }
 
 template <class T, class S, int Rows>
-__global__ void __launch_bounds__(kUpdateThreads, sizeof(S) == 4 ? 6 : 5)
+__global__ void __launch_bounds__(kUpdateThreads, Rows > 2 ? 6 : 8)
     mamba_step_update(const __grid_constant__ Step<T> s) {
   __shared__ float4 coefficients[Rows][2 * kStates / 4];  // B, then C
   const int blocks = (s.d + kUpdateChannels - 1) / kUpdateChannels, thread = threadIdx.x;
@@ -82,6 +82,7 @@ __global__ void __launch_bounds__(kUpdateThreads, sizeof(S) == 4 ? 6 : 5)
   int slot[Rows];
   Kept<S> kept[Rows];
   T delta[Rows], u[Rows], z[Rows];
+  // What is absent is a copy of the last row, without states: no branches between the rows.
 #pragma unroll
   for (int i = 0; i < Rows; i++) slot[i] = i < rows ? static_cast<int>(s.slot(first_row + i)) : -1;
 #pragma unroll
@@ -92,13 +93,14 @@ __global__ void __launch_bounds__(kUpdateThreads, sizeof(S) == 4 ? 6 : 5)
   }
 #pragma unroll
   for (int i = 0; i < Rows; i++) {
-    if (!mine || i >= rows) continue;
-    delta[i] = s.y[(first_row + i) * s.y_stride + channel];
-    u[i] = s.u[(first_row + i) * s.u_stride + channel];
-    z[i] = s.xz[(first_row + i) * s.xz_stride + s.d + channel];
+    if (!mine) break;
+    const int64_t row = first_row + (i < rows ? i : rows - 1);
+    delta[i] = s.y[row * s.y_stride + channel];
+    u[i] = s.u[row * s.u_stride + channel];
+    z[i] = s.xz[row * s.xz_stride + s.d + channel];
   }
-  for (int i = thread; i < rows * 8; i += kUpdateThreads) {
-    const T* row = s.dbc + (first_row + i / 8) * s.dbc_stride + s.r;
+  for (int i = thread; i < Rows * 8; i += kUpdateThreads) {
+    const T* row = s.dbc + (first_row + (i / 8 < rows ? i / 8 : rows - 1)) * s.dbc_stride + s.r;
     const Pack<4> some = Pack<4>::load(row + i % 8 * 4);
     coefficients[i / 8][i % 8] = {some.item[0], some.item[1], some.item[2], some.item[3]};
   }
@@ -115,7 +117,6 @@ __global__ void __launch_bounds__(kUpdateThreads, sizeof(S) == 4 ? 6 : 5)
 
 #pragma unroll
   for (int i = 0; i < Rows; i++) {
-    if (i >= rows) break;
     Share<S> h = kept[i].open();
     const auto B = Share<S>::of(coefficients[i], part);
     const auto C = Share<S>::of(coefficients[i] + kStates / 4, part);
@@ -131,7 +132,7 @@ __global__ void __launch_bounds__(kUpdateThreads, sizeof(S) == 4 ? 6 : 5)
     Dice dice{};
     if constexpr (sizeof(S) == 2) dice = Dice::of(sum, channel, part);
     if (slot[i] >= 0) keep(s.template states<S>(slot[i]) + channel * kStates, part, h, dice);
-    if (part == 0)
+    if (part == 0 && i < rows)
       from_float(s.y[(first_row + i) * s.y_stride + channel],
                  fmaf(D, now, sum) * silu(to_float(z[i])));
   }

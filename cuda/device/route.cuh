@@ -36,23 +36,47 @@ struct Weigh {
   }
 };
 
+// The largest key below `last`; that of an expert is larger than those of all that come after it: none
+// equals another.
+__device__ inline unsigned long long best_below(const float* score, int64_t e,
+                                                unsigned long long last) {
+  unsigned long long best = 0;
+  for (int64_t j = threadIdx.x % 32; j < e; j += 32) {
+    const unsigned long long key = static_cast<unsigned long long>(key_of(score[j])) << 32 |
+                                   (0xfffffffeu - static_cast<uint32_t>(j));
+    if (key < last && key > best) best = key;
+  }
+  return warp_most(best);
+}
+__device__ inline int32_t expert_of(unsigned long long key) {
+  return static_cast<int32_t>(0xfffffffeu - static_cast<uint32_t>(key));
+}
+// The best one alone.
+__device__ inline int best_of(const float* score, int e) {
+  const int lane = threadIdx.x % 32;
+  uint32_t most = 0;
+  int best = 0;
+  for (int first = 0; first < e; first += 32) {
+    const bool there = first + lane < e;
+    const uint32_t key = there ? key_of(score[first + lane]) : 0;
+    const uint32_t here = __reduce_max_sync(0xffffffffu, key);
+    const uint32_t with = __ballot_sync(0xffffffffu, there && key == here);
+    if (first > 0 && here <= most) continue;
+    most = here, best = first + __ffs(static_cast<int>(with)) - 1;
+  }
+  return best;
+}
+
 // Calls each(c, expert, weight), all lanes with the same, for the k best of e by `score`, best
 // first. Returns the sum of their weights.
 template <class F>
 __device__ inline float each_best(const float* score, int64_t e, int64_t k, const Weigh& weigh,
                                   F&& each) {
-  // The key of an expert is larger than those of all that come after it: none equals another.
   unsigned long long last = ~0ull;
   float sum = 0;
   for (int64_t c = 0; c < k; c++) {
-    unsigned long long best = 0;
-    for (int64_t j = threadIdx.x % 32; j < e; j += 32) {
-      const unsigned long long key = static_cast<unsigned long long>(key_of(score[j])) << 32 |
-                                     (0xfffffffeu - static_cast<uint32_t>(j));
-      if (key < last && key > best) best = key;
-    }
-    last = warp_most(best);
-    const int32_t expert = static_cast<int32_t>(0xfffffffeu - static_cast<uint32_t>(last));
+    last = best_below(score, e, last);
+    const int32_t expert = expert_of(last);
     const float weight = weigh(expert);
     sum += weight;
     each(c, expert, weight);

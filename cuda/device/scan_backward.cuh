@@ -204,39 +204,57 @@ struct Share {
   __device__ static int step(const W& w, int p) { return w.lane / W::kRowThreads + p * W::kRows; }
   __device__ static int channel(const W& w) { return w.lane % W::kRowThreads * V; }
 
-  // Tokens t .. t + steps - 1; the others are zeros.
-  __device__ __forceinline__ void fetch(const W& w, const ScanBackward<T>& s, int64_t t, int steps) {
+  const T *u_at, *delta_at, *dy_at, *z_at, *B_at, *C_at;  // the thread's first of the tile that is next
+
+  // Begins at token t.
+  __device__ __forceinline__ Share(const W& w, const ScanBackward<T>& s, int64_t t) {
     const int64_t x = w.first + channel(w), at = t + step(w, 0);
-    const T *from_u = s.u + at * s.u_stride + x, *from_delta = s.delta + at * s.delta_stride + x,
-            *from_dy = s.dy + at * s.dy_stride + x, *from_z = s.z + (s.z ? at * s.z_stride + x : 0);
+    u_at = s.u + at * s.u_stride + x, delta_at = s.delta + at * s.delta_stride + x;
+    dy_at = s.dy + at * s.dy_stride + x, z_at = s.z ? s.z + at * s.z_stride + x : nullptr;
+    B_at = static_cast<const T*>(s.B) + t * s.B_stride + w.group * s.n;
+    C_at = static_cast<const T*>(s.C) + t * s.C_stride + w.group * s.n;
+    if constexpr (kAhead) {
+      const int row = w.lane / (W::kN / 4), j = w.lane % (W::kN / 4) * 4;
+      B_at += row * s.B_stride + j, C_at += row * s.C_stride + j;
+    }
+  }
+  // To the next tile, or the one before.
+  __device__ __forceinline__ void move(const ScanBackward<T>& s, bool back) {
+    const auto by = [&](int64_t stride) { return back ? -kTile * stride : kTile * stride; };
+    u_at += by(s.u_stride), delta_at += by(s.delta_stride), dy_at += by(s.dy_stride);
+    if (s.z) z_at += by(s.z_stride);
+    B_at += by(s.B_stride), C_at += by(s.C_stride);
+  }
+  // `steps` tokens; the others are zeros.
+  __device__ __forceinline__ void fetch(const W& w, const ScanBackward<T>& s, int steps) {
     if (s.wide && steps == kTile && w.width == W::kWidth && W::kRows * P <= kTile) {
 #pragma unroll
       for (int p = 0; p < P; p++) {
-        u[p].load(from_u + p * W::kRows * s.u_stride);
-        delta[p].load(from_delta + p * W::kRows * s.delta_stride);
-        dy[p].load(from_dy + p * W::kRows * s.dy_stride);
-        if (s.z) z[p].load(from_z + p * W::kRows * s.z_stride);
+        u[p].load(u_at + p * W::kRows * s.u_stride);
+        delta[p].load(delta_at + p * W::kRows * s.delta_stride);
+        dy[p].load(dy_at + p * W::kRows * s.dy_stride);
+        if (s.z) z[p].load(z_at + p * W::kRows * s.z_stride);
       }
     } else {
 #pragma unroll
       for (int p = 0; p < P; p++) {
         const int there = step(w, p) < steps ? w.width - channel(w) : 0;
-        u[p].load(from_u + p * W::kRows * s.u_stride, there);
-        delta[p].load(from_delta + p * W::kRows * s.delta_stride, there);
-        dy[p].load(from_dy + p * W::kRows * s.dy_stride, there);
-        if (s.z) z[p].load(from_z + p * W::kRows * s.z_stride, there);
+        u[p].load(u_at + p * W::kRows * s.u_stride, there);
+        delta[p].load(delta_at + p * W::kRows * s.delta_stride, there);
+        dy[p].load(dy_at + p * W::kRows * s.dy_stride, there);
+        if (s.z) z[p].load(z_at + p * W::kRows * s.z_stride, there);
       }
     }
-    if constexpr (kAhead)
+    if constexpr (kAhead) {
+      constexpr int kRow = W::kN / 4, kStep = 32 / kRow;  // fours of a row; rows of all threads
 #pragma unroll
-      for (int r = 0; r < W::kFours; r++) four(w, s, t, steps, r, B[r], C[r]);
+      for (int r = 0; r < W::kFours; r++)
+        four(s, steps, w.lane / kRow + r * kStep, w.lane % kRow * 4, B_at + r * kStep * s.B_stride,
+             C_at + r * kStep * s.C_stride, B[r], C[r]);
+    }
   }
-  __device__ __forceinline__ void four(const W& w, const ScanBackward<T>& s, int64_t t, int steps, int r,
-                                       Words<T, 4>& b, Words<T, 4>& c) const {
-    const int o = w.lane + 32 * r, row = o / (W::kN / 4), j = o % (W::kN / 4) * 4;
-    const int64_t at = t + row, column = w.group * s.n + j;
-    const T *from_b = static_cast<const T*>(s.B) + at * s.B_stride + column,
-            *from_c = static_cast<const T*>(s.C) + at * s.C_stride + column;
+  __device__ __forceinline__ void four(const ScanBackward<T>& s, int steps, int row, int j, const T* from_b,
+                                       const T* from_c, Words<T, 4>& b, Words<T, 4>& c) const {
     if (s.wide_states && steps == kTile && s.n == W::kN && kTile * W::kN % 128 == 0) {
       b.load(from_b), c.load(from_c);
     } else {
@@ -245,16 +263,16 @@ struct Share {
     }
   }
   // B and C of the tile to `to`: [step][kN] of each.
-  __device__ __forceinline__ void place_states(const W& w, const ScanBackward<T>& s, int64_t t, int steps,
+  __device__ __forceinline__ void place_states(const W& w, const ScanBackward<T>& s, int steps,
                                                float* to) const {
 #pragma unroll
     for (int r = 0; r < W::kFours; r++) {
       Words<T, 4> b, c;
+      const int o = w.lane + 32 * r, row = o / (W::kN / 4), j = o % (W::kN / 4) * 4;
       if constexpr (kAhead)
         b = B[r], c = C[r];
       else
-        four(w, s, t, steps, r, b, c);
-      const int o = w.lane + 32 * r;
+        four(s, steps, row, j, B_at + row * s.B_stride + j, C_at + row * s.C_stride + j, b, c);
       if (o * 4 >= kTile * W::kN) break;
       *reinterpret_cast<float4*>(to + o * 4) = make_float4(b[0], b[1], b[2], b[3]);
       *reinterpret_cast<float4*>(to + W::kCoefficients / 2 + o * 4) = make_float4(c[0], c[1], c[2], c[3]);

@@ -34,11 +34,15 @@ __device__ inline int tile_steps(int64_t t, int64_t end) {
   return end - t < kTile ? static_cast<int>(end - t) : kTile;
 }
 
-// The thread's part of h after tile `tile` of a piece, [quad][lane].
+// The thread's part of h after the first tile of a piece, [quad][lane]; those after others follow.
 template <class W>
-__device__ float4* inner_state(const W& w, const ScanBackward<typename W::T>& s, int64_t piece, int tile) {
-  const int64_t at = (piece * (s.tiles() - 1) + tile) * (s.groups * s.group_warps) + w.number;
+__device__ float4* inner_states(const W& w, const ScanBackward<typename W::T>& s, int64_t piece) {
+  const int64_t at = piece * (s.tiles() - 1) * (s.groups * s.group_warps) + w.number;
   return reinterpret_cast<float4*>(s.inner + at * W::kHeld) + w.lane;
+}
+template <class W>
+__device__ int64_t inner_step(const ScanBackward<typename W::T>& s) {
+  return s.groups * s.group_warps * (W::kHeld / 4);
 }
 
 // What each piece adds to h and, from behind, to dh; its time; and h after each of its tiles. With the
@@ -65,10 +69,11 @@ __device__ __forceinline__ void walk_edge(const W& w, const ScanBackward<typenam
     for (int k = 0; k < W::kOwn; k++)
       if (w.sub == 0 && w.own + k < w.width) times[tile * s.d + k] = time[k];
   };
+  float4* inner = inner_states(w, s, number);
   const int count = static_cast<int>((end - begin + kTile - 1) >> kTileShift);
   const int needed = Lone ? count - 1 : count;  // the last tile leads nowhere
-  Share<W> raw;
-  if (needed > 0) raw.fetch(w, s, begin, tile_steps(begin, end));
+  Share<W> raw(w, s, begin);
+  if (needed > 0) raw.fetch(w, s, tile_steps(begin, end));
   __syncwarp();
   for (int tile = 0; tile < needed; tile++) {
     const int64_t t = begin + tile * kTile;
@@ -93,9 +98,10 @@ __device__ __forceinline__ void walk_edge(const W& w, const ScanBackward<typenam
       store_floats<W::kVector>(dtu, dtu_of + at);
       if (!Lone) store_floats<W::kVector>(g, g_of + at);
     }
-    raw.place_states(w, s, t, steps, B_of);
+    raw.place_states(w, s, steps, B_of);
     __syncwarp();
-    if (tile + 1 < needed) raw.fetch(w, s, t + kTile, tile_steps(t + kTile, end));
+    raw.move(s, false);
+    if (tile + 1 < needed) raw.fetch(w, s, tile_steps(t + kTile, end));
 #pragma unroll 2
     for (int step = 0; step < kTile; step++) {
       float dt[W::kOwn], dtu[W::kOwn], g[W::kOwn], b[W::kStates], c[W::kStates];
@@ -118,12 +124,13 @@ __device__ __forceinline__ void walk_edge(const W& w, const ScanBackward<typenam
       }
     }
     if (tile + 1 < count) {
-      float4* to = inner_state(w, s, number, tile);
 #pragma unroll
       for (int k = 0; k < W::kOwn; k++)
 #pragma unroll
         for (int i = 0; i < W::kStates; i += 4)
-          to[(k * W::kStates + i) / 4 * 32] = make_float4(h[k][i], h[k][i + 1], h[k][i + 2], h[k][i + 3]);
+          inner[(k * W::kStates + i) / 4 * 32] =
+              make_float4(h[k][i], h[k][i + 1], h[k][i + 2], h[k][i + 3]);
+      inner += inner_step<W>(s);
       if (!Lone) keep_time(tile);
     }
     __syncwarp();

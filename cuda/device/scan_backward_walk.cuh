@@ -72,15 +72,34 @@ __device__ __forceinline__ void enter_tile(const W& w, const ScanBackward<typena
   }
 }
 
+// Where the thread's part of a tile goes.
+template <class W>
+struct Places {
+  typename W::T *du, *ddelta, *dz;
+  float* share;
+
+  __device__ __forceinline__ Places(const W& w, const ScanBackward<typename W::T>& s, int64_t t) {
+    const int64_t x = w.first + Share<W>::channel(w), at = t + Share<W>::step(w, 0);
+    du = s.du + at * s.du_stride + x, ddelta = s.ddelta + at * s.ddelta_stride + x;
+    dz = s.z ? s.dz + at * s.dz_stride + x : nullptr;
+    share = s.shares + ((w.block * s.sequences.tokens + t) * s.groups + w.group) * 2 * s.n;
+  }
+  __device__ __forceinline__ void back(const ScanBackward<typename W::T>& s) {
+    du -= kTile * s.du_stride, ddelta -= kTile * s.ddelta_stride;
+    if (s.z) dz -= kTile * s.dz_stride;
+    share -= kTile * s.groups * 2 * s.n;
+  }
+};
+
 // du, ddelta and dz of a tile.
 template <class W>
 __device__ __forceinline__ void leave_tile(const W& w, const ScanBackward<typename W::T>& s,
-                                           const Room<W>& room, const Kept<W>& kept, int64_t t, int steps,
+                                           const Room<W>& room, const Kept<W>& kept,
+                                           const Places<W>& places, int steps,
                                            float (&dbias)[W::kVector]) {
   constexpr float kLn2 = 0x1.62e43p-1f;
   constexpr int V = W::kVector;
   const int c = Share<W>::channel(w);
-  const int64_t x = w.first + c;
   float D[V];
   load_floats<V>(room.D + c, D);
 #pragma unroll
@@ -88,7 +107,6 @@ __device__ __forceinline__ void leave_tile(const W& w, const ScanBackward<typena
     const int row = Share<W>::step(w, p), there = w.width - c;
     if (row >= steps || there <= 0) break;
     const int at = row * W::kWidth + c;
-    const int64_t token = t + row;
     float dt[V], q[V], through[V], y[V], du[V], ddelta[V], dz[V];
     load_floats<V>(room.dt + at, dt);
     load_floats<V>(room.q + at, q);
@@ -102,9 +120,9 @@ __device__ __forceinline__ void leave_tile(const W& w, const ScanBackward<typena
       dbias[v] += ddelta[v];
       if (s.z) dz[v] = kept.gate[p][v] * fmaf(D[v], u, y[v]);
     }
-    store_some<V>(du, s.wide, there, s.du + token * s.du_stride + x);
-    store_some<V>(ddelta, s.wide, there, s.ddelta + token * s.ddelta_stride + x);
-    if (s.z) store_some<V>(dz, s.wide, there, s.dz + token * s.dz_stride + x);
+    store_some<V>(du, s.wide, there, places.du + p * W::kRows * s.du_stride);
+    store_some<V>(ddelta, s.wide, there, places.ddelta + p * W::kRows * s.ddelta_stride);
+    if (s.z) store_some<V>(dz, s.wide, there, places.dz + p * W::kRows * s.dz_stride);
   }
 }
 
@@ -194,11 +212,11 @@ __device__ __forceinline__ void add_channels(const W& w, const Room<W>& room, fl
 #pragma unroll
   for (int p = 0; p < kTile * W::kQuads * W::kLanes / 32; p++) {
     const int o = w.lane + 32 * p, sub = o % W::kLanes, row = o / W::kLanes;
-    const float4* from = room.history + row * 32 + sub;
+    const int own = row * 32 + row % W::kGroups * W::kLanes + sub;
     float4 total = make_float4(0, 0, 0, 0);
 #pragma unroll
     for (int i = 0; i < W::kGroups; i++) {
-      const float4 more = from[(i + row) % W::kGroups * W::kLanes];
+      const float4 more = room.history[own ^ (i * W::kLanes)];
       total.x += more.x, total.y += more.y, total.z += more.z, total.w += more.w;
     }
     const int step = row / W::kQuads, quad = row % W::kQuads, of_C = quad / (W::kStates / 4);
@@ -209,16 +227,30 @@ __device__ __forceinline__ void add_channels(const W& w, const Room<W>& room, fl
 
 // ... and of all warps of the block, in order, to the block's shares.
 template <class W>
-__device__ __forceinline__ void leave_coefficients(const W& w, const ScanBackward<typename W::T>& s,
-                                                   const float* first, int64_t t, int steps) {
-  for (int o = threadIdx.x; o < W::kCoefficients; o += W::kThreads) {
-    const int of_C = o / (kTile * W::kN), step = o / W::kN % kTile, j = o % W::kN;
-    if (step >= steps || j >= s.n || (of_C ? s.C_constant : s.B_constant)) continue;
-    float total = first[o];
+__device__ __forceinline__ void leave_coefficients(const ScanBackward<typename W::T>& s, const float* first,
+                                                   float* share, int steps) {
+  constexpr int fours = W::kN / 4;
 #pragma unroll
-    for (int i = 1; i < W::kWarps; i++) total += first[i * W::kBack + o];
-    s.shares[(((w.block * s.sequences.tokens + t + step) * s.groups + w.group) * 2 + of_C) * s.n + j] =
-        total;
+  for (int r = 0; r * W::kThreads * 4 < W::kCoefficients; r++) {
+    const int o = threadIdx.x + r * W::kThreads, of_C = o / (kTile * fours), step = o / fours % kTile;
+    const int j = o % fours * 4, n = static_cast<int>(s.n);
+    if (o * 4 >= W::kCoefficients || step >= steps || j >= n) continue;
+    if (W::kAny && (of_C ? s.C_constant : s.B_constant)) continue;
+    float4 total = *reinterpret_cast<const float4*>(first + o * 4);
+#pragma unroll
+    for (int i = 1; i < W::kWarps; i++) {
+      const float4 more = *reinterpret_cast<const float4*>(first + i * W::kBack + o * 4);
+      total.x += more.x, total.y += more.y, total.z += more.z, total.w += more.w;
+    }
+    float* to = share + (step * static_cast<int>(s.groups) * 2 + of_C) * n + j;
+    if (n % 4 == 0) {
+      *reinterpret_cast<float4*>(to) = total;
+    } else {
+      to[0] = total.x;
+      if (j + 1 < n) to[1] = total.y;
+      if (j + 2 < n) to[2] = total.z;
+      if (j + 3 < n) to[3] = total.w;
+    }
   }
 }
 
@@ -248,30 +280,32 @@ __global__ void __launch_bounds__(W::kThreads, W::kBlocks)
         room.start[(k * W::kStates + i) / 4 * 32 + w.lane] =
             make_float4(h[k][i], h[k][i + 1], h[k][i + 2], h[k][i + 3]);
     const int count = static_cast<int>((piece.end - piece.begin + kTile - 1) >> kTileShift);
-    const auto token = [&](int tile) { return piece.begin + tile * kTile; };
+    const int64_t last_tile = piece.begin + (count - 1) * kTile;
+    int steps = tile_steps(last_tile, piece.end);
+    const float4* inner_at = inner_states(w, s, number) + (count - 2) * inner_step<W>(s);
+    const float* time_at = s.time + (number * s.tiles() + count - 2) * s.d + w.first + w.own;
     float4 inner[W::kQuads];
     float time[W::kOwn] = {};
-    const auto fetch_inner = [&](int tile) {
-      if (tile == 0) return;
-      const float4* from = inner_state(w, s, number, tile - 1);
+    const auto fetch_inner = [&] {
 #pragma unroll
-      for (int i = 0; i < W::kQuads; i++) inner[i] = from[i * 32];
+      for (int i = 0; i < W::kQuads; i++) inner[i] = inner_at[i * 32];
+      inner_at -= inner_step<W>(s);
       if (fresh) return;
 #pragma unroll
       for (int k = 0; k < W::kOwn; k++)
-        if (w.own + k < w.width)
-          time[k] = s.time[(number * s.tiles() + tile - 1) * s.d + w.first + w.own + k];
+        if (w.own + k < w.width) time[k] = time_at[k];
+      time_at -= s.d;
     };
-    Share<W> raw;
-    raw.fetch(w, s, token(count - 1), tile_steps(token(count - 1), piece.end));
-    fetch_inner(count - 1);
+    Share<W> raw(w, s, last_tile);
+    Places<W> places(w, s, last_tile);
+    raw.fetch(w, s, steps);
+    if (count > 1) fetch_inner();
     __syncwarp();
     for (int tile = count - 1; tile >= 0; tile--) {
-      const int steps = tile_steps(token(tile), piece.end);
       float* states = room.states + tile % 2 * W::kCoefficients;
       Kept<W> kept;
       enter_tile(w, s, room, raw, steps, kept, dD);
-      raw.place_states(w, s, token(tile), steps, states);
+      raw.place_states(w, s, steps, states);
       // h before the tile: what is left of the piece's start, and what came to be since.
 #pragma unroll
       for (int k = 0; k < W::kOwn; k++)
@@ -287,18 +321,21 @@ __global__ void __launch_bounds__(W::kThreads, W::kBlocks)
             h[k][j] = fresh ? added[j - i] : fmaf(exp2_approx(time[k] * A[k][j]), h[k][j], added[j - i]);
         }
       __syncwarp();
-      if (tile > 0) raw.fetch(w, s, token(tile - 1), kTile);
+      raw.move(s, true);
+      if (tile > 0) raw.fetch(w, s, kTile);
       walk_forward(w, s, room, states, A, B, C, h);
-      if (tile > 0) fetch_inner(tile - 1);
+      if (tile > 1) fetch_inner();
       walk_back(w, s, room, states, A, B, C, dh, dA, dB, dC);
       __syncwarp();
       add_channels(w, room, states);
-      leave_tile(w, s, room, kept, token(tile), steps, dbias);
+      leave_tile(w, s, room, kept, places, steps, dbias);
       if constexpr (W::kWarps > 1)
         __syncthreads();
       else
         __syncwarp();
-      leave_coefficients(w, s, states - w.warp * W::kBack, token(tile), steps);
+      leave_coefficients<W>(s, states - w.warp * W::kBack, places.share, steps);
+      places.back(s);
+      steps = kTile;
     }
   }
   w.store(dA, s.n, s.start + row);

@@ -197,7 +197,7 @@ class Edge {
       Pack<P::kQuad> some;
 #pragma unroll
       for (int q = 0; q < P::kQuad; q++) some.item[q] = piece[item + q];
-      some.store(tile.coefficients + step * 2 * P::kN + P::coefficient(n) + is_C * P::kToC);
+      some.store(tile.coefficients + step * P::kFactors + P::coefficient(n) + is_C * P::kToC);
     }
   }
 };

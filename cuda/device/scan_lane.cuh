@@ -10,7 +10,7 @@ template <class P>
 class Lane {
   static constexpr int S = P::kStates, Q = P::kQuad;
   using Fours = Pack<4>;  // of four tokens
-  static constexpr int kTurn = 16;  // steps between branches
+  static constexpr int kTurn = smaller(16, P::kSteps);  // steps between branches
   struct Coefficients {
     float B[S], C[S];
   };
@@ -72,7 +72,7 @@ class Lane {
     float e[G][S];
 #pragma unroll
     for (int g = 0; g < G; g++) {
-      now[g] = load(row + g * 2 * P::kN);
+      now[g] = load(row + g * P::kFactors);
       decay(e[g], dt.item[g]);
     }
     for (int t = 0; t < steps; t += kTurn) {
@@ -91,7 +91,7 @@ class Lane {
           float next_e[G][S];
 #pragma unroll
           for (int g = 0; g < G; g++) {
-            next[g] = load(row + (at + j + G + g) * 2 * P::kN);
+            next[g] = load(row + (at + j + G + g) * P::kFactors);
             const int ahead = j + G + g;
             decay(next_e[g], ahead < 4 ? dt.item[ahead % 4] : next_dt.item[ahead % 4]);
           }

@@ -64,7 +64,8 @@ struct Plan {
   // apart and lets the scan load ahead beyond the last.
   static constexpr int kRow = kSteps + 4;
   static constexpr int kPlane = kWidth * kRow + 16;  // shares of y, of one lane of each channel
-  static constexpr int kCoefficients = (kSteps + kAheadSteps) * 2 * kN;
+  static constexpr int kFactors = 2 * kN + 4;  // a token's B and C
+  static constexpr int kCoefficients = (kSteps + kAheadSteps) * kFactors;
   static constexpr int kTile = 2 * kWidth * kRow + Lanes * kPlane + kCoefficients;
   static constexpr int kBytes = 2 * kTile * static_cast<int>(sizeof(float));
 

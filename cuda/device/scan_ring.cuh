@@ -6,6 +6,7 @@
 // No barrier stops the whole block, and several tiles are on the way: a lone block needs that, and
 // it spares full multiprocessors some waiting too.
 #pragma once
+#include "scan_pair_lane.cuh"
 #include "scan_ring_edge.cuh"
 #include "scan_ring_lane.cuh"
 
@@ -13,7 +14,10 @@ namespace ss::cuda {
 
 constexpr int kTurnstiles = 128;  // bytes for them, beside a plan's kBytes
 
-template <class P>
+// Whole sequences, or pieces from their carry. Without Out: what each piece but a sequence's last
+// adds to the state, as if it started from zero, and the sum of its dt: exp(A sum dt) is the decay
+// over the whole piece.
+template <class P, bool Out>
 __global__ void __launch_bounds__(P::kThreads, P::kBlocks)
     scan_ring(const __grid_constant__ Scan<typename P::T> s) {
   extern __shared__ float4 shared_memory[];
@@ -23,7 +27,7 @@ __global__ void __launch_bounds__(P::kThreads, P::kBlocks)
   s.sequences.check();
   const int64_t number = blockIdx.x / s.blocks;
   const auto piece = s.sequences.piece(number, s.shift);
-  if (piece.begin >= piece.end) return;
+  if (piece.begin >= piece.end || (!Out && piece.end == piece.stop)) return;
   const int64_t slot = s.sequences.slot(piece.sequence);
   float* state = slot < 0 ? nullptr : s.state + slot * s.state_stride;
 
@@ -35,8 +39,10 @@ __global__ void __launch_bounds__(P::kThreads, P::kBlocks)
     scanned[threadIdx.x].make(P::kScanners);
   }
   if (threadIdx.x < P::kScanners) {
-    using Lane = std::conditional_t<(P::kUnit > 0), RingLane<P>, ss::cuda::Lane<P>>;
-    Lane lane(s, place, s.carry ? s.carry + number * s.d * s.n : state);
+    using Lane = std::conditional_t<(P::kUnit > 0), RingLane<P>,
+                                    std::conditional_t<(P::kOwn > 1), PairLane<P>, ss::cuda::Lane<P>>>;
+    float* carry = s.carry ? s.carry + number * s.d * s.n : nullptr;
+    Lane lane(s, place, !Out ? nullptr : carry ? carry : state);
     __syncthreads();
     if constexpr (P::kUnit > 0) {
       lane.walk(memory, full, scanned, tiles);
@@ -45,14 +51,19 @@ __global__ void __launch_bounds__(P::kThreads, P::kBlocks)
       for (int i = 0; i < tiles; i++) {
         full[stage.at].pass(stage.round);
         const int steps = smaller(tokens - i * P::kSteps, P::kSteps);
-        lane.template scan<true>(P::tile(memory, stage.at), steps);
+        lane.template scan<Out>(P::tile(memory, stage.at), steps);
         scanned[stage.at].arrive();
         stage.next();
       }
     }
-    if (state && piece.end == piece.stop) lane.store(s, place, state);
+    if constexpr (Out) {
+      if (state && piece.end == piece.stop) lane.store(s, place, state);
+    } else {
+      lane.store(s, place, carry);
+      lane.store_time(place, s.time + number * s.d);
+    }
   } else {
-    RingEdge<P> edge(s, place, piece.begin, tokens, reinterpret_cast<char*>(memory + P::kFloats));
+    RingEdge<P, Out> edge(s, place, piece.begin, tokens, reinterpret_cast<char*>(memory + P::kFloats));
     edge.ask_first(tiles);
     __syncthreads();
     edge.walk(memory, full, scanned, tiles);

@@ -6,7 +6,7 @@
 
 namespace ss::cuda {
 
-template <class P>
+template <class P, bool Out>
 class RingEdge {
   using T = typename P::T;
   static constexpr int kItem = P::kItem, kSize = sizeof(T);
@@ -18,37 +18,44 @@ class RingEdge {
   enum Tensor { kDelta, kU, kZ };
 
   const Scan<T>& s;
-  const int64_t begin, group;
-  const int tokens;                  // from `begin` on
+  const int tokens;                  // of the piece
   const int index, crew;             // this thread among its crew
   const int column, above;           // its channels; the tile's tokens before its own
   const int channels;                // that there are of its kItem; may be negative
-  const char *u_at, *delta_at, *z_at;  // its channels at `begin`
-  char* y_at;
+  const bool is_C;                   // which of B and C it brings pieces of, where n allows
+  const int n;
+  // Its first rows of the tile that its crew asks for next, and of y of the one that leaves next.
+  const char *delta_next, *u_next, *z_next, *factor_next;
+  char* y_next;
   char* raw;  // the crew's slots
   float D[kItem], bias[kItem];
 
  public:
   __device__ RingEdge(const Scan<T>& s, const Place<P>& place, int64_t begin, int tokens, char* raws)
       : s(s),
-        begin(begin),
-        group(place.group),
         tokens(tokens),
         index((threadIdx.x - P::kScanners) % P::kCrew),
         crew((threadIdx.x - P::kScanners) / P::kCrew),
         column(index % P::kColumns),
         above(index / P::kColumns * 4),
         channels(place.width - column * kItem),
+        is_C(index % P::kOfRow >= P::kOfRow / 2),
+        n(index % (P::kOfRow / 2) * P::kPiece),
         raw(raws + crew * P::kSlots * P::kSlot) {
     const int64_t c = place.first + (channels > 0 ? column * kItem : 0);
+    const int64_t tile = begin + crew * P::kSteps, first = tile + above;
     const auto at = [&](const T* x, int64_t stride) {
-      return reinterpret_cast<const char*>(x + begin * stride + c);
+      return reinterpret_cast<const char*>(x + first * stride + c);
     };
-    u_at = at(s.u, s.u_stride), delta_at = at(s.delta, s.delta_stride), z_at = at(s.z, s.z_stride);
-    y_at = const_cast<char*>(at(s.y, s.y_stride));
+    delta_next = at(s.delta, s.delta_stride), u_next = at(s.u, s.u_stride);
+    z_next = Out && s.z ? at(s.z, s.z_stride) : nullptr;
+    y_next = Out ? const_cast<char*>(at(s.y, s.y_stride)) : nullptr;
+    const T* factors = static_cast<const T*>(is_C ? s.C : s.B);
+    factor_next = reinterpret_cast<const char*>(factors + (tile + index / P::kOfRow) * factor_stride() +
+                                                place.group * s.n + (n < s.n ? n : 0));
 #pragma unroll
     for (int k = 0; k < kItem; k++) {
-      D[k] = s.D && k < channels ? s.D[c + k] : 0.0f;
+      D[k] = Out && s.D && k < channels ? s.D[c + k] : 0.0f;
       bias[k] = s.delta_bias && k < channels ? s.delta_bias[c + k] : 0.0f;
     }
   }
@@ -68,7 +75,7 @@ class RingEdge {
     Ring<P::kStages> stage;
     asked.at = P::kEarly % P::kSlots;
     stage.at = crew;
-    for (int i = crew; i < tiles + P::kStages; i += P::kCrews) {
+    for (int i = crew; i < tiles + (Out ? P::kStages : 0); i += P::kCrews) {
       const bool enters = i < tiles, leaves = i >= P::kStages;
       Entering items;
       if (enters) {
@@ -78,9 +85,11 @@ class RingEdge {
       const Tile tile = P::tile(memory, stage.at);
       if (leaves) {
         scanned[stage.at].pass(stage.round - 1);
-        s.z ? leave<true>(tile.shares, i - P::kStages, leaving.at)
-            : leave<false>(tile.shares, i - P::kStages, leaving.at);
-        leaving.next();
+        if constexpr (Out) {
+          s.z ? leave<true>(tile.shares, i - P::kStages, leaving.at)
+              : leave<false>(tile.shares, i - P::kStages, leaving.at);
+          leaving.next();
+        }
       }
       if (enters) {
         enter_pieces(tile, entering.at);
@@ -96,14 +105,18 @@ class RingEdge {
   }
 
  private:
-  // A row's address, for its token times kSize: one multiplication.
-  static __device__ const T* row(const char* at, int64_t stride, unsigned scaled) {
-    return reinterpret_cast<const T*>(at + uint64_t{scaled} * static_cast<unsigned>(stride));
+  // Rows further: their number times kSize, which with a stride makes one instruction.
+  static __device__ const char* further(const char* at, int scaled, int64_t stride) {
+    const char* to;
+    asm("mad.wide.s32 %0, %1, %2, %3;"
+        : "=l"(to)
+        : "r"(scaled), "r"(static_cast<int>(stride)), "l"(at));
+    return to;
   }
-  // Token t of the piece or its last, times kSize: steps beyond are loaded too, and are given dt = 0.
-  __device__ unsigned scaled(int t) const {
-    return static_cast<unsigned>(min(t * kSize, (tokens - 1) * kSize));
+  static __device__ const char* turn(const char* at, int64_t stride) {  // to the crew's next tile
+    return further(at, P::kCrews * P::kSteps * kSize, stride);
   }
+  __device__ int64_t factor_stride() const { return is_C ? s.C_stride : s.B_stride; }
 
   // Where this thread's items of token j lie, and its piece k of B or C.
   __device__ T* items(int slot, Tensor tensor, int j) const {
@@ -114,43 +127,47 @@ class RingEdge {
     return reinterpret_cast<T*>(raw + slot * P::kSlot + P::kItems + (k * P::kCrew + index) * 16);
   }
 
-  __device__ void ask(int i, int slot) const {
+  // Rows beyond the piece's last are that one again, and are given dt = 0.
+  __device__ void ask(int i, int slot) {
     constexpr int bytes = P::kItemBytes;
+    const int last = tokens - 1 - i * P::kSteps;  // of the tile's tokens
 #pragma unroll
     for (int j = 0; j < 4; j++) {
-      const unsigned t = scaled(i * P::kSteps + above + j);
-      copy_some<bytes>(items(slot, kDelta, j), row(delta_at, s.delta_stride, t));
-      copy_some<bytes>(items(slot, kU, j), row(u_at, s.u_stride, t));
-      if (s.z) copy_some<bytes>(items(slot, kZ, j), row(z_at, s.z_stride, t));
+      const int row = smaller(j * kSize, (last - above) * kSize);
+      const auto copy = [&](Tensor tensor, const char* next, int64_t stride) {
+        copy_some<bytes>(items(slot, tensor, j), further(next, row, stride));
+      };
+      copy(kDelta, delta_next, s.delta_stride), copy(kU, u_next, s.u_stride);
+      if (Out && s.z) copy(kZ, z_next, s.z_stride);
     }
+    delta_next = turn(delta_next, s.delta_stride), u_next = turn(u_next, s.u_stride);
+    if (Out && s.z) z_next = turn(z_next, s.z_stride);
+    if (Out || !is_C) {
+      const int own = index / P::kOfRow;
 #pragma unroll
-    for (int k = 0; k < P::kPieces; k++) {
-      const int number = k * P::kCrew + index, t = number / P::kOfRow;
-      if (P::kSteps * P::kOfRow % P::kCrew && t >= P::kSteps) break;
-      const bool is_C = number % P::kOfRow >= P::kOfRow / 2;
-      const int n = number % (P::kOfRow / 2) * P::kPiece;
-      const bool there = n < s.n;
-      const int64_t stride = is_C ? s.C_stride : s.B_stride;
-      const T* at = static_cast<const T*>(is_C ? s.C : s.B) + begin * stride + group * s.n;
-      const T* from = row(reinterpret_cast<const char*>(at), stride, scaled(i * P::kSteps + t));
-      copy_async(piece(slot, k), from + (there ? n : 0), there);
+      for (int k = 0; k < P::kPieces; k++) {
+        constexpr int rows = P::kCrew / P::kOfRow;
+        if (P::kSteps % rows && own + k * rows >= P::kSteps) break;
+        const int row = smaller(k * rows * kSize, (last - own) * kSize);
+        copy_async(piece(slot, k), further(factor_next, row, factor_stride()), n < s.n);
+      }
     }
+    factor_next = turn(factor_next, factor_stride());
   }
 
   __device__ void enter_pieces(const Tile& tile, int slot) const {
+    if (!Out && is_C) return;
 #pragma unroll
     for (int k = 0; k < P::kPieces; k++) {
       const int number = k * P::kCrew + index, t = number / P::kOfRow;
       if (P::kSteps * P::kOfRow % P::kCrew && t >= P::kSteps) break;
-      const bool is_C = number % P::kOfRow >= P::kOfRow / 2;
-      const int n = number % (P::kOfRow / 2) * P::kPiece;
       const auto some = Piece::load(piece(slot, k));
 #pragma unroll
       for (int item = 0; item < P::kPiece; item += P::kQuad) {
         Pack<P::kQuad> quad;
 #pragma unroll
         for (int q = 0; q < P::kQuad; q++) quad.item[q] = some[item + q];
-        quad.store(tile.coefficients + t * 2 * P::kN + P::coefficient(n + item) + is_C * P::kToC);
+        quad.store(tile.coefficients + t * P::kFactors + P::coefficient(n + item) + is_C * P::kToC);
       }
     }
   }
@@ -164,7 +181,7 @@ class RingEdge {
 #pragma unroll
       for (int k = 0; k < kItem; k++) {
         const float x = delta[k] + bias[k];
-        out.dt[k].item[j] = Softplus ? softplus(x) : x;
+        out.dt[k].item[j] = Softplus ? softplus_for<T>(x) : x;
         out.dtu[k].item[j] = out.dt[k].item[j] * u[k];
       }
     }
@@ -188,7 +205,7 @@ class RingEdge {
   }
 
   template <bool Gated>
-  __device__ void leave(const float* shares, int i, int slot) const {
+  __device__ void leave(const float* shares, int i, int slot) {
     Items u[4], z[4];
 #pragma unroll
     for (int j = 0; j < 4; j++) {
@@ -214,11 +231,19 @@ class RingEdge {
 #pragma unroll
       for (int k = 0; k < kItem; k++)
         out[j].item[k] *= Gated ? silu(z[j][k]) : 1.0f;
-    if (channels <= 0) return;
-    const int t = i * P::kSteps + above;
+    const int there = channels > 0 ? tokens - i * P::kSteps - above : 0;
+    const auto put = [&](int j) {
+      out[j].store(reinterpret_cast<T*>(const_cast<char*>(further(y_next, j * kSize, s.y_stride))));
+    };
+    if (there >= 4) {
 #pragma unroll
-    for (int j = 0; j < 4; j++)
-      if (t + j < tokens) out[j].store(const_cast<T*>(row(y_at, s.y_stride, (t + j) * kSize)));
+      for (int j = 0; j < 4; j++) put(j);
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+        if (j < there) put(j);
+    }
+    y_next = const_cast<char*>(turn(y_next, s.y_stride));
   }
 };
 

@@ -76,7 +76,7 @@ class RingLane : public Lane<P> {
     for (int i = 0; i < G / 4; i++) out.dtu[i] = Pack<4>::load(dtu + u * G + i * 4);
 #pragma unroll
     for (int t = 0; t < G; t++) {
-      const float* at = row + (u * G + t) * 2 * P::kN;
+      const float* at = row + (u * G + t) * P::kFactors;
       if constexpr (Q < 4) {
         const auto some = Pack<2 * Q>::load(at);
 #pragma unroll

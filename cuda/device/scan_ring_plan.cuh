@@ -8,9 +8,10 @@ namespace ss::cuda {
 // As Plan, with Warps that scan. An edge thread has Item channels by 4 tokens of a tile of Steps
 // tokens; Crews of edge threads take tiles in turn. Stages: tiles that are ready to be scanned, are
 // being scanned or wait to leave. Early: tiles that a crew has asked for and that have not entered.
-// Unit: tokens whose factors a lone warp asks for ahead (RingLane); 0: Lane scans.
+// Unit: tokens whose factors a lone warp asks for ahead (RingLane); 0: Lane scans or, where a
+// thread has Own channels, PairLane.
 template <class T_, int States, int Lanes, int Warps, int Item, int Steps, int Stages, int Crews,
-          int Early, int Blocks, int Unit>
+          int Early, int Blocks, int Unit, int Own = 1>
 struct RingPlan {
   using T = T_;
   static constexpr bool kFast = true;
@@ -18,7 +19,8 @@ struct RingPlan {
   static constexpr int kItem = Item, kSteps = Steps;
   static constexpr int kStages = Stages, kCrews = Crews, kEarly = Early;
   static constexpr int kUnit = Unit;
-  static constexpr int kN = States * Lanes, kScanners = 32 * Warps, kWidth = kScanners / Lanes;
+  static constexpr int kN = States * Lanes, kScanners = 32 * Warps;
+  static constexpr int kOwn = Own, kWidth = kScanners / Lanes * Own;
   static constexpr int kColumns = kWidth / Item, kCrew = kColumns * Steps / 4;
   static constexpr int kThreads = kScanners + Crews * kCrew;
   static_assert(kCrew % 32 == 0 && Stages % Crews == 0);
@@ -29,9 +31,9 @@ struct RingPlan {
   static constexpr int kAheadSteps = States <= 2 ? 4 : States == 4 ? 2 : 1;
 
   // Shared memory, in floats: stages, then their shares of y.
-  static constexpr int kRow = Steps + 4, kPlane = kWidth * kRow + 16;
+  static constexpr int kRow = Steps + 4, kPlane = kWidth * kRow + 16, kFactors = 2 * kN + 4;
   static constexpr int kDtu = kWidth * kRow, kCoefficients = 2 * kDtu;
-  static constexpr int kStage = kCoefficients + (Steps + kAheadSteps) * 2 * kN;
+  static constexpr int kStage = kCoefficients + (Steps + kAheadSteps) * kFactors;
   static constexpr int kShares = Lanes * kPlane;
   static constexpr int kFloats = Stages * (kStage + kShares);
   // In bytes: what a crew has asked for: delta, u, z of its threads, then pieces of B and C.

@@ -1,4 +1,5 @@
 import { accumulate, add, cast, fill } from '../ops/elementwise';
+import type { Range } from '../shape';
 import { keep, scope, sizeOf, Tensor } from '../tensor';
 import { recording, release, track, untrack, variableOf, type Step, type Tape, type Variable } from './tape';
 
@@ -10,10 +11,19 @@ const matrix = (tensor: Tensor): Tensor =>
       ? tensor.reshape([1, tensor.size])
       : tensor.reshape([tensor.shape[0]!, sizeOf(tensor.shape.slice(1))]);
 
+/** Makes zeros of what nothing was written to. */
+function settle(variable: Variable): void {
+  const { grad, holes } = variable;
+  if (!grad || !holes) return;
+  scope(() => holes.forEach(([begin, end]) => fill({ x: grad.columns(begin, end) })));
+  delete variable.holes;
+}
+
 /** Where a variable's gradient lies: its own tensor of zeros to begin with, or a part of its base's. */
 function place(variable: Variable): Tensor {
   const { from, shape, dtype, device } = variable;
   if (from) return from.again(place(from.base));
+  settle(variable);
   const { grad: given } = variable;
   if (given && variable.owned) return given;
   const own = given ? cast({ x: matrix(given) }).reshape(shape) : Tensor.empty(shape, dtype, device);
@@ -24,13 +34,44 @@ function place(variable: Variable): Tensor {
   return own;
 }
 
-/** Adds a gradient to a variable's. */
-export function give(variable: Variable, gradient: Tensor, call: string): void {
+/** The part of its base's gradient that some columns' will be, if nothing was written to it yet. */
+function hole({ from }: Variable): Tensor | undefined {
+  if (!from?.columns || from.base.from) return undefined;
+  const { base, again, columns } = from;
+  if (!base.grad) {
+    base.grad = keep(Tensor.empty(base.shape, base.dtype, base.device));
+    base.owned = true;
+    base.holes = [[0, base.shape[1]!]];
+  }
+  return base.holes?.some((each) => within(columns, each)) ? again(base.grad) : undefined;
+}
+
+const within = ([begin, end]: Range, [first, last]: Range) => first <= begin && end <= last;
+
+/** After it was written to. */
+function fillHole({ from }: Variable): void {
+  const { base, columns } = from!;
+  const [begin, end] = columns!;
+  const rest = base.holes!.flatMap((each): Range[] =>
+    within(columns!, each)
+      ? [
+          [each[0], begin],
+          [end, each[1]],
+        ]
+      : [each],
+  );
+  base.holes = rest.filter(([first, last]) => first < last);
+}
+
+/** Adds a gradient to a variable's. `room` is the hole that it was written to, if it was. */
+export function give(variable: Variable, gradient: Tensor, call: string, room?: Tensor): void {
   const { shape, dtype } = variable;
   if (gradient.dtype !== dtype || gradient.shape.join() !== shape.join()) {
     throw new TypeError(`${call}: its gradient rule gave ${gradient}, expected ${dtype}[${shape.join(',')}]`);
   }
-  if (variable.from || (variable.grad && variable.owned)) {
+  if (room) {
+    fillHole(variable);
+  } else if (variable.from || (variable.grad && variable.owned)) {
     accumulate({ x: matrix(gradient), sum: matrix(place(variable)) });
   } else if (variable.grad) {
     const sum = keep(add(matrix(variable.grad), matrix(gradient)).reshape(shape));
@@ -50,15 +91,23 @@ export type Watch = (opName: string, gradients: Readonly<Record<string, Tensor |
 export function backward(tape: Tape, watch?: Watch): void {
   for (let step: Step | undefined; (step = tape.pop());) {
     const { opName, vjp, args, results, inputs, outputs } = step;
+    Object.values(outputs).forEach(settle);
     const grad = Object.fromEntries(Object.entries(outputs).map(([name, { grad }]) => [name, grad]));
     try {
       if (Object.values(grad).some((value) => value !== undefined)) {
         scope(() => {
-          const gradients = vjp({ args, results, grad, inputs });
+          const rooms = new Map<string, Tensor | undefined>();
+          const room = (name: string) => {
+            const found = inputs[name] && hole(inputs[name]);
+            rooms.set(name, found);
+            return found;
+          };
+          const gradients = vjp({ args, results, grad, inputs, room });
           watch?.(opName, gradients);
           for (const [name, variable] of Object.entries(inputs)) {
             const gradient = gradients[name];
-            if (gradient) give(variable, gradient, opName);
+            const known = rooms.get(name);
+            if (gradient) give(variable, gradient, opName, gradient === known ? known : undefined);
           }
         });
       }
@@ -67,6 +116,7 @@ export function backward(tape: Tape, watch?: Watch): void {
       for (const variable of Object.values(outputs)) {
         variable.grad?.dispose();
         delete variable.grad;
+        delete variable.holes;
       }
     }
   }

@@ -1,3 +1,4 @@
+import type { Range } from '../shape';
 import { keep, onView, Tensor } from '../tensor';
 
 /** What gradients are summed for: a parameter, or something that was computed from one. */
@@ -6,8 +7,14 @@ export interface Variable {
   readonly dtype: Tensor['dtype'];
   readonly device: Tensor['device'];
   /** A view's gradient lies inside its base's: `again` makes the same view of another tensor. */
-  readonly from?: { readonly base: Variable; readonly again: (tensor: Tensor) => Tensor };
+  readonly from?: {
+    readonly base: Variable;
+    readonly again: (tensor: Tensor) => Tensor;
+    readonly columns: Range | undefined;
+  };
   grad?: Tensor;
+  /** Columns of `grad` that nothing was written to yet: zeros, once it is read. */
+  holes?: readonly Range[];
   /** Whether `grad` is ours to add to, or belongs to a rule that may have given it away twice. */
   owned?: boolean;
 }
@@ -25,6 +32,8 @@ export interface Call {
   readonly grad: Readonly<Record<string, Tensor | undefined>>;
   /** Shape and dtype of the inputs whose gradients are wanted. */
   readonly inputs: Readonly<Record<string, Variable>>;
+  /** Where the gradient of an input may be written to instead of to a new tensor; its rows may lie apart. */
+  readonly room: (name: string) => Tensor | undefined;
 }
 
 /** Gradients of the inputs, by name: each of its input's dtype and shape, or left out. */
@@ -134,9 +143,9 @@ export function release({ args, results }: Step): void {
     if (value instanceof Tensor) value.dispose();
 }
 
-onView((view, base, again) => {
+onView((view, base, again, columns) => {
   const variable = current && variables.get(base);
   if (!variable) return;
   const { shape, device } = view;
-  variables.set(view, { shape, dtype: variable.dtype, device, from: { base: variable, again } });
+  variables.set(view, { shape, dtype: variable.dtype, device, from: { base: variable, again, columns } });
 });

@@ -2,18 +2,29 @@ import { CommanderError } from 'commander';
 import { note } from './terminal';
 
 /** What the process ends with. A reader that goes away (`| head`) is no failure. */
-export const exitCodes = { fine: 0, failed: 1, usage: 2, interrupted: 130 } as const;
+export const exitCodes = { fine: 0, failed: 1, usage: 2, interrupted: 130, terminated: 143 } as const;
 
 /** What the user wrote cannot be meant. */
 export class UsageError extends Error {}
 
-/** Ctrl-C was pressed. */
-class Interrupted extends Error {}
+/** Ctrl-C was pressed, or the process was asked to end. */
+export class Interrupted extends Error {
+  readonly exitCode: number;
+
+  constructor(signal: NodeJS.Signals) {
+    super('interrupted');
+    this.exitCode = signal === 'SIGTERM' ? exitCodes.terminated : exitCodes.interrupted;
+  }
+}
 
 /** Aborts on Ctrl-C, so that work ends in order; a second Ctrl-C ends the process there and then. */
-export function interruption(): AbortSignal {
+export function interruption(signals: readonly NodeJS.Signals[] = ['SIGINT']): AbortSignal {
   const controller = new AbortController();
-  process.once('SIGINT', () => controller.abort(new Interrupted('interrupted')));
+  const stop = (signal: NodeJS.Signals) => {
+    for (const each of signals) process.off(each, stop);
+    controller.abort(new Interrupted(signal));
+  };
+  for (const signal of signals) process.on(signal, stop);
   return controller.signal;
 }
 
@@ -32,6 +43,13 @@ const flags: readonly (readonly [RegExp, string])[] = [
   [/^resolveModel: (?=revision\b)/, '--'],
   [/^resolveModel: /, ''],
   [/^setThreads: count\b/, '--threads'],
+  [/^(Trainer\.\w+|completeOptions): average\b/, '--ema'],
+  [/^(Trainer\.\w+|completeOptions): (?=[a-z][a-zA-Z0-9]* (is|has)\b)/, '--'],
+  [/^Windows: corpus\b/, 'data'],
+  [/^Windows: (?=length\b)/, '--'],
+  [/^split: share\b/, '--validation-share'],
+  [/^train: (?=(keep|saveEvery|evaluateEvery|logEvery) is\b)/, '--'],
+  [/^train: /, ''],
 ];
 
 /** The library's message in the words of the command line: `generate: topP is 2, ...` is about `--top-p`. */
@@ -47,7 +65,7 @@ export function inFlags(message: string): string {
 export function report(error: unknown): number {
   // Commander has written its message, or the help that was asked for.
   if (error instanceof CommanderError) return error.exitCode === 0 ? exitCodes.fine : exitCodes.usage;
-  if (error instanceof Interrupted) return exitCodes.interrupted;
+  if (error instanceof Interrupted) return error.exitCode;
   if (!(error instanceof Error)) {
     note(`error: ${String(error)}`);
     return exitCodes.failed;
@@ -58,11 +76,14 @@ export function report(error: unknown): number {
       ? (error.stack ?? error.message)
       : `error: ${inFlags(error.message)}`,
   );
-  return isUsage(error) ? exitCodes.usage : exitCodes.failed;
+  return exitCodeOf(error);
 }
+
+/** What an error that was told of ends the process with. */
+export const exitCodeOf = (error: Error): number => (isUsage(error) ? exitCodes.usage : exitCodes.failed);
 
 /** The library names its call in front of what is wrong with an argument; other such errors are defects. */
 function isUsage(error: Error): boolean {
   if (error instanceof UsageError) return true;
-  return (error instanceof RangeError || error instanceof TypeError) && /^\w+: /.test(error.message);
+  return (error instanceof RangeError || error instanceof TypeError) && /^[\w.]+: /.test(error.message);
 }

@@ -10,6 +10,7 @@ import { report } from './exit';
 import { generateCommand } from './generate';
 import { inspectCommand } from './inspect';
 import { reproduceCommand } from './reproduce';
+import { trainCommand } from './train';
 import { verifyCommand } from './verify';
 
 const { version } = require(join(packageRoot, 'package.json')) as { version: string };
@@ -34,6 +35,7 @@ const program = new Command('selective-scan')
   .version(version, '-V, --version', 'print the version')
   .addCommand(generateCommand())
   .addCommand(evalCommand())
+  .addCommand(trainCommand())
   .addCommand(inspectCommand())
   .addCommand(convertCommand())
   .addCommand(doctorCommand())

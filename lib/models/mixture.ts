@@ -3,7 +3,7 @@ import type { FeedForward } from '../nn/experts';
 import type { Linear } from '../nn/linear';
 import type { Batch, MambaMixer } from '../nn/mamba';
 import { MoE, type Entering, type MoEOptions } from '../nn/moe';
-import { add, cast } from '../ops/elementwise';
+import { accumulate, add, cast } from '../ops/elementwise';
 import { embedding, matmul } from '../ops/matmul';
 import { addRmsNorm, layerNorm, normMatmul, rmsNorm } from '../ops/norm';
 import { scope, type DType, type Tensor } from '../tensor';
@@ -66,6 +66,8 @@ export class MixtureBackbone implements Backbone {
 
   forward(ids: Tensor, batch: Batch, pools: readonly Tensor[], visit?: (hidden: Tensor) => void): Tensor {
     const { embeddings, layers } = this.parts;
+    // One row is where a step's kernels are short enough for their number to count.
+    const step = ids.shape[0] === 1 && pools.length > 0 && !batch.muted && !batch.seeds && !isRecording();
     return scope(() => {
       let residual = embedding({ ids, weight: embeddings, dtype: 'f32' });
       let mixed: Tensor | undefined;
@@ -76,16 +78,34 @@ export class MixtureBackbone implements Backbone {
         return { seed, visit: batch.router };
       };
       for (const [i, layer] of layers.entries()) {
-        const { y, sum } = this.#layer(layer, mixed, residual, batch, () => pools[pool++], routing);
+        const run = step && stepsWhole(layer) ? this.#stepLayer : this.#layer;
+        const { y, sum } = run.call(this, layer, mixed, residual, batch, () => pools[pool++], routing);
         if (i > 0) visit?.(sum);
-        // What this layer no longer needs goes at once: a long prompt's memory is one layer's.
-        mixed?.dispose();
-        if (sum !== residual) residual.dispose();
+        // What this layer no longer needs goes at once: a long prompt's memory is one layer's. In a step
+        // nothing does, so that layers can become one launch.
+        if (!step) {
+          mixed?.dispose();
+          if (sum !== residual) residual.dispose();
+        }
         residual = sum;
         mixed = y;
       }
       return this.#last(mixed!, residual, visit);
     });
+  }
+
+  /** One token through a layer as one op. */
+  #stepLayer(
+    { norm, mixer, network }: MixtureLayer,
+    x: Tensor | undefined,
+    residual: Tensor,
+    batch: Batch,
+    pool: () => Tensor | undefined,
+  ): { readonly y: Tensor; readonly sum: Tensor } {
+    const { eps } = this.parts;
+    if (mixer) return mixer.layerStep({ x, residual, norm, eps }, batch, pool()!, pool()!);
+    const entering = { x, residual, normWeight: norm, eps, dtype: this.#activations };
+    return (network as MoE).layerStep(entering, batch.router);
   }
 
   /**
@@ -127,7 +147,10 @@ export class MixtureBackbone implements Backbone {
       visit?.(sum);
       return y;
     }
-    const sum = add(mixed.dtype === 'f32' ? mixed : cast({ x: mixed, dtype: 'f32' }), residual);
+    let sum = residual;
+    if (visit || isRecording())
+      sum = add(mixed.dtype === 'f32' ? mixed : cast({ x: mixed, dtype: 'f32' }), residual);
+    else accumulate({ x: mixed, sum }); // which nobody else sees
     visit?.(sum);
     return layerNorm({ x: sum, ...finalNorm, eps, dtype: this.#activations });
   }
@@ -140,6 +163,10 @@ export class MixtureBackbone implements Backbone {
     for (const { mixer } of this.parts.layers) mixer?.dispose();
   }
 }
+
+/** Whether one op does what the layer is. */
+const stepsWhole = ({ mixer, network }: MixtureLayer): boolean =>
+  mixer ? !network && mixer.stepsWhole : network instanceof MoE && network.stepsWhole;
 
 /** The norm of `residual + x`, times a layer's first matrix where there is one. */
 function enter(

@@ -34,7 +34,7 @@ const architectures: ReadonlyMap<string, string> = new Map([
   ['falcon_mamba', 'FalconMambaForCausalLM'],
 ]);
 
-async function writeJson(path: string, json: unknown): Promise<void> {
+export async function writeJson(path: string, json: unknown): Promise<void> {
   await writeAtomically(path, (file) =>
     writeFully(file, Buffer.from(`${JSON.stringify(json, undefined, 2)}\n`)),
   );

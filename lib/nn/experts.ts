@@ -1,4 +1,4 @@
-import { activate, expertDown, expertMatmul, expertSum, expertUp, normRouteUp } from '../ops/experts';
+import { activate, expertDown, expertLayerStep, expertMatmul, expertUp } from '../ops/experts';
 import { matmul } from '../ops/matmul';
 import type { Tensor } from '../tensor';
 import * as init from './init';
@@ -35,8 +35,8 @@ export interface Places {
   readonly k: number;
 }
 
-/** What a token comes from, and how its experts are chosen: see `normRouteUp`. */
-type OneToken = Omit<Parameters<typeof normRouteUp>[0], 'up' | 'upBias' | 'kind' | 'h'>;
+/** What a token comes from, and how its experts are chosen: see `expertLayerStep`. */
+type OneToken = Omit<Parameters<typeof expertLayerStep>[0], 'up' | 'upBias' | 'down' | 'downBias' | 'kind'>;
 
 /** Feed-forward networks of one shape, of which a token sees only those that it is sent to. */
 export class Experts {
@@ -91,14 +91,10 @@ export class Experts {
     return y;
   }
 
-  /** One token into those of its choice, and out of them. */
-  enter(token: OneToken): ReturnType<typeof normRouteUp> {
-    const { activation, dExpert: h } = this.sizes;
-    const weights = { up: this.up, upBias: this.upBias };
-    return normRouteUp({ ...token, ...weights, kind: kinds[activation], h });
-  }
-  leave(hidden: Tensor, experts: Tensor, weights: Tensor): Tensor {
-    return expertSum({ hidden, weight: this.down, bias: this.downBias, experts, weights });
+  /** One token through a layer of these, into those of its choice and out of them. */
+  layerStep(token: OneToken): ReturnType<typeof expertLayerStep> {
+    const { up, upBias, down, downBias } = this;
+    return expertLayerStep({ ...token, up, upBias, down, downBias, kind: kinds[this.sizes.activation] });
   }
 }
 

@@ -117,43 +117,51 @@ export class MoE {
     });
   }
 
+  /** Whether each token chooses its experts, so that one can go through `layerStep`. */
+  get stepsWhole(): boolean {
+    return this.config.router !== 'expert-choice';
+  }
+
+  /**
+   * One token through the whole layer: `y` [1, dModel] is what it adds to `sum`, the residual with what the
+   * layer before has added. Nothing of it is to be disposed before the step's last layer: see `expertLayerStep`.
+   */
+  layerStep(entering: Entering, visit?: MoEOptions['visit']): { readonly y: Tensor; readonly sum: Tensor } {
+    const { y, sum, logits, experts, weights } = this.experts.layerStep({
+      ...this.#routed(entering),
+      router: this.router,
+      routerBias: this.routerBias,
+    });
+    if (visit) see(visit, { logits, chosen: experts, kept: experts, weights });
+    return { y, sum };
+  }
+
   /**
    * The layer with its RMS norm and residual: `sum = residual + x`, and `y`, what the experts make of its
-   * norm, [t, dModel] both. One token goes through two kernels on a GPU; in training it is op by op.
+   * norm, [t, dModel] both. One token is one op; in training it is op by op.
    */
   layer(entering: Entering, options: MoEOptions = {}): { readonly y: Tensor; readonly sum: Tensor } {
-    const { topK: k, router, normalize, experts: e } = this.config;
+    const { topK: k, experts: e } = this.config;
     const { seed, visit } = options;
-    if (router === 'expert-choice' || seed || isRecording()) return this.#layerByOps(entering, options);
-    const { x, residual, normWeight, eps, dtype } = entering;
-    const routing = { eps, k, sigmoid: router !== 'softmax', normalize, dtype };
+    if (!this.stepsWhole || seed || isRecording()) return this.#layerByOps(entering, options);
     return scope(() => {
-      if (residual.shape[0] === 1) {
-        const { sum, logits, experts, weights, hidden } = this.experts.enter({
-          x,
-          residual,
-          normWeight,
-          router: this.router,
-          routerBias: this.routerBias,
-          ...routing,
-        });
-        const y = this.experts.leave(hidden, experts, weights);
-        if (visit) see(visit, { logits, chosen: experts, kept: experts, weights });
-        return { y, sum };
-      }
+      if (entering.residual.shape[0] === 1) return this.layerStep(entering, visit);
       const { sum, normed, logits, experts, weights } = normRoute({
-        x,
-        residual,
-        normWeight,
+        ...this.#routed(entering),
         weight: this.router,
         bias: this.routerBias,
-        ...routing,
       });
       const sorted = sortExperts({ experts: experts.reshape([experts.shape[0]! * k]), e });
       const y = this.experts.through(normed, { ...sorted, k }, weights);
       if (visit) see(visit, { logits, chosen: experts, kept: experts, weights });
       return { y, sum };
     });
+  }
+
+  /** What enters, and how its experts are chosen. */
+  #routed({ x, residual, normWeight, eps, dtype }: Entering) {
+    const { topK: k, router, normalize } = this.config;
+    return { x, residual, normWeight, eps, dtype, k, sigmoid: router !== 'softmax', normalize };
   }
 
   #layerByOps(

@@ -71,8 +71,8 @@ export const expertCombine = op('expert_combine', {
   },
 });
 
-const upTo = (n: number, h: number) =>
-  n === h || n === 2 * h ? undefined : `weight has ${n} rows, expected ${h} or twice as many: h is ${h}`;
+const upTo = (n: number, h: number, has = 'weight has') =>
+  n === h || n === 2 * h ? undefined : `${has} ${n} rows, expected ${h} or twice as many: h is ${h}`;
 const kindOf = (kind: number) =>
   [0, 1, 2].includes(kind) ? undefined : `kind is ${kind}, expected 0, 1 or 2`;
 
@@ -136,7 +136,8 @@ export const normRouteUp = op('norm_route_up', {
     weights: 'f32[1,k]',
     hidden: 'T[k,h]',
   },
-  check: (size) => fewerThan(size('k')!, size('e')!) ?? upTo(size('n')!, size('h')!) ?? kindOf(size('kind')!),
+  check: (size) =>
+    fewerThan(size('k')!, size('e')!) ?? upTo(size('n')!, size('h')!, 'up has') ?? kindOf(size('kind')!),
 });
 
 /** `y[i] = Σ_j weights[i,j] · (hidden[i · k + j] · weight[experts[i,j]]ᵀ + bias[experts[i,j]])`. */
@@ -147,6 +148,38 @@ export const expertSum = op('expert_sum', {
     size('a') === size('t')! * size('k')!
       ? undefined
       : `hidden has ${size('a')} rows, expected ${size('t')! * size('k')!}: one for each weight`,
+});
+
+/**
+ * A mixture of experts in a decode step, for one token: `normRouteUp`, and `y` is `expertSum` of what that
+ * gives. On the CPU the bits are those of the two. On CUDA, for one expert of a token, halves of one type and
+ * the sizes of a published model, one kernel; in a captured graph one for all layers that follow one another,
+ * `mambaLayerStep`'s too, as long as none of their outputs was disposed before the last was called.
+ */
+export const expertLayerStep = op('expert_layer_step', {
+  in: {
+    x: 'T[1,d]?',
+    residual: 'f32[1,d]',
+    normWeight: 'f32[d]',
+    router: 'f32[e,d]',
+    routerBias: 'f32[e]?',
+    up: 'W[e,n,d]',
+    upBias: 'f32[e,n]?',
+    down: 'W[e,d,h]',
+    downBias: 'f32[e,d]?',
+  },
+  attrs: { eps: 1e-5, k: 1, sigmoid: false, normalize: false, kind: 0 },
+  out: {
+    y: 'T[1,d]',
+    sum: 'f32[1,d]',
+    normed: 'T[1,d]',
+    logits: 'f32[1,e]',
+    experts: 'i32[1,k]',
+    weights: 'f32[1,k]',
+    hidden: 'T[k,h]',
+  },
+  check: (size) =>
+    fewerThan(size('k')!, size('e')!) ?? upTo(size('n')!, size('h')!, 'up has') ?? kindOf(size('kind')!),
 });
 
 /** `f(x) · factor`; `kind` says which f: 0 is ReLU, 1 GELU (the exact one, by erf), 2 SiLU, 3 the sigmoid. */

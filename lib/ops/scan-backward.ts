@@ -35,6 +35,7 @@ export const selectiveScanBackward = op('selective_scan_backward', {
     dz: '=z',
     ddeltaBias: '=deltaBias',
   },
+  strided: ['dz'],
   check: (size) => {
     const d = size('d')!;
     const g = size('g') ?? 1;
@@ -48,5 +49,6 @@ export const causalConv1dBackward = op('causal_conv1d_backward', {
   in: { x: 'T[t,d]', weight: 'f32[d,w]', bias: 'f32[d]?', offsets: 'i32[s+1]', dy: 'T[t,d]' },
   attrs: { silu: false },
   out: { dx: 'T[t,d]', dweight: 'f32[d,w]', dbias: '=bias' },
+  strided: ['dx'],
   check: (size) => (size('w') === 0 ? 'weight has no taps, expected 1 or more' : undefined),
 });

@@ -49,7 +49,7 @@ export const selectiveScanPacked = op('selective_scan', {
     return tooManyStates(size('n')!);
   },
   saves: ['u', 'delta', 'A', 'B', 'C', 'D', 'z', 'deltaBias', 'offsets'],
-  vjp: ({ args, grad }): InputGradients => {
+  vjp: ({ args, grad, room }): InputGradients => {
     const tensor = (name: string) => args[name] as Tensor;
     const { du, ddelta, dA, dB, dC, dD, dz, ddeltaBias } = selectiveScanBackward({
       u: tensor('u'),
@@ -63,6 +63,7 @@ export const selectiveScanPacked = op('selective_scan', {
       offsets: tensor('offsets'),
       dy: grad['y']!,
       deltaSoftplus: args['deltaSoftplus'] as boolean | undefined,
+      out: { dz: room('z') },
     });
     return { u: du, delta: ddelta, A: dA, B: dB, C: dC, D: dD, z: dz, deltaBias: ddeltaBias };
   },
@@ -86,7 +87,7 @@ export const causalConv1dPacked = op('causal_conv1d', {
   out: { y: 'T[t,d]' },
   check: (size) => (size('w') === 0 ? 'weight has no taps, expected 1 or more' : undefined),
   saves: ['x', 'weight', 'bias', 'offsets'],
-  vjp: ({ args, grad }): InputGradients => {
+  vjp: ({ args, grad, room }): InputGradients => {
     const { dx, dweight, dbias } = causalConv1dBackward({
       x: args['x'] as Tensor,
       weight: args['weight'] as Tensor,
@@ -94,6 +95,7 @@ export const causalConv1dPacked = op('causal_conv1d', {
       offsets: args['offsets'] as Tensor,
       silu: args['silu'] as boolean | undefined,
       dy: grad['y']!,
+      out: { dx: room('x') },
     });
     return { x: dx, weight: dweight, bias: dbias };
   },
@@ -136,8 +138,8 @@ export const mambaStep = op('mamba_step', {
  *
  * each result rounded to T; `offsets` and `slots` as in `mambaStep`. On the CPU the bits are those of the
  * ops. On CUDA, for one sequence, halves of one type and the sizes of a published model, one kernel; in a
- * captured graph one for all layers that follow one another, as long as none of their outputs was disposed
- * before the last was called.
+ * captured graph one for all layers that follow one another, `expertLayerStep`'s too, as long as none of their
+ * outputs was disposed before the last was called. There the rank r is a multiple of 16: m / 16, filled up.
  */
 export const mambaLayerStep = op('mamba_layer_step', {
   in: {

@@ -24,7 +24,7 @@ export interface Lines {
   readonly height?: number;
 }
 
-const [left, right, bottom] = [76, 20, 52];
+const [left, right, bottom] = [88, 20, 52];
 const path = (d: string, stroke: string, width: number, opacity: number) =>
   `<path d="${d}" fill="none" stroke="${stroke}" stroke-width="${width}" stroke-opacity="${opacity}" stroke-linejoin="round"/>`;
 const circle = (x: number, y: number, fill: string) =>
@@ -52,7 +52,7 @@ export function lines(chart: Lines): string {
   const domain = (axis: 0 | 1, log: boolean | undefined): [number, number] => {
     let [low, high] = [Infinity, -Infinity];
     for (const point of all) [low, high] = [Math.min(low, point[axis]), Math.max(high, point[axis])];
-    if (low < high) return [low, high];
+    if (high - low > 1e-9 * Math.max(Math.abs(low), Math.abs(high))) return [low, high]; // no mere rounding
     return log ? [low / 2, high * 2] : [low - (Math.abs(low) || 1) / 2, high + (Math.abs(high) || 1) / 2];
   };
   const axis = (log: boolean | undefined) => (log ? factors : linear);

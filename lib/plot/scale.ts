@@ -30,8 +30,9 @@ export function linear(
   const step = stepOf(high - low, count);
   if (nice) [low, high] = [Math.floor(low / step) * step, Math.ceil(high / step) * step];
   const ticks: { value: number; label: string }[] = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++)
-    ticks.push({ value: i * step, label: tickLabel(i * step, step) });
+  const first = Math.ceil(low / step - 1e-9);
+  for (let i = 0; i <= 2 * count + 2 && (first + i) * step <= high + 1e-9 * step; i++)
+    ticks.push({ value: (first + i) * step, label: tickLabel((first + i) * step, step) });
   return { at: (value) => from + ((value - low) / (high - low)) * (to - from), ticks };
 }
 

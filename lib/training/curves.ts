@@ -18,9 +18,9 @@ function thinned(points: Points): Points {
   });
 }
 
-/** A moving average over about a fiftieth of the points, corrected for its start. */
+/** A moving average over about a fiftieth of the points, at least five, corrected for its start. */
 function smoothed(points: Points): Points {
-  const decay = 1 - 1 / Math.max(1, points.length / 50);
+  const decay = 1 - 1 / Math.max(5, points.length / 50);
   let [sum, weight] = [0, 0];
   return points.map(([x, y]) => {
     sum = decay * sum + (1 - decay) * y;

@@ -1,11 +1,11 @@
-import { grad, noGrad } from '../autograd/grad';
+import { noGrad } from '../autograd/grad';
 import type { Model } from '../models/model';
-import { observing } from '../op';
 import { cast, fill, scale } from '../ops/elementwise';
 import { addSquares } from '../ops/optimizer';
 import { keep, scope, Tensor } from '../tensor';
-import type { TrainingBatch } from './batch';
+import { countLabels, type TrainingBatch } from './batch';
 import type { Parameters } from './parameters';
+import type { Passes } from './step';
 
 const matrix = (tensor: Tensor): Tensor =>
   tensor.shape.length === 2 ? tensor : tensor.reshape([1, tensor.size]);
@@ -25,16 +25,16 @@ const isFloat = ({ dtype, size }: Tensor) => dtype !== 'i32' && size > 0;
 
 /**
  * The name of the first tensor that is not finite: a parameter, or what an op of the forward or backward
- * pass made of finite ones. The passes run once more, op by op, and each result is looked at on the
- * device; nothing of it is there in an ordinary step. `scale` is the loss scale.
+ * pass made of finite ones. The passes of the step after `steps` others run once more, op by op, and each
+ * result is looked at on the device; nothing of it is there in an ordinary step.
  */
 export async function firstNotFinite(
   model: Model,
-  { leaves, copies }: Parameters,
+  { leaves }: Parameters,
+  passes: Passes,
   batches: readonly TrainingBatch[],
-  lossScale: number,
+  steps: number,
 ): Promise<string | undefined> {
-  const { device } = model;
   for (const [name, tensor] of model.parameters) {
     const values = (await tensor.data()) as Float32Array;
     if (!values.every(Number.isFinite)) return `parameter ${name}`;
@@ -43,9 +43,10 @@ export async function firstNotFinite(
   for (const { name, parameter, copy } of leaves)
     for (const tensor of [parameter, copy]) if (tensor) names.set(tensor, name);
 
-  const zero = Tensor.from([0], [1], { device });
+  const zero = Tensor.from([0], [1], { device: model.device });
+  const count = countLabels(batches);
   try {
-    for (const batch of batches) {
+    for (const [part, batch] of batches.entries()) {
       const probes: { readonly name: string; readonly sum: Tensor }[] = [];
       let last: string | undefined; // the parameter that was used last says where in the model we are
       const observer = {
@@ -67,7 +68,7 @@ export async function firstNotFinite(
         },
       };
       try {
-        scope(() => observing(observer, () => passes(model, leaves, copies, batch, lossScale)));
+        passes.observe(observer, batch, count, steps, part);
         for (const { name, sum } of probes) if (!Number.isFinite((await sum.data())[0])) return name;
       } finally {
         for (const { sum } of probes) sum.dispose();
@@ -77,24 +78,4 @@ export async function firstNotFinite(
   } finally {
     zero.dispose();
   }
-}
-
-/** Forward and backward, with new tensors for all gradients. */
-function passes(
-  model: Model,
-  leaves: Parameters['leaves'],
-  copies: Parameters['copies'],
-  { ids, labels, offsets }: TrainingBatch,
-  lossScale: number,
-): void {
-  const { device } = model;
-  const ints = (values: Int32Array) => Tensor.from(values, [values.length], { device });
-  const packing = { offsets: ints(offsets), slots: ints(new Int32Array(offsets.length - 1)) };
-  const factor = Tensor.from([lossScale / ids.length], [1], { device });
-  const { gradients } = grad(
-    () => model.loss(ints(ids), packing, ints(labels), factor),
-    leaves.map(({ parameter }) => parameter),
-    { copies },
-  );
-  for (const gradient of gradients) gradient.dispose();
 }

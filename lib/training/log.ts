@@ -13,7 +13,7 @@ export interface StepRecord {
   readonly learningRate: number;
   readonly gradientNorm: number;
   readonly tokensPerSecond: number;
-  /** Bytes of device memory, at most so far. */
+  /** Bytes of device memory. */
   readonly memory: number;
   /** Of f16 alone. */
   readonly lossScale?: number;

@@ -52,13 +52,16 @@ export class Parameters {
   readonly #device: Device;
   readonly #dtype: FloatFormat;
   readonly #averaged: boolean;
+  readonly #cleared: boolean;
   /** Of the block that each kind is being put into. */
   readonly #filled = new Map<boolean, { readonly block: Block; used: number }>();
 
-  constructor(device: Device, dtype: FloatFormat, averaged: boolean) {
+  /** `cleared` false leaves the contents undefined, for who only wants the sizes. */
+  constructor(device: Device, dtype: FloatFormat, averaged: boolean, cleared = true) {
     this.#device = device;
     this.#dtype = dtype;
     this.#averaged = averaged;
+    this.#cleared = cleared;
   }
 
   /** Room for a parameter: see `Source.place`. */
@@ -96,7 +99,7 @@ export class Parameters {
   #block(kind: boolean, size: number): Block {
     const make = (dtype: FloatFormat = 'f32') => {
       const tensor = keep(Tensor.empty([size], dtype, this.#device));
-      scope(() => fill({ x: matrix(tensor) }));
+      if (this.#cleared) scope(() => fill({ x: matrix(tensor) }));
       return tensor;
     };
     const block: Block = {
@@ -139,6 +142,12 @@ export class Parameters {
       }
     });
     this.refresh(false);
+  }
+
+  clearGradients(): void {
+    scope(() => {
+      for (const { gradient } of this.blocks) fill({ x: matrix(gradient) });
+    });
   }
 
   /** Adds the squares of all gradients to `sum`. */

@@ -77,7 +77,8 @@ export class Run {
         `train: ${folder} has checkpoints of a training already; go on with it, or choose another folder`,
       );
     }
-    await checkRoom(folder, (keep + 1) * checkpointBytes(this.#trainer));
+    const there = Math.min(keep, (await findCheckpoints(folder)).length); // they make room for others
+    await checkRoom(folder, (keep + 1 - there) * checkpointBytes(this.#trainer));
     this.#log = new Log(join(folder, logName));
     this.#log.write({ event: resume ? 'resumed' : 'started', at: this.#trainer.steps });
   }
@@ -151,6 +152,7 @@ export class Run {
     const seconds = (performance.now() - interval.since) / 1000;
     this.#loss = interval.loss / interval.steps;
     const { gradientNorm, learningRate, lossScale, skipped } = done;
+    const { used, cached } = this.#trainer.model.device.held();
     const record: StepRecord = {
       step: done.step,
       tokens: this.#tokens,
@@ -158,7 +160,7 @@ export class Run {
       learningRate,
       gradientNorm,
       tokensPerSecond: Math.round(interval.tokens / seconds),
-      memory: this.#trainer.model.device.memoryUsage().peak,
+      memory: used + cached, // what a graph works in is cached between replays
       ...(this.#trainer.options.precision === 'f16' && { lossScale, skipped }),
       ...(done.router && { router: done.router }),
     };

@@ -2,6 +2,7 @@ import { grad } from '../autograd/grad';
 import { capture, type Graph } from '../capture';
 import type { Device } from '../device';
 import type { Model } from '../models/model';
+import { observing, type Observer } from '../op';
 import { accumulate, mul } from '../ops/elementwise';
 import { keep, scope, Tensor } from '../tensor';
 import { countLabels, longestOf, type TrainingBatch } from './batch';
@@ -10,12 +11,16 @@ import type { CompleteOptions } from './options';
 import type { Parameters } from './parameters';
 import { RouterLosses, type RouterReport } from './routers';
 
-/** The tensors that a pass reads its batch from, and the pass itself, recorded for batches of one shape. */
-interface Pass {
+/** The tensors that a pass reads its batch from. */
+interface Inputs {
   readonly ids: Tensor;
   readonly labels: Tensor;
   readonly offsets: Tensor;
   readonly slots: Tensor;
+}
+
+/** A pass, recorded for batches of one shape. */
+interface Pass extends Inputs {
   readonly graph: Graph;
 }
 
@@ -57,23 +62,30 @@ export class Passes {
    * number `part` of the step after `steps` others.
    */
   add(batch: TrainingBatch, count: number, steps = 0, part = 0): void {
-    const { ids, labels, offsets, graph } = this.#pass(batch);
-    ids.set(batch.ids);
-    labels.set(batch.labels);
-    offsets.set(batch.offsets);
+    const pass = this.#pass(batch.ids.length, batch.offsets);
+    pass.ids.set(batch.ids);
+    pass.labels.set(batch.labels);
+    pass.offsets.set(batch.offsets);
     this.#begin(batch, count, steps, part);
-    graph.replay();
+    pass.graph.replay();
   }
 
   /** The same op by op, nothing being recorded as a graph: to see what each takes. */
-  addDirectly(batch: TrainingBatch, count: number): void {
-    this.#begin(batch, count, 0, 0);
+  addDirectly(batch: TrainingBatch, count: number, steps = 0, part = 0): void {
+    this.#begin(batch, count, steps, part);
     scope(() => {
       const ints = (values: Int32Array) => Tensor.from(values, [values.length], { device: this.#device });
       const [ids, labels, offsets] = [ints(batch.ids), ints(batch.labels), ints(batch.offsets)];
       const slots = ints(new Int32Array(batch.offsets.length - 1));
       this.#record({ ids, labels, offsets, slots }, this.#bound(batch.offsets));
     });
+  }
+
+  /** The same while `observer` is told of each op; nothing of it is added anywhere. */
+  observe(observer: Observer, batch: TrainingBatch, count: number, steps: number, part: number): void {
+    observing(observer, () => this.addDirectly(batch, count, steps, part));
+    this.#parameters.clearGradients();
+    this.#optimizer.loss.set(Float32Array.of(0));
   }
 
   #begin(batch: TrainingBatch, count: number, steps: number, part: number): void {
@@ -92,14 +104,29 @@ export class Passes {
     this.#update.replay();
   }
 
+  /** Records the passes of batches of such sequences, for when they come. */
+  prepare(offsets: Int32Array): void {
+    this.#pass(offsets.at(-1)!, offsets);
+  }
+
   /** What the routers of the last step that was queued did, if there are any. */
   report(): Promise<RouterReport> | undefined {
     return this.#routers?.report();
   }
 
-  #pass({ ids, offsets }: TrainingBatch): Pass {
+  #inputs(tokens: number, offsets: Int32Array): Inputs {
+    const ints = (length: number) => keep(Tensor.empty([length], 'i32', this.#device));
+    return {
+      ids: ints(tokens),
+      labels: ints(tokens),
+      offsets: ints(offsets.length),
+      slots: ints(offsets.length - 1),
+    };
+  }
+
+  #pass(tokens: number, offsets: Int32Array): Pass {
     const longest = this.#bound(offsets);
-    const key = [ids.length, offsets.length, longest].join(':');
+    const key = [tokens, offsets.length, longest].join(':');
     const known = this.#passes.get(key);
     if (known) {
       this.#passes.delete(key); // the last used stays longest
@@ -111,20 +138,14 @@ export class Passes {
       release(pass);
       this.#passes.delete(oldest);
     }
-    const ints = (length: number) => keep(Tensor.empty([length], 'i32', this.#device));
-    const inputs = {
-      ids: ints(ids.length),
-      labels: ints(ids.length),
-      offsets: ints(offsets.length),
-      slots: ints(offsets.length - 1),
-    };
+    const inputs = this.#inputs(tokens, offsets);
     try {
       const graph = capture(this.#device, () => scope(() => this.#record(inputs, longest)));
       const pass = { ...inputs, graph };
       this.#passes.set(key, pass);
       return pass;
     } catch (error) {
-      for (const tensor of Object.values(inputs)) tensor.dispose();
+      releaseInputs(inputs);
       throw error;
     }
   }
@@ -133,7 +154,7 @@ export class Passes {
     return this.#model.backbone.bounded ? boundOf(offsets) : undefined;
   }
 
-  #record({ ids, labels, offsets, slots }: Omit<Pass, 'graph'>, longest: number | undefined): void {
+  #record({ ids, labels, offsets, slots }: Inputs, longest: number | undefined): void {
     const { leaves, copies } = this.#parameters;
     const { scale, loss } = this.#optimizer;
     const one = (x: Tensor) => x.reshape([1, 1]);
@@ -172,7 +193,11 @@ function boundOf(offsets: Int32Array): number {
   return Math.min(offsets.at(-1)!, longest % 256 === 0 ? longest : 2 ** Math.ceil(Math.log2(longest)));
 }
 
-function release({ graph, ids, labels, offsets, slots }: Pass): void {
-  graph.dispose();
+function releaseInputs({ ids, labels, offsets, slots }: Inputs): void {
   for (const tensor of [ids, labels, offsets, slots]) tensor.dispose();
+}
+
+function release(pass: Pass): void {
+  pass.graph.dispose();
+  releaseInputs(pass);
 }

@@ -163,8 +163,7 @@ export class Trainer {
     this.#steps = step - 1;
     this.optimizer.allow();
     this.#refresh();
-    const { lossScale } = await this.optimizer.report();
-    return firstNotFinite(this.model, this.parameters, batches, lossScale);
+    return firstNotFinite(this.model, this.parameters, this.#passes, batches, this.#steps);
   }
 
   /** The mean loss over batches, nothing being updated. */

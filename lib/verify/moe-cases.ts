@@ -36,6 +36,13 @@ export const moeFills: Readonly<Record<string, Readonly<Record<string, Fill>>>> 
   expert_matmul: { order: fromLast, offsets: expertOffsets },
   norm_route: { ...entering, weight: apart, bias: fixed(0.1) },
   norm_route_up: { ...entering, router: apart, routerBias: fixed(0.1), up: narrow('d') },
+  expert_layer_step: {
+    ...entering,
+    router: apart,
+    routerBias: fixed(0.1),
+    up: narrow('d'),
+    down: narrow('h'),
+  },
   expert_up: { order: fromLast, offsets: expertOffsets, weight: narrow('d') },
   expert_down: { order: fromLast, offsets: expertOffsets, place: places, weight: narrow('d') },
   expert_sum: { experts: below('e'), weight: narrow('h') },
@@ -58,6 +65,10 @@ const someOf = (sizes: Sizes): Sizes => {
   return { ...sizes, e, k: max(1, min(sizes['k']!, e)) };
 };
 
+const intoSome = (sizes: Sizes): Sizes => ({
+  ...someOf(sizes),
+  n: sizes['n']! < 5 ? sizes['h']! : 2 * sizes['h']!,
+});
 /** Two experts a token. */
 const twoEach = (sizes: Sizes): Sizes => ({ ...sizes, e: max(sizes['e']!, 1), k: 2, a: 2 * sizes['t']! });
 
@@ -72,7 +83,8 @@ export const moeSizes: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
   expert_column_sums: (sizes) => ({ ...sizes, e: max(sizes['e']!, 1) }),
   expert_gather_backward: (sizes) => ({ ...sizes, a: 2 * sizes['t']! }),
   norm_route: someOf,
-  norm_route_up: (sizes) => ({ ...someOf(sizes), n: sizes['n']! < 5 ? sizes['h']! : 2 * sizes['h']! }),
+  norm_route_up: intoSome,
+  expert_layer_step: intoSome,
   expert_up: (sizes) => ({
     ...sizes,
     e: max(sizes['e']!, 1),

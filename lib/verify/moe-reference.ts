@@ -256,6 +256,16 @@ function expertSum({ hidden, weight, bias, experts, weights }: Inputs, _: Attrs,
   return expertDown({ x: hidden!, ...places, place, weights: weights! }, {}, round);
 }
 
+function expertLayerStep({ down, downBias, ...rest }: Inputs, attrs: Attrs, round: Round): Inputs {
+  const entered = normRouteUp(rest, { ...attrs, h: down!.shape[2]! }, round);
+  const leaving = { hidden: rounded(entered['hidden']!, round), weight: down!, bias: downBias };
+  const { experts, weights } = entered;
+  return {
+    ...entered,
+    ...expertSum({ ...leaving, experts, weights } as Inputs, attrs, round),
+  };
+}
+
 /** What an op does to a value on its way. */
 type Round = (data: Float64Array) => Float64Array;
 type Reference = (inputs: Inputs, attrs: Attrs, round: Round) => Inputs;
@@ -283,4 +293,5 @@ export const moeReferences: Readonly<
   expert_up: rounding(expertUp),
   expert_down: rounding(expertDown),
   expert_sum: rounding(expertSum),
+  expert_layer_step: rounding(expertLayerStep),
 };

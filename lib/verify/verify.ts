@@ -63,6 +63,7 @@ const most: Readonly<Record<string, Readonly<Record<string, number>>>> = {
   expert_down: { e: 33, k: 3 },
   expert_sum: { e: 33, k: 3 },
   norm_route_up: { e: 33 },
+  expert_layer_step: { e: 33 },
 };
 
 /** Some of everything: more than one tile, vector and warp, and none of them full. */

@@ -4,15 +4,17 @@ import { normal, randomFrom } from '../../lib/verify/cases';
 // Taken out once: jest's globals are slow.
 const { atan2, cos, exp, expm1, hypot, log, sin } = Math;
 
+type Numbers = Float32Array | Float64Array;
+
 export interface PlainSystem {
   readonly d: number;
   readonly n: number; // conjugate pairs
   readonly bilinear: boolean;
-  readonly log_dt: Float32Array; // [d]
-  readonly log_A_real: Float32Array; // [d, n]
-  readonly A_imag: Float32Array; // [d, n]
-  readonly C: Float32Array; // [d, n, 2]
-  readonly D: Float32Array; // [d]
+  readonly log_dt: Numbers; // [d]
+  readonly log_A_real: Numbers; // [d, n]
+  readonly A_imag: Numbers; // [d, n]
+  readonly C: Numbers; // [d, n, 2]
+  readonly D: Numbers; // [d]
 }
 
 /** The taps of channel c: 2 Re(Σ C B̄ Ā^k), each power from its logarithm. */
@@ -48,7 +50,7 @@ export function plainKernel(system: PlainSystem, c: number, length: number): Flo
 }
 
 /** y of channel c at the places `at`, for u [length, d]. */
-export function plainAt(system: PlainSystem, u: Float32Array, c: number, at: readonly number[]): number[] {
+export function plainAt(system: PlainSystem, u: Numbers, c: number, at: readonly number[]): number[] {
   const { d, D } = system;
   const taps = plainKernel(system, c, Math.max(...at) + 1);
   return at.map((t) => {

@@ -1,4 +1,4 @@
-import { activate, DeviceError, S4D, scope, Tensor, type S4DOptions } from '../../lib';
+import { activate, DeviceError, grad, S4D, scope, Tensor, type S4DOptions } from '../../lib';
 import { chooseExecution } from '../../lib/nn/s4d-cost';
 import { relativeError } from '../../lib/verify/measure';
 import { activations } from '../../lib/verify/moe-reference';
@@ -8,9 +8,9 @@ import { noise, plainAt, randomSystem, type PlainSystem } from './s4d-plain';
 const ints = (values: readonly number[], device: Tensor['device']) =>
   Tensor.from(Int32Array.from(values), [values.length], { device });
 
-const parametersOf = ({ log_dt, log_A_real, A_imag, C, D }: PlainSystem) => ({
-  ...{ log_dt, log_A_real, A_imag, C, D },
-});
+const names = ['log_dt', 'log_A_real', 'A_imag', 'C', 'D'] as const;
+const parametersOf = (system: PlainSystem) =>
+  Object.fromEntries(names.map((name) => [name, Float32Array.from(system[name])]));
 
 describe.each(onEach)('S4D on %s', (_, device) => {
   const layerOf = (system: PlainSystem) =>
@@ -55,6 +55,59 @@ describe.each(onEach)('S4D on %s', (_, device) => {
         }
       },
       60_000,
+    );
+
+    it.each([1, 65, 400])(
+      'has the gradients of its formula by either execution at length %i',
+      async (length) => {
+        const [d, n] = [2, 4];
+        const system = randomSystem(d, n, init, bilinear, length);
+        const plain = {
+          ...system,
+          ...Object.fromEntries(names.map((name) => [name, Float64Array.from(system[name])])),
+        };
+        const [u, given] = [noise(length * d, 3), noise(length * d, 4)];
+        const wide = Float64Array.from(u);
+        const everywhere = Array.from({ length }, (_, t) => t);
+        const loss = () => {
+          let sum = 0;
+          for (let c = 0; c < d; c++)
+            plainAt(plain, wide, c, everywhere).forEach((y, t) => (sum += y * given[t * d + c]!));
+          return sum;
+        };
+        const slope = (values: Float32Array | Float64Array, i: number) => {
+          const before = values[i]!;
+          const [above, below] = [1e-5, -1e-5].map((step) => {
+            values[i] = before + step;
+            return loss();
+          });
+          values[i] = before;
+          return (above! - below!) / 2e-5;
+        };
+        const places = [0, length >> 1, length * d - 1];
+        const wanted = [
+          ...names.map((name) => Array.from(plain[name], (_, i) => slope(plain[name], i))),
+          places.map((i) => slope(wide, i)),
+        ];
+        const layer = await layerOf(system);
+        for (const mode of ['recurrent', 'convolutional'] as const) {
+          const x = Tensor.from(u, [length, d], { device });
+          const dy = Tensor.from(given, [length, d], { device });
+          const offsets = ints([0, length], device);
+          const of = [...names.map((name) => layer.parameters.get(name)!), x];
+          const { value, gradients } = grad(() => layer.forward({ u: x, offsets, mode }), of, { seed: dy });
+          for (const [k, gradient] of gradients.entries()) {
+            const all = (await gradient.data()) as Float32Array;
+            const got = k < names.length ? all : places.map((i) => all[i]!);
+            const largest = wanted[k]!.reduce((most, v) => Math.max(most, Math.abs(v)), 1e-3);
+            wanted[k]!.forEach((want, i) =>
+              expect([mode, k, i, Math.abs(got[i]! - want) < 5e-5 * largest]).toEqual([mode, k, i, true]),
+            );
+          }
+          for (const tensor of [x, dy, offsets, value, ...gradients]) tensor.dispose();
+        }
+        layer.dispose();
+      },
     );
   });
 

@@ -1,77 +1,25 @@
 /** One op for a layer's step, and one launch for several: what the ops that it stands for give. */
 import { capture } from '../../lib/capture';
-import { cast } from '../../lib/ops/elementwise';
 import { matmul } from '../../lib/ops/matmul';
 import { normMatmul } from '../../lib/ops/norm';
 import { mambaLayerStep, mambaStep } from '../../lib/ops/scan';
-import { Tensor, type DType } from '../../lib/tensor';
-import { bits, decode, randomFrom } from '../../lib/verify/cases';
+import { Tensor } from '../../lib/tensor';
+import { bits } from '../../lib/verify/cases';
 import { relativeError } from '../../lib/verify/measure';
 import { onEach } from '../devices';
-
-type Half = 'bf16' | 'f16';
-type Layer = Omit<Parameters<typeof mambaLayerStep>[0], 'x' | 'residual'>;
+import { bounds, layersOn, numbers, type MambaArgs } from './layers';
 
 const outputs = ['sum', 'normed', 'xz', 'u', 'dbc', 'gated', 'y'] as const;
-/** Sums in another order: some results round the other way, and what is made of them moves along. */
-const bounds = { bf16: 2 ** -6, f16: 2 ** -9 } as const;
-
 describe.each(onEach)('on %s', (_, device) => {
-  /** Evenly from -scale to scale, about `middle`. */
-  const random = (
-    shape: readonly number[],
-    seed: number,
-    scale: number,
-    dtype: DType = 'f32',
-    middle = 0,
-  ) => {
-    const numbers = new Float32Array(shape.reduce((a, b) => a * b, 1));
-    const some = Math.min(numbers.length, 65537); // no row is as long, nor a multiple of it
-    const next = randomFrom(seed);
-    for (let i = 0; i < some; i++) numbers[i] = middle + scale * (2 * next() - 1);
-    for (let i = some; i < numbers.length; i *= 2) numbers.copyWithin(i, 0, Math.min(i, numbers.length - i));
-    const x = Tensor.from(numbers, shape, { device });
-    return dtype === 'f32' ? x : as(x, dtype);
-  };
-  const as = (x: Tensor, dtype: DType) =>
-    cast({ x: x.reshape([x.shape[0]!, x.shape.slice(1).reduce((a, b) => a * b, 1)]), dtype }).reshape(
-      x.shape,
-    );
-  const ints = (...values: number[]) => Tensor.from(Int32Array.from(values), [values.length], { device });
+  const { random, ints, mamba: layer, copyOf } = layersOn(device);
 
-  const layer = (m: number, dtype: Half, seed: number, slots = ints(1)): Layer => {
-    const [d, r] = [2 * m, m / 16];
-    return {
-      normWeight: random([m], seed, 0.3, 'f32', 1),
-      inProj: random([2 * d, m], seed + 1, 1.7 / Math.sqrt(m), dtype),
-      convWeight: random([d, 4], seed + 2, 0.8),
-      convBias: seed % 2 ? random([d], seed + 3, 0.3) : undefined,
-      convState: random([3, d, 3], seed + 4, 1, dtype),
-      xProj: random([r + 32, d], seed + 5, 3 / Math.sqrt(d), dtype),
-      dtWeight: random([d, r], seed + 6, 1 / Math.sqrt(r), dtype),
-      dtBias: random([d], seed + 7, 2, 'f32', -3),
-      A: random([d, 16], seed + 8, 7, 'f32', -8),
-      D: random([d], seed + 9, 0.5, 'f32', 1),
-      scanState: random([3, d, 16], seed + 10, 1),
-      outProj: random([m, d], seed + 11, 1.7 / Math.sqrt(d), dtype),
-      offsets: ints(0, 1),
-      slots,
-    };
-  };
-  const copyOf = (args: Layer): Layer => ({
-    ...args,
-    convState: as(args.convState, args.convState.dtype),
-    scanState: as(args.scanState, 'f32'),
-  });
-
-  const oneByOne = (x: Tensor | undefined, residual: Tensor, args: Layer) => {
+  const oneByOne = (x: Tensor | undefined, residual: Tensor, args: MambaArgs) => {
     const { normWeight, inProj, outProj, ...mixer } = args;
     const dtype = args.convState.dtype;
     const { y: xz, sum, normed } = normMatmul({ x, residual, normWeight, weight: inProj, dtype });
     const { y: gated, u, dbc } = mambaStep({ xz, ...mixer });
     return { sum, normed, xz, u, dbc, gated, y: matmul({ x: gated, weight: outProj }) };
   };
-  const numbers = async (x: Tensor) => decode(await x.data(), x.dtype);
 
   it.each([
     [768, 'bf16', 1, 1],
@@ -81,7 +29,10 @@ describe.each(onEach)('on %s', (_, device) => {
     [1536, 'f16', 1, 0],
     [2048, 'bf16', 2, 1],
     [2560, 'bf16', 1, 1],
-    [512, 'bf16', 1, 1],
+    [1152, 'bf16', 1, 1],
+    [1152, 'f16', 2, -1],
+    [1472, 'bf16', 1, 1],
+    [640, 'bf16', 1, 1],
   ] as const)('gives what the ops give, m %p, %s, seed %p, slot %p', async (m, dtype, seed, slot) => {
     const args = layer(m, dtype, seed, ints(slot));
     const other = copyOf(args);
@@ -107,7 +58,7 @@ describe.each(onEach)('on %s', (_, device) => {
     const residual = random([1, m], 90, 1);
 
     /** All outputs and states, of the layers one after the other. */
-    const run = (args: readonly Layer[], early: boolean) => {
+    const run = (args: readonly MambaArgs[], early: boolean) => {
       let x: Tensor | undefined;
       let sum = residual;
       const kept: Tensor[] = [];
@@ -122,7 +73,7 @@ describe.each(onEach)('on %s', (_, device) => {
       }
       return early ? [x!, sum] : kept;
     };
-    const bitsOf = async (tensors: readonly Tensor[], args: readonly Layer[]) => {
+    const bitsOf = async (tensors: readonly Tensor[], args: readonly MambaArgs[]) => {
       const all = [...tensors, ...args.flatMap(({ convState, scanState }) => [convState, scanState])];
       return Promise.all(all.map(bits));
     };

@@ -59,6 +59,8 @@ describe('a chart', () => {
     expect(lines({ ...chart, series: [{ name: 'a', points: [] }] })).toContain('nothing yet');
     const one = lines({ ...chart, series: [{ name: 'a', points: [[3, 0]] }] });
     expect(one).toContain('<circle');
+    const close = [1, 1 + Number.EPSILON].map((y, x) => [x, 5 * y] as const);
+    expect(lines({ ...chart, series: [{ name: 'a', points: close }] }).length).toBeLessThan(5000);
     expect(one).not.toMatch(/NaN|Infinity/);
   });
 

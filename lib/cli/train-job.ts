@@ -1,0 +1,118 @@
+import { join } from 'node:path';
+import { resolveModel } from '../io/hub';
+import { writeByteLevelTokenizer } from '../io/byte-level';
+import { readJson, type JsonObject } from '../io/json';
+import { loadTokenizer, type Tokenizer } from '../io/tokenizer';
+import { familyOf } from '../models';
+import { completeOptions } from '../training/options';
+import { planTraining } from '../training/plan';
+import { Trainer, type TrainerOptions } from '../training/trainer';
+import { UsageError } from './exit';
+import { forgetTokens, openData, type TrainingData } from './train-data';
+import { modelOf } from './train-model';
+import type { Settings } from './train-settings';
+import { note } from './terminal';
+
+/** A training, ready to begin. */
+export interface Job {
+  readonly config: JsonObject;
+  readonly data: TrainingData;
+  readonly plan: ReturnType<typeof planTraining>;
+  readonly options: TrainerOptions;
+  /** The folder that `--from` means. */
+  readonly from: string | undefined;
+}
+
+/** Everything that can be refused is refused here. `folder` takes what data need. */
+export async function prepare(
+  settings: Settings,
+  folder: string,
+  signal: AbortSignal,
+  resumes: boolean,
+): Promise<Job> {
+  checkOptionsEarly(settings);
+  const from = settings.from === undefined ? undefined : await resolveModel(settings.from, { signal });
+  const config = from ? await readJson(join(from, 'config.json')) : undefined;
+  const tokenizer = await tokenizerFor(settings, from, config);
+  const json = config ?? (await modelOf(settings, tokenizer));
+  const { vocabSize } = familyOf(json).config;
+  if (tokenizer && tokenizer.vocabSize > vocabSize)
+    throw new UsageError(
+      `--tokenizer has ${tokenizer.vocabSize} tokens, expected at most vocab_size of the model, which is ${vocabSize}`,
+    );
+  if (!tokenizer && vocabSize < 256)
+    throw new UsageError(`vocab_size of the model is ${vocabSize}, expected 256 or more for bytes`);
+  if (!resumes) await forgetTokens(folder);
+  const data = await openData(settings, tokenizer, vocabSize, folder, note);
+  signal.throwIfAborted();
+  const options = trainerOptions(settings, data);
+  const { batch = 8, microBatches = 1, length = 256 } = settings;
+  const plan = planTraining(json, options, { rows: batch / microBatches, length });
+  return { config: json, data, plan, options, from };
+}
+
+/** The tokenizer that makes tokens of texts; undefined where bytes are tokens. */
+async function tokenizerFor(
+  { tokenizer }: Settings,
+  from: string | undefined,
+  config: JsonObject | undefined,
+): Promise<Tokenizer | undefined> {
+  const bytes = config !== undefined && familyOf(config).family.codec === 'bytes';
+  if (bytes && tokenizer !== undefined)
+    throw new UsageError('--tokenizer is given, but the tokens of the model of --from are bytes');
+  const folder = tokenizer ?? (bytes ? undefined : from);
+  const found = folder === undefined ? undefined : await loadTokenizer(folder);
+  if (!found && tokenizer !== undefined)
+    throw new UsageError(`--tokenizer: ${tokenizer} has no tokenizer.json, expected a folder with one`);
+  return found;
+}
+
+const namesOfOptions = [
+  ...([
+    'learningRate',
+    'schedule',
+    'warmup',
+    'minimumLearningRate',
+    'weightDecay',
+    'beta1',
+    'beta2',
+  ] as const),
+  ...(['eps', 'clip', 'lossScale', 'lossScaleInterval', 'device', 'seed'] as const),
+];
+
+function trainerOptions(settings: Settings, data: TrainingData): TrainerOptions {
+  const { steps, epochs = 1, microBatches = 1, learningRate = 1e-3, ema, dtype } = settings;
+  const given = namesOfOptions.filter((name) => settings[name] !== undefined);
+  const each = Math.floor((epochs * data.training.batchesPerEpoch) / microBatches);
+  return {
+    ...Object.fromEntries(given.map((name) => [name, settings[name]])),
+    learningRate,
+    steps: steps ?? Math.max(1, each),
+    ...(ema !== undefined && { average: ema }),
+    ...(dtype !== undefined && { precision: dtype }),
+  };
+}
+
+/** Before files are read, which may take long. */
+function checkOptionsEarly(settings: Settings): void {
+  const data = { training: { batchesPerEpoch: 1e6 } } as TrainingData;
+  const { device: _device, seed, ...options } = trainerOptions(settings, data);
+  completeOptions('Trainer.fromConfig', options);
+  if (seed !== undefined && !Number.isSafeInteger(seed))
+    throw new UsageError(`--seed is ${seed}, expected a whole number`);
+  const { steps, warmup } = settings;
+  if (steps !== undefined && warmup !== undefined && warmup > steps)
+    throw new UsageError(`--warmup is ${warmup}, expected at most --steps, which is ${steps}`);
+}
+
+/** The trainer of a job; what a model of bytes needs beside it is written into `out`. */
+export async function makeTrainer(
+  { config, options, from }: Pick<Job, 'config' | 'options' | 'from'>,
+  { tokenizer, out }: Settings & { readonly out: string },
+): Promise<Trainer> {
+  if (from) return Trainer.fromPretrained(from, { ...options, ...(tokenizer && { tokenizer }) });
+  if (tokenizer) return Trainer.fromConfig(config, { ...options, tokenizer });
+  if (familyOf(config).family.codec === 'bytes') return Trainer.fromConfig(config, options);
+  await writeByteLevelTokenizer(out);
+  return Trainer.fromConfig(config, { ...options, tokenizer: out });
+}

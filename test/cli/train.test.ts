@@ -1,0 +1,328 @@
+import { once } from 'node:events';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
+import { symlinkSync, truncateSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { AutoModelForCausalLM } from '../../lib';
+import { exitCodeOf, inFlags, interruption } from '../../lib/cli/exit';
+import { trainCommand } from '../../lib/cli/train';
+import { ended, run, start, TEXT_MODEL } from './run';
+
+const root = mkdtempSync(join(tmpdir(), 'train-'));
+const at = (...names: string[]) => join(root, ...names);
+const text = Array.from({ length: 300 }, (_, i) => `line ${i} of ${(i * 7) % 13}, and so on\n`).join('');
+
+beforeAll(() => {
+  writeFileSync(at('text.txt'), text);
+  mkdirSync(at('folder', 'below'), { recursive: true });
+  writeFileSync(at('folder', 'a.txt'), text);
+  writeFileSync(at('folder', 'below', 'b.txt'), text.toUpperCase());
+  writeFileSync(at('folder', '.hidden'), 'hidden');
+});
+afterAll(() => rmSync(root, { recursive: true }));
+
+/** A model that trains in a moment. */
+const small = ['--width', '16', '--layers', '2', '--state-size', '4', '--length', '32', '--batch', '4'];
+const training = (out: string, ...args: string[]) => [
+  'train',
+  at('text.txt'),
+  '--out',
+  at(out),
+  ...small,
+  ...args,
+];
+const json = (path: string) => JSON.parse(readFileSync(path, 'utf8')) as Record<string, unknown>;
+
+describe('train', () => {
+  it('makes a folder that generate loads, and says what it does', async () => {
+    const { code, stdout, stderr } = await run(
+      training('first', '--steps', '12', '--keep-best', '--ema', '0.5'),
+    );
+    expect(code).toBe(0);
+    expect(stderr).toMatch(/model +mambabyte, 2 layers of 16, vocabulary 256: 8,\d+ parameters/);
+    expect(stderr).toMatch(/data +7,\d+ bytes of 1 file, \d+ bytes held out/);
+    expect(stderr).toMatch(/plan +12 steps, 0\.\d+ times through the data/);
+    expect(stderr).toMatch(/memory +[\d.]+ MiB: parameters/);
+    expect(stderr).toMatch(/step 12: held-out loss [\d.]+ \([\d.]+ bits per byte\), the lowest so far/);
+    expect(stderr).not.toContain('tokens/s'); // no bar where nobody looks
+    expect(stdout).toMatch(/steps +12, 1,536 bytes\n +loss +[\d.]+ .*\n +held out .*\n +model +.*first\n/);
+    expect(readdirSync(at('first')).sort()).toEqual([
+      'best',
+      'config.json',
+      'generation_config.json',
+      'model.safetensors',
+      'training',
+    ]);
+    expect(readdirSync(at('first', 'training')).sort()).toEqual([
+      'curves.html',
+      'log.jsonl',
+      'settings.json',
+      'step-00000010',
+      'step-00000012',
+    ]);
+    expect(json(at('first', 'config.json'))).toMatchObject({ model_type: 'mambabyte', vocab_size: 256 });
+    for (const model of [at('first'), at('first', 'best')]) {
+      const generated = await run(['generate', model, 'line', '-n', '4']);
+      expect([generated.code, generated.stderr]).toEqual([0, '']);
+    }
+  });
+
+  it('goes on after Ctrl-C to the same bits, on other terms that do not matter', async () => {
+    const args = ['--steps', '60', '--save-every', '1000', '--dtype', 'bf16', '--seed', '4'];
+    expect((await run(training('whole', ...args))).code).toBe(0);
+    const child = start(training('parts', ...args, '--json'));
+    const end = ended(child);
+    await once(child.stdout, 'data');
+    child.kill('SIGINT');
+    const { code, stdout, stderr } = await end;
+    expect(code).toBe(130);
+    expect(stderr).toContain(`stopped; go on with: selective-scan train --resume ${at('parts')}`);
+    const last = JSON.parse(stdout.trimEnd().split('\n').at(-1)!) as { steps: number; stopped: boolean };
+    expect(last).toMatchObject({ stopped: true });
+    expect(last.steps).toBeLessThan(60);
+    const resumed = await run(['train', '--resume', at('parts'), '--keep', '5', '--save-every', '7']);
+    expect(resumed.code).toBe(0);
+    for (const file of ['model.safetensors', 'config.json'])
+      expect(readFileSync(at('parts', file)).equals(readFileSync(at('whole', file)))).toBe(true);
+    expect(readdirSync(at('parts', 'training')).filter((name) => name.startsWith('step-'))).toHaveLength(5);
+  });
+
+  it('ends in order on SIGTERM', async () => {
+    const first = start(training('term', '--steps', '100000', '--json'));
+    const end = ended(first);
+    await once(first.stdout, 'data');
+    first.kill('SIGTERM');
+    expect((await end).code).toBe(143);
+    expect(existsSync(at('term', 'model.safetensors'))).toBe(true);
+  });
+
+  it('leaves a second signal to the system, which ends the process at once', () => {
+    const count = () => process.listenerCount('SIGINT') + process.listenerCount('SIGTERM');
+    const before = count();
+    const signal = interruption(['SIGINT', 'SIGTERM']);
+    expect([signal.aborted, count()]).toEqual([false, before + 2]);
+    process.emit('SIGTERM', 'SIGTERM');
+    expect([signal.aborted, count()]).toEqual([true, before]);
+  });
+
+  it('uses the checkpoint before a damaged one, and says so', async () => {
+    expect((await run(training('damaged', '--steps', '8', '--save-every', '4'))).code).toBe(0);
+    const newest = at('damaged', 'training', 'step-00000008');
+    truncateSync(join(newest, 'training.safetensors'), 5000);
+    const before = readFileSync(at('damaged', 'model.safetensors'));
+    const { code, stderr } = await run(['train', '--resume', at('damaged')]);
+    expect(code).toBe(0);
+    expect(stderr).toContain(`warning: ${newest} is damaged and passed over`);
+    expect(readFileSync(at('damaged', 'model.safetensors')).equals(before)).toBe(true);
+  });
+
+  it('takes a config, whose paths are from its folder, and flags over it', async () => {
+    const config = {
+      data: ['folder'],
+      validation: ['folder/below/b.txt'],
+      out: 'configured',
+      epochs: 3,
+      length: 32,
+      batch: 4,
+      microBatches: 2,
+      learningRate: 0.01,
+      schedule: 'constant',
+      model: { model_type: 'mamba', hidden_size: 16, num_hidden_layers: 1 },
+    };
+    writeFileSync(at('config.json'), JSON.stringify(config));
+    const { code, stderr } = await run(['train', '-c', at('config.json'), '--steps', '3', '--warmup', '0']);
+    expect(code).toBe(0);
+    expect(stderr).toMatch(/data +7,\d+ bytes of 1 file, 7,\d+ bytes held out/);
+    expect(stderr).toMatch(/plan +3 steps/);
+    expect(stderr).toMatch(/learning rate +0.01, after 0 steps of warm-up/);
+    expect(json(at('configured', 'training', 'settings.json'))).toMatchObject({ steps: 3, warmup: 0 });
+    // A Mamba of bytes has a tokenizer of bytes, with which transformers loads it too.
+    const { code: loads, stdout } = await run(['generate', at('configured'), 'Zoë', '-n', '3', '--json']);
+    expect(loads).toBe(0);
+    expect(stdout).toContain('"token"');
+    const model = await AutoModelForCausalLM.fromPretrained(at('configured'), { device: 'cpu' });
+    expect(model.tokenizer!.encode('Zoë')).toEqual([...Buffer.from('Zoë')]);
+    model.dispose();
+  });
+
+  it('goes on from a model with its tokenizer', async () => {
+    const tuned = ['train', at('text.txt'), '--out', at('tuned'), '--from', TEXT_MODEL, '--length', '16'];
+    const { code, stderr } = await run([...tuned, '--steps', '2', '--batch', '2']);
+    expect(stderr).toMatch(/model +mamba from .*mamba-text, 4 layers of 64/);
+    expect(code).toBe(0);
+    expect(json(at('tuned', 'config.json'))).toMatchObject({ model_type: 'mamba', eos_token_id: 0 });
+    expect(json(at('tuned', 'generation_config.json'))).toMatchObject({ eos_token_id: 0, pad_token_id: 1 });
+    expect(existsSync(at('tuned', 'tokenizer.json'))).toBe(true);
+    const resumed = await run(['train', '--resume', at('tuned')]);
+    expect(resumed.code).toBe(0);
+  });
+
+  it('says what it would do, and does nothing', async () => {
+    const { code, stdout, stderr } = await run(training('dry', '--dry-run', '--tokenizer', TEXT_MODEL));
+    expect([code, stdout]).toEqual([0, '']);
+    expect(stderr).toMatch(/model +mamba, 2 layers of 16, vocabulary 512/);
+    expect(existsSync(at('dry'))).toBe(false);
+  });
+
+  it.each(['moe-mamba', 'blackmamba', 's4d'])('trains %s', async (family) => {
+    const { code, stderr } = await run(training(family, '--family', family, '--steps', '2'));
+    expect([code, stderr]).toEqual([0, expect.stringContaining('held-out loss')]);
+    expect((await run(['generate', at(family), 'line', '-n', '2'])).code).toBe(0);
+  });
+
+  it('tells of a full disk', async () => {
+    mkdirSync(at('full', 'training'), { recursive: true });
+    symlinkSync('/dev/full', at('full', 'training', 'log.jsonl'));
+    const { code, stderr } = await run(training('full', '--steps', '4'));
+    expect(code).toBe(1);
+    expect(stderr).toMatch(/error: .*log\.jsonl: cannot be written, the disk is full/);
+  });
+});
+
+describe('train refuses', () => {
+  const config = (settings: object) => {
+    const path = at('bad.json');
+    writeFileSync(path, JSON.stringify(settings));
+    return ['train', '--config', path];
+  };
+  const plain = (...args: string[]) => ['train', at('text.txt'), '--out', at('none'), ...args];
+  const model = { model_type: 'mamba', hidden_size: 16, num_hidden_layers: 1 };
+  const wanted = { data: ['text.txt'], out: 'none' };
+
+  it.each<[string, () => string[], number, string]>([
+    [
+      'nothing to learn from',
+      () => ['train', '--out', at('none')],
+      2,
+      'data is missing, expected files or folders',
+    ],
+    ['no place for the model', () => ['train', at('text.txt')], 2, '--out is missing, expected a folder'],
+    [
+      'a file that is not there',
+      () => ['train', at('no.txt'), '--out', at('none')],
+      2,
+      'no.txt does not exist',
+    ],
+    ['data shorter than a sequence', () => plain('--length', '100000'), 2, 'data has 7'],
+    [
+      'a training that is there already',
+      () => training('first'),
+      2,
+      'first has a training already; go on with it by --resume',
+    ],
+    ['a resumed training that is none', () => ['train', '--resume', at('folder')], 2, '--resume: '],
+    [
+      'another learning rate for a resumed training',
+      () => ['train', '--resume', at('first'), '--learning-rate', '1'],
+      2,
+      '--learning-rate is given with --resume, which goes on with what was',
+    ],
+    [
+      'steps and epochs',
+      () => plain('--steps', '3', '--epochs', '1'),
+      2,
+      '--epochs is given beside --steps; both say when to end',
+    ],
+    [
+      'a model twice',
+      () => plain('--from', TEXT_MODEL, '--layers', '2'),
+      2,
+      '--layers is given beside --from',
+    ],
+    [
+      'micro-batches that do not divide',
+      () => plain('--micro-batches', '3'),
+      2,
+      '--micro-batches is 3, expected a divisor of --batch, which is 8',
+    ],
+    [
+      'a loss scale that nothing uses',
+      () => plain('--loss-scale', '8'),
+      2,
+      '--loss-scale is given, but it is for --dtype f16 alone',
+    ],
+    [
+      'experts of a model without',
+      () => plain('--experts', '4'),
+      2,
+      '--experts is given, but --family has no experts',
+    ],
+    ['a learning rate below 0', () => plain('--learning-rate', '-1'), 2, '--learning-rate is -1'],
+    ['a decay of averages above 1', () => plain('--ema', '1.5'), 2, '--ema is 1.5'],
+    [
+      'a warm-up beyond the end',
+      () => plain('--steps', '3', '--warmup', '4'),
+      2,
+      '--warmup is 4, expected at most --steps, which is 3',
+    ],
+    ['a share above 1', () => plain('--validation-share', '2'), 2, '--validation-share is 2'],
+    [
+      'a preset that is none',
+      () => plain('--model', 'mamba-9b'),
+      2,
+      '--model is mamba-9b, expected a config.json, or one of mambabyte-353m',
+    ],
+    ['a tokenizer that is none', () => plain('--tokenizer', root), 2, 'has no tokenizer.json'],
+    [
+      'an unknown field',
+      () => config({ ...wanted, learningrate: 1 }),
+      1,
+      'bad.json: there is no field learningrate',
+    ],
+    [
+      'a field of another kind',
+      () => config({ ...wanted, steps: '3' }),
+      1,
+      'bad.json: steps is "3", expected a number',
+    ],
+    [
+      'a choice that is none',
+      () => config({ ...wanted, dtype: 'fp8' }),
+      1,
+      'bad.json: dtype is "fp8", expected "f32" or "bf16" or "f16"',
+    ],
+    [
+      'an unknown field of the model',
+      () => config({ ...wanted, model: { ...model, heads: 3 } }),
+      1,
+      'config.json: there is no field heads in this kind of model',
+    ],
+    [
+      'a model for which bytes are too many',
+      () => config({ ...wanted, model: { ...model, vocab_size: 99 } }),
+      2,
+      'vocab_size of the model is 99, expected 256 or more for bytes',
+    ],
+    ['a config that is no JSON', () => ['train', '-c', at('text.txt')], 1, 'text.txt: is not valid JSON'],
+  ])('%s', async (_, args, code, message) => {
+    const error = await refused(args());
+    expect(inFlags(error.message)).toContain(message);
+    expect(exitCodeOf(error)).toBe(code);
+    expect(existsSync(at('none'))).toBe(false);
+  });
+});
+
+/** What `train` throws: without a process of its own, for these are many. */
+async function refused(args: readonly string[]): Promise<Error> {
+  const before = ['SIGINT', 'SIGTERM'].map(
+    (signal) => [signal, process.listeners(signal as NodeJS.Signals)] as const,
+  );
+  try {
+    await trainCommand().exitOverride().parseAsync(args.slice(1), { from: 'user' });
+  } catch (error) {
+    return error as Error;
+  } finally {
+    for (const [signal, listeners] of before)
+      for (const listener of process.listeners(signal as NodeJS.Signals))
+        if (!listeners.includes(listener)) process.off(signal, listener);
+  }
+  throw new Error('it was not refused');
+}
