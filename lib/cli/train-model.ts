@@ -63,7 +63,6 @@ function familyModel(settings: Settings, hasTokenizer: boolean): JsonObject {
       if (!(experts >= 2 && experts <= 9))
         throw new UsageError(`--experts is ${experts}, expected 2 to 9; a BlackMamba has a digit for them`);
       return {
-        model_type: 'blackmamba',
         hidden_size: width,
         num_layers: layers,
         state_size: stateSize ?? 16,

@@ -20,7 +20,6 @@ const initializerRange = 0.02;
 
 function config(json: JsonObject): BlackMambaConfig {
   const fields = new Fields(json);
-  fields.choice('model_type', ['blackmamba']);
   const hiddenSize = fields.whole('hidden_size');
   const numLayers = fields.whole('num_layers');
   const dInner = fields.whole('expansion_factor', 2) * hiddenSize;

@@ -22,7 +22,7 @@ const tolerances: Readonly<Record<string, number>> = {
   selective_scan: 2e-6, // the bound that the fixtures are held to as well
   selective_scan_backward: 4e-6, // of products with what was itself summed up
   expert_up: 2e-6, // two products, multiplied
-  norm_route: 2e-6,
+  norm_route: 4e-6, // plainly in f32, weights of 257 experts with logits up to 16 are up to 2.7e-6 off
   norm_route_up: 4e-6,
   expert_layer_step: 6e-6, // the same, and one more
   mamba_step: 7e-6, // of a convolution, two products and a scan, one after the other

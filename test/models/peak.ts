@@ -1,8 +1,9 @@
 // In processes of its own: `peak.ts <folder> write` makes a model of 200 MB, `peak.ts <folder> pickle` makes
-// pytorch_model.bin of it, `peak.ts <folder> <dtype>` loads it and says how much memory that took.
+// pytorch_model.bin of it, `peak.ts <folder> <dtype>` loads it and says how much memory that took, and
+// how much there was before.
 import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { AutoModelForCausalLM, type ModelOptions } from '../../lib';
+import { AutoModelForCausalLM, device, type ModelOptions } from '../../lib';
 import { openCheckpoint } from '../../lib/io/checkpoint';
 import { dict, storage, tensor, text, torchFile } from '../io/torch-files';
 
@@ -33,13 +34,17 @@ async function pickle(): Promise<void> {
   rmSync(join(folder, 'model.safetensors'));
 }
 
+const memory = (name: 'VmRSS' | 'VmHWM') =>
+  Number(new RegExp(`${name}:\\s*(\\d+) kB`).exec(readFileSync('/proc/self/status', 'utf8'))![1]) * 1024;
+
 async function load(dtype: ModelOptions['dtype']): Promise<void> {
+  const { info } = device();
+  const before = memory('VmRSS');
   const model = await AutoModelForCausalLM.fromPretrained(folder, { dtype });
   const weights = [...model.parameters.values()].reduce(
     (sum, { size, dtype }) => sum + size * (dtype === 'f32' ? 4 : 2),
     0,
   );
-  const peak = /VmHWM:\s*(\d+) kB/.exec(readFileSync('/proc/self/status', 'utf8'))![1];
-  console.log(JSON.stringify({ weights, peak: Number(peak) * 1024 }));
+  console.log(JSON.stringify({ weights, before, peak: memory('VmHWM'), onCpu: info.id === 'cpu' }));
 }
 void (what === 'write' ? write() : what === 'pickle' ? pickle() : load(what as ModelOptions['dtype']));
