@@ -14,7 +14,7 @@ Errors and bounds are shares of the largest magnitude. In half precision the bou
 the error that the same maths has when its result is rounded once.
 
 Without --device: the one of SELECTIVE_SCAN_DEVICE, or the CPU and, if there is one, the GPU.
-Takes one to three minutes of processor time. Ends with 0 when everything is within its bound, otherwise with 1.
+Takes about a minute of processor time. Ends with 0 when everything is within its bound, otherwise with 1.
 
 Examples:
   $ selective-scan verify
