@@ -5,6 +5,8 @@ import { LoadError } from './errors';
 
 /** The folder that holds package.json: one up from `lib/` and from `dist/` alike. */
 export const packageRoot = join(__dirname, '..');
+export const packageVersion = (): string =>
+  (require(join(packageRoot, 'package.json')) as { version: string }).version;
 
 const what = `${process.platform}-${process.arch}, Node ${process.versions.node}`;
 

@@ -1,8 +1,8 @@
 import { execFileSync } from 'node:child_process';
-import { existsSync, readFileSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { threads, type Device } from '../device';
-import { packageRoot } from '../loader';
+import { packageRoot, packageVersion } from '../loader';
 import type { DType } from '../tensor';
 import type { Spread } from './measure';
 
@@ -55,9 +55,7 @@ export interface Origin {
 }
 
 export function origin(): Origin {
-  const { version } = JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8')) as {
-    version: string;
-  };
+  const version = packageVersion();
   return { version, commit: commit() ?? `v${version}`, date: new Date().toISOString() };
 }
 

@@ -3,7 +3,7 @@ import { availableParallelism, freemem, totalmem } from 'node:os';
 import { dirname, join } from 'node:path';
 import { Command } from 'commander';
 import { device as openDevice, type Device, type DeviceInfo } from '../device';
-import { addonPath, packageRoot } from '../loader';
+import { addonPath, packageVersion } from '../loader';
 import { native } from '../native';
 import { ops } from '../op';
 import '../ops/matmul';
@@ -49,16 +49,13 @@ interface Examined {
 type Report = Awaited<ReturnType<typeof examine>>;
 
 async function examine() {
-  const { version } = JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8')) as {
-    version: string;
-  };
   const addon = examineAddon();
   const notLoaded: Examined = { works: false, reason: 'the native addon does not load' };
   const cpu = addon.loads ? await examineDevice('cpu') : notLoaded;
   const cuda = addon.loads ? await examineDevice('cuda') : notLoaded;
   return {
     ok: cpu.works,
-    version,
+    version: packageVersion(),
     node: process.versions.node,
     platform: `${process.platform}-${process.arch}`,
     libc: libc(),

@@ -1,7 +1,6 @@
 #!/usr/bin/env node
-import { join } from 'node:path';
 import { Command } from 'commander';
-import { packageRoot } from '../loader';
+import { packageVersion } from '../loader';
 import { benchCommand } from './bench';
 import { convertCommand } from './convert';
 import { doctorCommand } from './doctor';
@@ -12,8 +11,6 @@ import { inspectCommand } from './inspect';
 import { reproduceCommand } from './reproduce';
 import { trainCommand } from './train';
 import { verifyCommand } from './verify';
-
-const { version } = require(join(packageRoot, 'package.json')) as { version: string };
 
 const help = `
 Start here:
@@ -32,7 +29,7 @@ function throwing(command: Command): Command {
 
 const program = new Command('selective-scan')
   .description('Mamba language models on the CPU and on NVIDIA GPUs.')
-  .version(version, '-V, --version', 'print the version')
+  .version(packageVersion(), '-V, --version', 'print the version')
   .addCommand(generateCommand())
   .addCommand(evalCommand())
   .addCommand(trainCommand())

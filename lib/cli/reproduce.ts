@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { Argument, Command, InvalidArgumentError } from 'commander';
 import { device as openDevice, setThreads } from '../device';
 import { writeAtomically, writeFully } from '../io/atomic';
-import { packageRoot } from '../loader';
+import { packageVersion } from '../loader';
 import { follow, type CourseResult } from '../tasks/course';
 import { inductionHeads } from '../tasks/induction-heads';
 import { drawResults } from '../tasks/plot';
@@ -16,7 +16,6 @@ import { interruption, UsageError } from './exit';
 import { note, print, table } from './terminal';
 
 const tasks: readonly Task[] = [inductionHeads, selectiveCopying];
-const { version } = require(join(packageRoot, 'package.json')) as { version: string };
 
 interface Flags {
   readonly layers: readonly Layers[];
@@ -122,7 +121,7 @@ async function run(name: string, flags: Flags): Promise<void> {
     runs.push(result);
   }
   shown('');
-  await finish(task, resultsOf(task, version, runs), folder, flags);
+  await finish(task, resultsOf(task, packageVersion(), runs), folder, flags);
 }
 
 /** What would only be known after a training. */

@@ -2,8 +2,8 @@ import { mkdir, readdir, rm, stat } from 'node:fs/promises';
 import { join, relative, resolve } from 'node:path';
 import type { Tokenizer } from '../io/tokenizer';
 import type { TrainingBatch } from '../training/batch';
-import { Corpus, type CorpusOptions } from '../training/corpus';
-import { writeTokens } from '../training/token-file';
+import { Corpus } from '../training/corpus';
+import { tokenFileOptions, writeTokens } from '../training/token-file';
 import { Windows } from '../training/windows';
 import { UsageError } from './exit';
 import { oneLine } from './terminal';
@@ -87,17 +87,12 @@ function heldOutBatches(
 function tokenized(tokenizer: Tokenizer, folder: string, onProgress: (what: string) => void) {
   return async (name: string, files: readonly string[]): Promise<Corpus> => {
     const path = join(folder, `${name}.bin`);
-    const separator = tokenizer.eosId;
-    const options: CorpusOptions = {
-      tokens: tokenizer.vocabSize > 1 << 16 ? 'i32' : 'u16',
-      ...(separator !== undefined && { separator }),
-    };
     if (!(await stat(path).catch(() => undefined))) {
       await mkdir(folder, { recursive: true });
       onProgress(`tokenizing ${files.length} file${files.length === 1 ? '' : 's'}`);
       await writeTokens(path, tokenizer, files);
     }
-    return Corpus.open([path], options);
+    return Corpus.open([path], tokenFileOptions(tokenizer));
   };
 }
 

@@ -20,15 +20,13 @@ export function rate(perSecond: number): string {
 /** A bar on stderr with what a training is doing: only where stderr is a terminal, and gone when it is done. */
 export class TrainingProgress {
   readonly #total: number;
-  readonly #first: number;
   #since = performance.now();
   #bar: SingleBar | undefined;
   #last: StepRecord | undefined;
 
-  /** Steps in all, and those done before this process. */
-  constructor(total: number, first: number) {
+  /** Steps in all. */
+  constructor(total: number) {
     this.#total = total;
-    this.#first = first;
   }
 
   /** The clock of the time left starts with the first step. */
@@ -51,7 +49,7 @@ export class TrainingProgress {
 
   #show(): void {
     if (!process.stderr.isTTY) return;
-    const step = this.#last?.step ?? this.#first;
+    const step = this.#last?.step ?? 0;
     const shown = { of: count(this.#total), step: count(step), said: this.#said(step) };
     if (!this.#bar) {
       this.#bar = new SingleBar({
@@ -72,7 +70,7 @@ export class TrainingProgress {
     if (!this.#last) return '';
     const { loss, tokensPerSecond, memory } = this.#last;
     const seconds = (performance.now() - this.#since) / 1000;
-    const left = (seconds / Math.max(1, step - this.#first)) * (this.#total - step);
+    const left = (seconds / Math.max(1, step)) * (this.#total - step);
     return `, loss ${loss.toFixed(4)}, ${rate(tokensPerSecond)} tokens/s, ${size(memory)}, ${duration(left)} left`;
   }
 

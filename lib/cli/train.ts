@@ -149,7 +149,7 @@ async function execute(
   const { out } = settings;
   const folder = join(out, 'training');
   const trainer = await makeTrainer({ config, options, from }, settings);
-  const progress = new TrainingProgress(trainer.options.steps, 0);
+  const progress = new TrainingProgress(trainer.options.steps);
   const write = (record: object) => void (flags.json && process.stdout.write(`${JSON.stringify(record)}\n`));
   try {
     if (flags.resume === undefined) {

@@ -5,7 +5,7 @@ import type { State } from '../models/state';
 import { copySlots, takeRows } from '../ops/elementwise';
 import { sample } from '../ops/sample';
 import { keep, scope, Tensor, type TypedArray } from '../tensor';
-import type { RowOptions } from './options';
+import { int32, seedWords, type RowOptions } from './options';
 import { Plan, type BranchRow, type Slots } from './plan';
 
 /** How a block of tokens is drawn from: options of each row, and what only some generations need. */
@@ -24,8 +24,6 @@ export interface Scanned {
   /** f32[.., vocabSize]; until the next scan. */
   readonly logits: Tensor;
 }
-
-const int32 = 2 ** 31 - 1;
 
 /**
  * Sequences with a second state each, in which a continuation is tried. One scan consumes what is
@@ -176,7 +174,7 @@ function copyRows(
 }
 
 /** Pools [rows, ...] as matrices. */
-export const flatPools = (state: State): Tensor[] =>
+const flatPools = (state: State): Tensor[] =>
   state.pools.filter((pool) => pool.size > 0).map((pool) => pool.reshape([pool.shape[0]!, pool.stride]));
 
 /** The tensors of one shape of scan, and the ops over them. */
@@ -220,10 +218,6 @@ class Block {
       if (each.some(({ repetitionPenalty }) => repetitionPenalty !== 1))
         this.#seen = own(Tensor.empty([places, state.marks[0]!.length], 'i32', device));
       const holds = draw.stop.length > 0 && plan.rows.some((_, i) => draw.quiet[i]! > 0);
-      const halves = ({ seed }: RowOptions) => [
-        Number(BigInt.asIntN(32, seed)),
-        Number(BigInt.asIntN(32, seed >> 32n)),
-      ];
       this.#options = {
         logits: this.drawn, // replaced by each step's own
         temperature: floats(({ temperature }) => temperature),
@@ -231,7 +225,10 @@ class Block {
         topP: floats(({ topP }) => topP),
         minP: floats(({ minP }) => minP),
         penalty: floats(({ repetitionPenalty }) => repetitionPenalty),
-        seed: ints(each.flatMap(halves), [places, 2]),
+        seed: ints(
+          each.flatMap(({ seed }) => seedWords(seed)),
+          [places, 2],
+        ),
         ...(holds && {
           stop: ints(draw.stop),
           quiet: ints(plan.rowOfPlace.map((row) => Math.min(int32, draw.quiet[row]!))),

@@ -6,7 +6,7 @@ import type { State } from '../models/state';
 import { copySlots } from '../ops/elementwise';
 import { sample } from '../ops/sample';
 import { keep, scope, Tensor } from '../tensor';
-import type { RowOptions } from './options';
+import { int32, seedWords, type RowOptions } from './options';
 
 /** What was drawn for each row. */
 export interface Drawn {
@@ -44,7 +44,6 @@ const floatBits = (x: number) => {
   bitsOf.setFloat32(0, x);
   return bitsOf.getInt32(0);
 };
-const int32 = 2 ** 31 - 1;
 
 /**
  * Draws tokens on the device and feeds them back, one step a call. What varies from step to step
@@ -146,8 +145,7 @@ export class Decoder {
         Math.min(int32, lengths[i]! + row.minNewTokens),
       ];
       words.forEach((word, j) => (values[(1 + j) * b + i] = word));
-      values[8 * b + 2 * i] = Number(BigInt.asIntN(32, row.seed));
-      values[8 * b + 2 * i + 1] = Number(BigInt.asIntN(32, row.seed >> 32n));
+      values.set(seedWords(row.seed), 8 * b + 2 * i);
     });
     if (stops > 0) values.set(stop, 11 * b);
     this.#values.set(values);

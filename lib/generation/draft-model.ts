@@ -5,7 +5,7 @@ import type { State } from '../models/state';
 import { sample } from '../ops/sample';
 import { keep, scope, Tensor } from '../tensor';
 import { Branches } from './branches';
-import type { RowOptions } from './options';
+import { seedWords, type RowOptions } from './options';
 
 /** What a drafter proposes for one row. */
 export interface Draft {
@@ -48,17 +48,16 @@ export class DraftModel {
       const part = (i: number) => own(this.#input.rows(i * n, (i + 1) * n));
       this.#drawn = part(0);
       const batch: Batch = { offsets: ints([...Array(n + 1).keys()]), slots: part(2) };
-      const halves = ({ seed }: RowOptions) => [
-        Number(BigInt.asIntN(32, seed)),
-        Number(BigInt.asIntN(32, seed >> 32n)),
-      ];
       const args = {
         temperature: floats(rows.map(({ temperature }) => temperature)),
         topK: ints(rows.map(({ topK }) => topK)),
         topP: floats(rows.map(({ topP }) => topP)),
         minP: floats(rows.map(({ minP }) => minP)),
         penalty: floats(rows.map(() => 1)),
-        seed: ints(rows.flatMap(halves), [n, 2]),
+        seed: ints(
+          rows.flatMap(({ seed }) => seedWords(seed)),
+          [n, 2],
+        ),
         position: part(1),
         token: this.#drawn,
         logprob: floats(rows.map(() => 0)),

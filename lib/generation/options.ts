@@ -78,7 +78,12 @@ interface Range {
   readonly above?: boolean;
   readonly whole?: boolean;
 }
-const int32 = 2 ** 31 - 1;
+export const int32 = 2 ** 31 - 1;
+/** A seed as `sample` takes it: the lower and the upper half. */
+export const seedWords = (seed: bigint): readonly [number, number] => [
+  Number(BigInt.asIntN(32, seed)),
+  Number(BigInt.asIntN(32, seed >> 32n)),
+];
 const ranges: Readonly<Record<Exclude<keyof RowOptions, 'seed'>, Range>> = {
   maxNewTokens: { fallback: 128, least: 1, most: int32, whole: true },
   minNewTokens: { fallback: 0, least: 0, most: int32, whole: true },

@@ -49,8 +49,6 @@ export interface Backbone {
   forward(ids: Tensor, batch: Batch, pools: readonly Tensor[], visit?: (hidden: Tensor) => void): Tensor;
   /** What makes logits of the normalised output: weight [vocabSize, hiddenSize]. */
   readonly head: { readonly weight: Tensor; readonly bias?: Tensor | undefined };
-  /** [t, hiddenSize] to f32[t, vocabSize]. */
-  logits(hidden: Tensor): Tensor;
   /** Where there are routers: how many, and the weights of their losses in training, if the config has any. */
   readonly routers?: RouterSetup | undefined;
   /** Whether it makes use of `Batch.longest`, so that a recorded pass is for sequences of at most that length. */

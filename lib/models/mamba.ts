@@ -3,7 +3,7 @@ import * as init from '../nn/init';
 import { Linear } from '../nn/linear';
 import { MambaMixer, type Batch, type MixerConfig } from '../nn/mamba';
 import type { Weights } from '../nn/weights';
-import { embedding, matmul } from '../ops/matmul';
+import { embedding } from '../ops/matmul';
 import { addRmsNorm, normMatmul, rmsNorm } from '../ops/norm';
 import { scope, type DType, type Tensor } from '../tensor';
 import type { Backbone, CommonConfig, Family, ModelDTypes, StatePart } from './family';
@@ -208,10 +208,6 @@ class MambaBackbone implements Backbone {
     if (!mixed) return [rmsNorm({ x: residual, weight, eps, dtype: this.#activations }), residual];
     const { y, sum } = addRmsNorm({ x: mixed, residual, weight, eps });
     return [y, sum];
-  }
-
-  logits(hidden: Tensor): Tensor {
-    return matmul({ x: hidden, weight: this.head.weight, dtype: 'f32' });
   }
 
   dispose(): void {

@@ -4,7 +4,7 @@ import type { Linear } from '../nn/linear';
 import type { Batch, MambaMixer } from '../nn/mamba';
 import { MoE, type Entering, type MoEOptions } from '../nn/moe';
 import { accumulate, add, cast } from '../ops/elementwise';
-import { embedding, matmul } from '../ops/matmul';
+import { embedding } from '../ops/matmul';
 import { addRmsNorm, layerNorm, normMatmul, rmsNorm } from '../ops/norm';
 import { scope, type DType, type Tensor } from '../tensor';
 import type { Backbone, ModelDTypes, RouterSetup, StatePart } from './family';
@@ -153,10 +153,6 @@ export class MixtureBackbone implements Backbone {
     else accumulate({ x: mixed, sum }); // which nobody else sees
     visit?.(sum);
     return layerNorm({ x: sum, ...finalNorm, eps, dtype: this.#activations });
-  }
-
-  logits(hidden: Tensor): Tensor {
-    return matmul({ x: hidden, ...this.head, dtype: 'f32' });
   }
 
   dispose(): void {

@@ -12,6 +12,7 @@ import { keep, scope, Tensor } from '../tensor';
 import type { Backbone, CommonConfig } from './family';
 import { integerRows, pack, targetsOf } from './inputs';
 import { inputNames, type ForwardInput, type ForwardOutput } from './forward';
+import { matmul } from '../ops/matmul';
 import { chunked, chunkTokens, mutedRows, type Piece } from './pieces';
 import { RouterRecord } from './router';
 import { checkState, State, type StateLayout } from './state';
@@ -98,9 +99,10 @@ export class Model<C extends CommonConfig = CommonConfig> {
   /** After the parameters have changed: what is computed from them once is computed again. */
   refresh = (): void => scope(() => this.backbone.ready());
 
-  /** The logits of normalised hidden states [t, hiddenSize]. */
+  /** Normalised hidden states [t, hiddenSize] to logits f32[t, vocabSize]. */
   head(hidden: Tensor): Tensor {
-    return this.backbone.logits(hidden);
+    const { weight, bias } = this.backbone.head;
+    return matmul({ x: hidden, weight, bias, dtype: 'f32' });
   }
 
   /**

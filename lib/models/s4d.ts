@@ -7,7 +7,7 @@ import { s4dModes, type S4DMode } from '../nn/s4d-cost';
 import type { Weights } from '../nn/weights';
 import { activate } from '../ops/experts';
 import { add, cast, zeroSlots } from '../ops/elementwise';
-import { embedding, matmul } from '../ops/matmul';
+import { embedding } from '../ops/matmul';
 import { layerNorm } from '../ops/norm';
 import { scope, type DType, type Tensor } from '../tensor';
 import type { Backbone, CommonConfig, Family, ModelDTypes, StatePart } from './family';
@@ -146,10 +146,6 @@ class S4DBackbone implements Backbone {
     const where = longest === undefined ? { slots, state: pool } : { longest };
     const y = output.forward(activate({ x: mixer.forward(u, { offsets, mode, ...where }), kind: gelu }));
     return activate({ x: y.columns(d, 2 * d), factor: y.columns(0, d), kind: sigmoid });
-  }
-
-  logits(hidden: Tensor): Tensor {
-    return matmul({ x: hidden, weight: this.head.weight, dtype: 'f32' });
   }
 
   dispose(): void {

@@ -1,13 +1,13 @@
 /** What the gradients of the ops of experts are made of. */
 import { op } from '../op';
+import { kindOfActivation, placesOfRows, rowOfEachWeight } from './expert-checks';
 
 /** The gradients of `activate`: `dx = dy·factor·f'(x)` and `dfactor = dy·f(x)`. */
 export const activateBackward = op('activate_backward', {
   in: { x: 'T[t,d]', factor: 'T[t,d]?', dy: 'T[t,d]' },
   attrs: { kind: 0 },
   out: { dx: 'T[t,d]', dfactor: '=factor' },
-  check: (size) =>
-    [0, 1, 2, 3].includes(size('kind')!) ? undefined : `kind is ${size('kind')}, expected 0, 1, 2 or 3`,
+  check: kindOfActivation,
 });
 
 /** Each expert's matrix, turned: what `expertMatmul` takes a gradient back through. */
@@ -21,12 +21,7 @@ export const expertWeightGradient = op('expert_weight_gradient', {
   in: { dy: 'T[a,n]', x: 'X[t,d]', order: 'i32[a]', offsets: 'i32[e+1]' },
   attrs: { k: 0 },
   out: { dweight: 'Y[e,n,d]' },
-  check: (size) => {
-    const rows = size('t')! * (size('k')! || 1);
-    return size('k')! >= 0 && rows === size('a')
-      ? undefined
-      : `order has ${size('a')} places, expected ${rows}: k, which is ${size('k')}, for each row of x`;
-  },
+  check: placesOfRows,
 });
 
 /** The sum of dy over the places of each expert, in their order: the gradient of a bias. */
@@ -54,8 +49,5 @@ export const expertGatherBackward = op('expert_gather_backward', {
 export const expertCombineBackward = op('expert_combine_backward', {
   in: { x: 'T[a,d]', place: 'i32[a]', weights: 'f32[t,k]', dy: 'T[t,d]' },
   out: { dx: 'T[a,d]', dweights: 'f32[t,k]' },
-  check: (size) =>
-    size('a') === size('t')! * size('k')!
-      ? undefined
-      : `x has ${size('a')} rows, expected ${size('t')! * size('k')!}: one for each weight`,
+  check: rowOfEachWeight('x'),
 });

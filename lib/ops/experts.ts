@@ -1,6 +1,7 @@
 import type { Call, InputGradients } from '../autograd/tape';
 import { op } from '../op';
 import type { Tensor } from '../tensor';
+import { kindOfActivation, placesOfRows, rowOfEachWeight } from './expert-checks';
 import {
   activateBackward,
   expertColumnSums,
@@ -21,12 +22,7 @@ export const expertMatmul = op('expert_matmul', {
   in: { x: 'T[t,d]', weight: 'W[e,n,d]', bias: 'f32[e,n]?', order: 'i32[a]', offsets: 'i32[e+1]' },
   attrs: { k: 0 },
   out: { y: 'Y[a,n]' },
-  check: (size) => {
-    const rows = size('t')! * (size('k')! || 1);
-    return size('k')! >= 0 && rows === size('a')
-      ? undefined
-      : `order has ${size('a')} places, expected ${rows}: k, which is ${size('k')}, for each row of x`;
-  },
+  check: placesOfRows,
   saves: ['x', 'weight', 'order', 'offsets'],
   vjp: ({ args, grad, inputs }): InputGradients => {
     const [dy, offsets] = [grad['y']!, args['offsets'] as Tensor];
@@ -55,10 +51,7 @@ function inputGradient(args: Call['args'], dy: Tensor, { dtype, shape }: Call['i
 export const expertCombine = op('expert_combine', {
   in: { x: 'T[a,d]', place: 'i32[a]', weights: 'f32[t,k]' },
   out: { y: 'T[t,d]' },
-  check: (size) =>
-    size('a') === size('t')! * size('k')!
-      ? undefined
-      : `x has ${size('a')} rows, expected ${size('t')! * size('k')!}: one for each weight`,
+  check: rowOfEachWeight('x'),
   saves: ['x', 'place', 'weights'],
   vjp: ({ args, grad }): InputGradients => {
     const { dx, dweights } = expertCombineBackward({
@@ -75,6 +68,9 @@ const upTo = (n: number, h: number, has = 'weight has') =>
   n === h || n === 2 * h ? undefined : `${has} ${n} rows, expected ${h} or twice as many: h is ${h}`;
 const kindOf = (kind: number) =>
   [0, 1, 2].includes(kind) ? undefined : `kind is ${kind}, expected 0, 1 or 2`;
+
+const intoExperts = (size: (name: string) => number | undefined) =>
+  fewerThan(size('k')!, size('e')!) ?? upTo(size('n')!, size('h')!, 'up has') ?? kindOf(size('kind')!);
 
 /**
  * Into the experts: `y = f(expertMatmul(x))` with `activate`'s f, or `f(gate) · up` where the
@@ -107,10 +103,7 @@ export const expertDown = op('expert_down', {
     weights: 'f32[t,k]',
   },
   out: { y: 'T[t,n]' },
-  check: (size) =>
-    size('a') === size('t')! * size('k')!
-      ? undefined
-      : `x has ${size('a')} rows, expected ${size('t')! * size('k')!}: one for each weight`,
+  check: rowOfEachWeight('x'),
 });
 
 /**
@@ -136,18 +129,14 @@ export const normRouteUp = op('norm_route_up', {
     weights: 'f32[1,k]',
     hidden: 'T[k,h]',
   },
-  check: (size) =>
-    fewerThan(size('k')!, size('e')!) ?? upTo(size('n')!, size('h')!, 'up has') ?? kindOf(size('kind')!),
+  check: intoExperts,
 });
 
 /** `y[i] = Σ_j weights[i,j] · (hidden[i · k + j] · weight[experts[i,j]]ᵀ + bias[experts[i,j]])`. */
 export const expertSum = op('expert_sum', {
   in: { hidden: 'T[a,h]', weight: 'W[e,n,h]', bias: 'f32[e,n]?', experts: 'i32[t,k]', weights: 'f32[t,k]' },
   out: { y: 'T[t,n]' },
-  check: (size) =>
-    size('a') === size('t')! * size('k')!
-      ? undefined
-      : `hidden has ${size('a')} rows, expected ${size('t')! * size('k')!}: one for each weight`,
+  check: rowOfEachWeight('hidden'),
 });
 
 /**
@@ -178,8 +167,7 @@ export const expertLayerStep = op('expert_layer_step', {
     weights: 'f32[1,k]',
     hidden: 'T[k,h]',
   },
-  check: (size) =>
-    fewerThan(size('k')!, size('e')!) ?? upTo(size('n')!, size('h')!, 'up has') ?? kindOf(size('kind')!),
+  check: intoExperts,
 });
 
 /** `f(x) · factor`; `kind` says which f: 0 is ReLU, 1 GELU (the exact one, by erf), 2 SiLU, 3 the sigmoid. */
@@ -187,8 +175,7 @@ export const activate = op('activate', {
   in: { x: 'T[t,d]', factor: 'T[t,d]?' },
   attrs: { kind: 0 },
   out: { y: 'T[t,d]' },
-  check: (size) =>
-    [0, 1, 2, 3].includes(size('kind')!) ? undefined : `kind is ${size('kind')}, expected 0, 1, 2 or 3`,
+  check: kindOfActivation,
   saves: ['x', 'factor'],
   vjp: ({ args, grad }): InputGradients => {
     const { dx, dfactor } = activateBackward({

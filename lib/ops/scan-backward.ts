@@ -1,6 +1,6 @@
 /** The gradients of the ops along sequences, which start from zero. */
 import { op } from '../op';
-import { tooManyStates } from './scan-states';
+import { scanComplaint } from './scan-states';
 
 /**
  * The gradients of `selectiveScanPacked`. States are not given: they are computed again from the
@@ -36,12 +36,7 @@ export const selectiveScanBackward = op('selective_scan_backward', {
     ddeltaBias: '=deltaBias',
   },
   strided: ['dz'],
-  check: (size) => {
-    const d = size('d')!;
-    const g = size('g') ?? 1;
-    if (d % g !== 0) return `B and C have ${g} groups, expected a divisor of d, which is ${d}`;
-    return tooManyStates(size('n')!);
-  },
+  check: scanComplaint,
 });
 
 /** The gradients of `causalConv1dPacked`; what its silu was applied to is computed again. */

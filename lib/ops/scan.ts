@@ -2,7 +2,7 @@ import type { InputGradients } from '../autograd/tape';
 import { op } from '../op';
 import type { Tensor } from '../tensor';
 import { causalConv1dBackward, selectiveScanBackward } from './scan-backward';
-import { tooManyStates } from './scan-states';
+import { scanComplaint, tooManyStates } from './scan-states';
 
 /** What the sizes of a mixer's parameters must satisfy; `has` names what holds x and z. */
 function mixerComplaint(size: (name: string) => number | undefined, has: string, of: string) {
@@ -42,12 +42,7 @@ export const selectiveScanPacked = op('selective_scan', {
   },
   attrs: { deltaSoftplus: false },
   out: { y: 'T[t,d]' },
-  check: (size) => {
-    const d = size('d')!;
-    const g = size('g') ?? 1;
-    if (d % g !== 0) return `B and C have ${g} groups, expected a divisor of d, which is ${d}`;
-    return tooManyStates(size('n')!);
-  },
+  check: scanComplaint,
   saves: ['u', 'delta', 'A', 'B', 'C', 'D', 'z', 'deltaBias', 'offsets'],
   vjp: ({ args, grad, room }): InputGradients => {
     const tensor = (name: string) => args[name] as Tensor;

@@ -7,7 +7,8 @@ const font = 'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial,
 /** Width of a letter, generously: there is nothing to measure text with. */
 export const letter = 8.4;
 
-const escape = (text: string) =>
+/** Of the text of an element or attribute. */
+export const escape = (text: string) =>
   text.replace(/[&<>"]/g, (char) => ({ '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;' })[char]!);
 
 export const text = (x: number, y: number, content: string, attributes = '') =>

@@ -204,9 +204,8 @@ class Course {
   async test(length: number, sequences: number): Promise<Accuracy> {
     const { model } = this.#trainer;
     const { seed, signal } = this.#options;
-    return this.#trainer.withAverages(() => {
-      model.refresh();
-      return accuracyOf(model, this.#task, { length, sequences, seed, signal });
-    });
+    return this.#trainer.withAverages(() =>
+      accuracyOf(model, this.#task, { length, sequences, seed, signal }),
+    );
   }
 }

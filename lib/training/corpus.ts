@@ -205,7 +205,7 @@ export class Corpus {
     this.#blocks.set(key, buffer); // the last used stay longest
     if (known) return known;
     buffer.catch(() => this.#blocks.delete(key));
-    if (this.#blocks.size > mostBlocks) this.#blocks.delete([...this.#blocks.keys()][0]!);
+    if (this.#blocks.size > mostBlocks) this.#blocks.delete(this.#blocks.keys().next().value!);
     return buffer;
   }
 }

@@ -1,5 +1,6 @@
 import { writeAtomically, writeFully } from '../io/atomic';
 import { lines, type Lines, type LineSeries } from '../plot/lines';
+import { escape } from '../plot/svg';
 import { readLog, type EvaluationRecord, type StepRecord } from './log';
 
 type Points = LineSeries['points'];
@@ -59,11 +60,8 @@ export function chartsOf(steps: readonly StepRecord[], evaluations: readonly Eva
   ];
 }
 
-const escape = (text: string) =>
-  text.replace(/[&<>"]/g, (char) => ({ '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;' })[char]!);
-
 /** A page that needs nothing besides itself; `refresh` has a browser read it again every so many seconds. */
-export function curvesPage(
+function curvesPage(
   title: string,
   steps: readonly StepRecord[],
   evaluations: readonly EvaluationRecord[],

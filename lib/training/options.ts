@@ -48,7 +48,7 @@ const names: readonly (keyof TrainingOptions)[] = [
   ...(['routerBalance', 'routerZ'] as const),
 ];
 
-/** [least, most, whether these are allowed too] */
+/** [least, most] */
 const ranges: Readonly<Record<string, readonly [number, number]>> = {
   steps: [1, 1e9],
   learningRate: [0, 1e3],

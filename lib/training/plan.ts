@@ -3,7 +3,7 @@ import { CausalLM } from '../generation/causal-lm';
 import type { JsonObject } from '../io/json';
 import { familyOf } from '../models';
 import { Weights } from '../nn/weights';
-import type { Tensor } from '../tensor';
+import { dtypeBytes, type Tensor } from '../tensor';
 import { Optimizer } from './optimizer';
 import { completeOptions } from './options';
 import { Parameters } from './parameters';
@@ -41,7 +41,10 @@ export function planTraining(
   const dtype = complete.precision;
   device.trim();
   // What a graph works in counts as cached: nothing of it is live between replays.
-  const held = () => device.held().used + device.held().cached;
+  const held = () => {
+    const { used, cached } = device.held();
+    return used + cached;
+  };
   const before = held();
   const parameters = new Parameters(device, dtype, complete.average !== undefined, false);
   const made: { dispose(): void }[] = [parameters];
@@ -77,5 +80,4 @@ export function planTraining(
   }
 }
 
-const bytesOf = (tensor: Tensor | undefined): number =>
-  tensor ? tensor.size * (tensor.dtype === 'f32' ? 4 : 2) : 0;
+const bytesOf = (tensor: Tensor | undefined): number => (tensor ? tensor.size * dtypeBytes[tensor.dtype] : 0);

@@ -12,6 +12,12 @@ export interface WrittenTokens {
   readonly options: { readonly tokens: TokenFormat; readonly separator?: number };
 }
 
+/** How a codec's tokens are written: as u16, or as i32 where the vocabulary is larger. */
+export const tokenFileOptions = ({ vocabSize, eosId }: Codec): WrittenTokens['options'] => ({
+  tokens: vocabSize > 1 << 16 ? 'i32' : 'u16',
+  ...(eosId !== undefined && { separator: eosId }),
+});
+
 /**
  * Writes the tokens of text files into one file that `Corpus.open` reads by position: as u16, or as i32
  * where the vocabulary is larger. Each text ends with the codec's end-of-text token, if it has one. Texts
@@ -24,7 +30,8 @@ export async function writeTokens(
   files: readonly string[],
 ): Promise<WrittenTokens> {
   checkPaths('writeTokens', files);
-  const Ids = codec.vocabSize > 1 << 16 ? Int32Array : Uint16Array;
+  const options = tokenFileOptions(codec);
+  const Ids = options.tokens === 'i32' ? Int32Array : Uint16Array;
   let tokens = 0;
   await writeAtomically(path, async (out) => {
     const write = async (ids: ArrayLike<number>) => {
@@ -36,14 +43,10 @@ export async function writeTokens(
       const before = tokens;
       for await (const { ids } of textOf(file, codec)) await write(ids);
       if (tokens === before) throw new FormatError(`${file}: file is empty, expected text`);
-      if (codec.eosId !== undefined) await write([codec.eosId]);
+      if (options.separator !== undefined) await write([options.separator]);
     }
   });
-  const format = Ids === Uint16Array ? 'u16' : 'i32';
-  return {
-    tokens,
-    options: { tokens: format, ...(codec.eosId !== undefined && { separator: codec.eosId }) },
-  };
+  return { tokens, options };
 }
 
 /** Errors get the file's name. */

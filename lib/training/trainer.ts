@@ -201,7 +201,10 @@ export class Trainer {
   /** Runs `fn` while the model computes with the averages of its parameters, where they are kept. */
   async withAverages<R>(fn: () => Promise<R>): Promise<R> {
     this.#check('withAverages');
-    if (this.options.average === undefined) return fn();
+    if (this.options.average === undefined) {
+      this.#refresh();
+      return fn();
+    }
     this.parameters.exchangeAverages();
     this.#fresh = false;
     this.#refresh();
