@@ -197,8 +197,10 @@ function afterCall(
 export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
   const symbols = new Symbols();
   const inputs = specs(schema.in, symbols);
-  const outputs = specs(schema.out, symbols);
   const attrs = Object.entries(schema.attrs ?? {});
+  const twice = attrs.find(([name]) => symbols.names.includes(name));
+  if (twice) throw new SyntaxError(`${opName}: attribute ${twice[0]} has the name of a size of its inputs`);
+  const outputs = specs(schema.out, symbols);
   for (const [name] of attrs) symbols.index(name); // a number may be a size of the outputs, too
   const given = new Set(
     [...inputs.values()].flatMap(({ forms, optional }) =>

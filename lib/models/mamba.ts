@@ -45,9 +45,9 @@ function config(json: JsonObject): MambaConfig {
     dtMin,
     dtMax,
     dtFloor: fields.positive('time_step_floor', 1e-4),
-    dtScale: fields.positive('time_step_scale', 1),
+    dtScale: fields.spread('time_step_scale', 1),
     dtInit: fields.choice('time_step_init_scheme', ['random', 'constant']),
-    initializerRange: fields.positive('initializer_range', 0.1),
+    initializerRange: fields.spread('initializer_range', 0.1),
   };
   const layerNormEpsilon = fields.positive('layer_norm_epsilon', 1e-5, true);
   const tieWordEmbeddings = fields.flag('tie_word_embeddings', true);
