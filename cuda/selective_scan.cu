@@ -68,6 +68,8 @@ bool launch_scan(Stream& stream, Scan<typename P::T> s) {
 // Up to 16 states: for full cards, those that this one would fill badly, where a card has one block
 // a multiprocessor, and for lone blocks.
 template <class T>
+using Ring320 = RingPlan<T, 8, 2, 10, 4, 8, 2, 2, 1, 1, 0, 2>;
+template <class T>
 using Ring256 = RingPlan<T, 8, 2, 8, 4, 8, 2, 2, 1, 1, 0, 2>;
 template <class T>
 using Ring128 = RingPlan<T, 8, 2, 8, 4, 16, 2, 2, 1, 1, 0>;
@@ -148,6 +150,7 @@ bool scan_few_states(Stream& stream, const Scan<T>& s) {
     return first + (ceil_div(groups * ceil_div(s.group_channels, width), units) - 1) * more;
   };
   const int64_t wide = cycles(64, 124, 95), middle = cycles(32, 101, 48), narrow = cycles(16, 76, 30);
+  const int64_t r320 = fits<Ring320<T>>() ? cycles(320, 490, 490) : INT64_MAX;
   const int64_t r256 = fits<Ring256<T>>() ? cycles(256, 382, 382) : INT64_MAX;
   const int64_t r128 = cycles(128, 198, 198), r96 = cycles(96, 172, 172), r16 = cycles(16, 36, 31);
 
@@ -156,7 +159,7 @@ bool scan_few_states(Stream& stream, const Scan<T>& s) {
   const int64_t tokens = s.sequences.tokens, mean = tokens / s.sequences.count;
   constexpr int64_t kShort = 32;  // no more than a tile of the other plans
   if (mean <= kShort && launch_short(stream, s)) return true;
-  const int64_t ring = std::min({r256, r128, r96, r16}), of_piece = ceil_div(s.d, 64);
+  const int64_t ring = std::min({r320, r256, r128, r96, r16}), of_piece = ceil_div(s.d, 64);
   const int64_t whole = mean < kLong ? std::min({wide, middle, narrow}) : ring;
   if (tokens * of_piece / units * kBoth + kLaunches < mean * whole) {
     int shift = 11;
@@ -164,7 +167,8 @@ bool scan_few_states(Stream& stream, const Scan<T>& s) {
     if (launch_pieces(stream, s, shift)) return true;
   }
   if (mean >= kLong) {
-    if (ring == r256 ? launch_ring<Ring256<T>>(stream, s)
+    if (ring == r320   ? launch_ring<Ring320<T>>(stream, s)
+        : ring == r256 ? launch_ring<Ring256<T>>(stream, s)
         : ring == r128 ? launch_ring<Ring128<T>>(stream, s)
         : ring == r96  ? launch_ring<Ring96<T>>(stream, s)
                       : launch_ring<Ring16<T>>(stream, s))
