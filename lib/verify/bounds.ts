@@ -11,6 +11,7 @@ import type { Round } from './values';
  */
 const tolerances: Readonly<Record<string, number>> = {
   matmul: 2e-6, // sums of up to 1,025 products, as most of these
+  matmul_add: 2e-6,
   norm_matmul: 2e-6,
   matmul_weight_gradient: 2.8e-6,
   expert_matmul: 2e-6,
