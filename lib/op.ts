@@ -247,8 +247,7 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
 
     symbols.clear();
     const values: (TensorHandle | number | undefined)[] = [];
-    for (let i = 0; i < inputList.length; i++) {
-      const [name, spec] = inputList[i]!;
+    for (const [name, spec] of inputList) {
       const arg = args[name];
       if (arg === undefined && spec.optional) values.push(undefined);
       else values.push(bind(opName, name, spec, arg, device, symbols).handle(opName, name));
@@ -270,8 +269,7 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
     const results: Record<string, Tensor> = {};
     let only: Tensor | undefined;
     try {
-      for (let i = 0; i < outputList.length; i++) {
-        const [name, spec] = outputList[i]!;
+      for (const [name, spec] of outputList) {
         const [dtype, shape] = resolve(opName, spec, symbols, args, into?.[name]?.dtype ?? free);
         only = results[name] = into?.[name]
           ? placed(opName, name, into[name], device, dtype, shape, schema.strided?.includes(name))
