@@ -195,7 +195,9 @@ function describe(
       tokens === undefined
         ? undefined
         : tokens === 0
-          ? 'none: prompts are token ids'
+          ? config?.modelType === 'mambabyte'
+            ? 'none: tokens are bytes'
+            : 'none: prompts are token ids'
           : `${count(tokens)} tokens`,
     ],
     [

@@ -48,7 +48,10 @@ export function checkSettings(settings: Settings): void {
   idle('tokenizer', family !== 'mambabyte', 'but the tokens of mambabyte are bytes');
   for (const name of ['evaluateEvery', 'keepBest', 'validationBatches'] as const)
     idle(name, validationShare !== 0, 'but --validation-share is 0');
-  for (const name of ['batch', 'microBatches', 'length', 'steps', 'epochs', 'validationBatches'] as const) {
+  for (const name of [
+    ...(['batch', 'microBatches', 'length', 'steps', 'epochs', 'validationBatches'] as const),
+    ...(['evaluateEvery', 'saveEvery', 'logEvery', 'keep'] as const),
+  ]) {
     const value = settings[name];
     if (value !== undefined && !(Number.isSafeInteger(value) && value >= 1))
       throw new UsageError(`${flagOf(name)} is ${value}, expected a whole number, 1 or more`);

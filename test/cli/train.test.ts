@@ -292,6 +292,12 @@ describe('train refuses', () => {
       2,
       '--warmup is 4, expected at most --steps, which is 3',
     ],
+    [
+      'no checkpoint at all',
+      () => plain('--keep', '0'),
+      2,
+      '--keep is 0, expected a whole number, 1 or more',
+    ],
     ['a share above 1', () => plain('--validation-share', '2'), 2, '--validation-share is 2'],
     [
       'a preset that is none',
