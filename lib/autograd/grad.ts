@@ -34,8 +34,11 @@ function place(variable: Variable): Tensor {
   return own;
 }
 
-/** The part of its base's gradient that some columns' will be, if nothing was written to it yet. */
-function hole({ from }: Variable): Tensor | undefined {
+/**
+ * The part of its base's gradient that some columns' will be, if nothing was written to it yet: a rule that
+ * takes it has to write to it.
+ */
+function takeHole({ from }: Variable): Tensor | undefined {
   if (!from?.columns || from.base.from) return undefined;
   const { base, again, columns } = from;
   if (!base.grad) {
@@ -43,17 +46,10 @@ function hole({ from }: Variable): Tensor | undefined {
     base.owned = true;
     base.holes = [[0, base.shape[1]!]];
   }
-  return base.holes?.some((each) => within(columns, each)) ? again(base.grad) : undefined;
-}
-
-const within = ([begin, end]: Range, [first, last]: Range) => first <= begin && end <= last;
-
-/** After it was written to. */
-function fillHole({ from }: Variable): void {
-  const { base, columns } = from!;
-  const [begin, end] = columns!;
-  const rest = base.holes!.flatMap((each): Range[] =>
-    within(columns!, each)
+  if (!base.holes?.some((each) => within(columns, each))) return undefined;
+  const [begin, end] = columns;
+  const rest = base.holes.flatMap((each): Range[] =>
+    within(columns, each)
       ? [
           [each[0], begin],
           [end, each[1]],
@@ -61,17 +57,18 @@ function fillHole({ from }: Variable): void {
       : [each],
   );
   base.holes = rest.filter(([first, last]) => first < last);
+  return again(base.grad);
 }
 
-/** Adds a gradient to a variable's. `room` is the hole that it was written to, if it was. */
-export function give(variable: Variable, gradient: Tensor, call: string, room?: Tensor): void {
+const within = ([begin, end]: Range, [first, last]: Range) => first <= begin && end <= last;
+
+/** Adds a gradient to a variable's. */
+export function give(variable: Variable, gradient: Tensor, call: string): void {
   const { shape, dtype } = variable;
   if (gradient.dtype !== dtype || gradient.shape.join() !== shape.join()) {
     throw new TypeError(`${call}: its gradient rule gave ${gradient}, expected ${dtype}[${shape.join(',')}]`);
   }
-  if (room) {
-    fillHole(variable);
-  } else if (variable.from || (variable.grad && variable.owned)) {
+  if (variable.from || (variable.grad && variable.owned)) {
     accumulate({ x: matrix(gradient), sum: matrix(place(variable)) });
   } else if (variable.grad) {
     const sum = keep(add(matrix(variable.grad), matrix(gradient)).reshape(shape));
@@ -96,10 +93,10 @@ export function backward(tape: Tape, watch?: Watch): void {
     try {
       if (Object.values(grad).some((value) => value !== undefined)) {
         scope(() => {
-          const rooms = new Map<string, Tensor | undefined>();
+          const rooms = new Map<string, Tensor>();
           const room = (name: string) => {
-            const found = inputs[name] && hole(inputs[name]);
-            rooms.set(name, found);
+            const found = inputs[name] && takeHole(inputs[name]);
+            if (found) rooms.set(name, found);
             return found;
           };
           const gradients = vjp({ args, results, grad, inputs, room });
@@ -107,7 +104,11 @@ export function backward(tape: Tape, watch?: Watch): void {
           for (const [name, variable] of Object.entries(inputs)) {
             const gradient = gradients[name];
             const known = rooms.get(name);
-            if (gradient) give(variable, gradient, opName, gradient === known ? known : undefined);
+            if (known && gradient !== known)
+              throw new TypeError(
+                `${opName}: its gradient rule took room for ${name}, expected it to use that`,
+              );
+            if (gradient && !known) give(variable, gradient, opName);
           }
         });
       }
