@@ -64,8 +64,9 @@ struct LayerBlock {
         if (at + 1 < sum_end(i)) sum[i][2 * j + 1] += add.y;
       }
   }
-  // The normed row, to act; this block's part of it and of the residual to memory.
-  __device__ __forceinline__ void norm(float* to_sum, T* to_normed) {
+  // The normed row, to act; this block's part of it and of the residual to memory. All of the residual
+  // to `row`, if the next layer's choice will be guessed.
+  __device__ __forceinline__ void norm(float* to_sum, T* to_normed, bool guesses) {
     float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < kSums; i++)
@@ -79,6 +80,14 @@ struct LayerBlock {
 #pragma unroll
     for (int i = 0; i < kLayerWarps; i++) all += shared.squares[i];
     const float scale = rsqrtf(all / static_cast<float>(m) + s.eps);
+    if (guesses) {
+      if (thread == 0) shared.scale = scale;
+#pragma unroll
+      for (int i = 0; i < kSums; i++)
+#pragma unroll
+        for (int j = 0; j < 6; j++)
+          if (sum_begin(i) + j < sum_end(i)) shared.row[sum_begin(i) + j] = sum[i][j];
+    }
     T* act = reinterpret_cast<T*>(shared.act);
 #pragma unroll
     for (int i = 0; i < kSums; i++) {
@@ -104,6 +113,7 @@ struct LayerBlock {
       }
     }
     sync_layer();
+    if (guesses && thread == 0) arrive(&shared.normed);
   }
 
   // Sums of `count` rows of weights with Columns columns of act, each warp's share of the columns.
@@ -148,6 +158,15 @@ struct LayerBlock {
     }
     sync_layer();
   }
+  // Passes by the tiles of so many rows.
+  template <int Columns>
+  __device__ __forceinline__ void skip(int count) {
+    const int each = tile_rows(count), tiles = (count + each - 1) / each * Cut<Columns, Size::columns>::tiles;
+    for (int tile = 0; tile < tiles; tile++) {
+      ring.wait();
+      ring.give_back();
+    }
+  }
   __device__ __forceinline__ float added(int row) const {
     float all = 0.0f;
 #pragma unroll
@@ -183,7 +202,7 @@ struct LayerBlock {
     if (warp > 0) return;
     if (lane < rows) {
       T value;
-      from_float(value, finish(added(lane), first_row + lane));
+      from_float(value, finish(added(lane)));
       y[first_row + lane] = value;
       shared.mixed[lane] = to_float(value);
     }

@@ -18,9 +18,9 @@ struct ExpertPhases {
   LayerMemory<Size>& shared = b.shared;
   const int thread = b.thread, lane = b.lane, warp = b.warp, block = b.block;
   const int first = HiddenRows::begin(block), columns = HiddenRows::count(block);
-  uint32_t parity = 0;  // of the barrier `routed`
+  uint32_t parity = 0, guess_parity = 0;  // of the barriers `routed` and `guessed`
   float4 router[kEarly];  // of the expert that has this warp's number
-  float bias;
+  float bias, up_bias;    // of the router, then of this lane's hidden column
 
   __device__ __forceinline__ float4 quad(const ExpertLayer<T>& l, int expert, int i) const {
     const int at = lane + 32 * i;
@@ -70,20 +70,25 @@ struct ExpertPhases {
     if (lane == 0) *l.expert = expert, *l.weight = weight;
     return weight;
   }
+  // What the products' sums will need, on its way before they begin.
+  __device__ __forceinline__ void load_biases(const ExpertLayer<T>& l, int expert) {
+    if (warp > 0 || lane >= columns || !l.up_bias) return;
+    const float* own = l.up_bias + int64_t{expert} * (l.gated ? 2 * h : h) + first + lane;
+    bias = own[0];
+    if (l.gated) up_bias = own[h];
+  }
   // The hidden row's columns of this block, to all.
-  __device__ __forceinline__ void activate(const ExpertLayer<T>& l, int expert) {
+  __device__ __forceinline__ void activate(const ExpertLayer<T>& l) {
     if (warp > 0) return;
     if (lane < columns) {
-      const int column = first + lane;
-      const int64_t row = int64_t{expert} * (l.gated ? 2 * h : h) + column;
       float gate = b.added(lane), up = l.gated ? b.added(columns + lane) : 1.0f;
       if (l.up_bias) {
-        gate += l.up_bias[row];
-        if (l.gated) up += l.up_bias[row + h];
+        gate += bias;
+        if (l.gated) up += up_bias;
       }
       T value;
       from_float(value, activated_briefly(gate, l.kind) * up);
-      l.hidden[column] = value;
+      l.hidden[first + lane] = value;
       shared.hidden[lane] = to_float(value);
     }
     __syncwarp();
@@ -91,17 +96,25 @@ struct ExpertPhases {
       b.tell(b.words.hidden + block * Size::hidden_words, shared.hidden, lane);
   }
 
-  __device__ __forceinline__ void run(const ExpertLayer<T>& l) {
-    b.norm(l.sum, l.normed);
+  __device__ __forceinline__ void run(const ExpertLayer<T>& l, bool guessed) {
+    b.norm(l.sum, l.normed, false);
     const int expert = route(l);
+    if (guessed) {
+      wait_barrier(&shared.guessed, guess_parity);
+      guess_parity ^= 1;
+      const int guess = best_of(shared.guess, l.e);
+      if (guess != expert) b.template skip<m>(l.gated ? 2 * columns : columns);
+    }
+    load_biases(l, expert);
     b.template multiply<m>(l.gated ? 2 * columns : columns);
-    activate(l, expert);
+    activate(l);
     const float weight = warp == 0 ? weigh(l, expert) : 0.0f;
+    float down_bias = 0.0f;
+    if (warp == 0 && lane < b.rows && l.down_bias)
+      down_bias = l.down_bias[int64_t{expert} * m + b.first_row + lane];
     b.template gather<HiddenRows, Size::hidden_words>(b.words.hidden);
     b.template multiply<h>(b.rows);
-    b.leave(l.y, [&](float y, int row) {
-      return weight * y + (l.down_bias ? weight * l.down_bias[int64_t{expert} * m + row] : 0.0f);
-    });
+    b.leave(l.y, [&](float y) { return weight * y + (l.down_bias ? weight * down_bias : 0.0f); });
   }
 };
 

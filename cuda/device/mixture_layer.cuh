@@ -7,8 +7,9 @@
 namespace ss::cuda::mixture {
 
 constexpr int kStepColumns = 32;  // of a matrix, that a warp multiplies at once
-// Between two rows of the next layer that are asked into the L2: as fast as memory brings them.
-constexpr int kRowNanoseconds = 60;
+// Clocks for each KiB that a block asks for before it is needed: of a guess, and into the L2. More of it at a
+// time would stand in the way of the blocks' words.
+constexpr int kGuessClocks = 70, kAskClocks = 100;
 
 // Count things over the blocks, Unit by Unit. Where they do not come out even some blocks have a unit
 // more: other ones where they are dealt Late, so that the same blocks do not have more of everything.
@@ -118,13 +119,14 @@ struct LayerWords {
 template <class Size>
 struct alignas(16) LayerMemory {
   uint64_t full[kMostStages], free[kMostStages];
-  uint64_t routed;                          // a barrier: the logits are there
+  uint64_t routed, normed, guessed;  // barriers: logits, the row and its scale, guessed logits are there
   alignas(16) uint32_t act[Size::act / 2];  // halves
   alignas(16) float norm[Size::m];
+  alignas(16) float row[Size::m];  // the residual, where the next layer's choice is guessed
   float sums[kLayerWarps][Size::sums];
   alignas(16) float u[Size::channels];
   alignas(16) float dbc[3 * Size::dbc_words + 2];
-  float z[Size::channels], squares[kLayerWarps], logits[kMostExperts];
+  float z[Size::channels], squares[kLayerWarps], logits[kMostExperts], scale, guess[kLayerWarps];
   float y[6 * Size::y_words], mixed[6 * Size::mixed_words], hidden[6 * Size::hidden_words + 1];
 };
 

@@ -5,7 +5,8 @@
 //   up       the block's rows of the chosen expert's first matrix; the hidden row goes to all blocks
 //   down     the block's rows of the second; to all blocks
 // Sizes need not come out even over blocks, warps and tiles. The ring of weights runs ahead as there, but
-// an expert's have to wait for its choice: until then the next layer's are asked into the L2.
+// an expert's have to wait for its choice. Of few experts it is guessed during the Mamba layer before
+// (mixture_guess.cuh); until then the next Mamba layer's are asked into the L2.
 // mamba_layers.cuh does the sizes that come out even without experts: this one took 3 to 6 % longer there.
 #pragma once
 #include "dependent.cuh"
@@ -14,14 +15,27 @@
 
 namespace ss::cuda::mixture {
 
+// Keeps what a warp asks for in advance to a rate.
+struct Pace {
+  long long due = 0;  // by the clock
+
+  // Until `bytes` more may be asked for, at so many clocks for each KiB.
+  __device__ void wait(int bytes, int clocks) {
+    long long now = clock64();
+    while (now < due) now = clock64();
+    due = now + (bytes * clocks >> 10);
+  }
+};
+
 // As RingFiller, with more tiles under way where they are not full.
 struct TileFiller {
   Ring ring;
+  Pace pace{};
   int asked = 0;    // tiles under way, as far as is known
   RingPlace due{};  // the oldest of them
 
-  // `rows` rows of `bytes` each; lane i gives where row i begins.
-  __device__ void fill(const void* from, int rows, int bytes, uint64_t policy) {
+  // `rows` rows of `bytes` each; lane i gives where row i begins. Those of a guess keep the pace.
+  __device__ void fill(const void* from, int rows, int bytes, uint64_t policy, bool guessed) {
     const int lane = threadIdx.x % 32, stage = ring.at.stage, most = kTilesAhead * kTileRows / rows;
     wait_barrier(&ring.free[stage], ring.at.parity ^ 1);  // the first time round it is free
     for (; asked >= (most < ring.stages ? most : ring.stages - 1); asked--) {
@@ -31,9 +45,15 @@ struct TileFiller {
     asked++;
     if (lane == 0) arrive_expecting(&ring.full[stage], static_cast<uint32_t>(rows * bytes));
     __syncwarp();
-    if (lane < rows)
-      copy_bulk(ring.tile() + lane * ring.pitch, from, static_cast<uint32_t>(bytes),
-                &ring.full[stage], policy);
+    const auto copy = [&] {
+      copy_bulk(ring.tile() + lane * ring.pitch, from, static_cast<uint32_t>(bytes), &ring.full[stage],
+                policy);
+    };
+    if (!guessed && lane < rows) copy();
+    for (int row = 0; guessed && row < rows; row++) {
+      pace.wait(bytes, kGuessClocks);
+      if (lane == row) copy();
+    }
     ring.at.next(ring.stages);
   }
 };
@@ -52,7 +72,8 @@ __device__ __forceinline__ bool barrier_done(uint64_t* barrier, uint32_t parity)
 
 // `count` rows of Columns columns, of which lane i says where row at + i begins.
 template <int Columns, class Size, class F>
-__device__ __forceinline__ void fill_rows(TileFiller& filler, int count, uint64_t policy, F&& row) {
+__device__ __forceinline__ void fill_rows(TileFiller& filler, int count, uint64_t policy, bool guessed,
+                                          F&& row) {
   using C = Cut<Columns, Size::columns>;
   const int lane = threadIdx.x % 32, each = tile_rows(count);
   for (int at = 0; at < count; at += each) {
@@ -60,7 +81,7 @@ __device__ __forceinline__ void fill_rows(TileFiller& filler, int count, uint64_
     for (int tile = 0; tile < C::tiles; tile++) {
       const int begin = C::begin(tile), end = C::begin(tile + 1);
       filler.fill(from + begin * kStepColumns, count - at < each ? count - at : each,
-                  (end - begin) * 2 * kStepColumns, policy);
+                  (end - begin) * 2 * kStepColumns, policy, guessed);
     }
   }
 }
@@ -89,17 +110,29 @@ struct BlockRows {
     return l.down + (expert * m + first_row + i) * h;
   }
 
-  // A layer's rows into the L2 one by one, until the barrier says that there is something better to do.
-  __device__ void ask_until(uint64_t* barrier, uint32_t parity, const MambaLayer<T>& l) const {
-    const bool asks = threadIdx.x % 32 == 0;
-    for (int i = 0; i < 2 * channels + rows; i++) {
-      if (__any_sync(0xffffffffu, barrier_done(barrier, parity))) return;
-      const bool in = i < 2 * channels;
-      if (asks)
-        prefetch_weights(in ? in_proj(l, i) : out_proj(l, i - 2 * channels),
-                         (in ? m : d) * static_cast<uint32_t>(sizeof(T)));
-      __nanosleep(in ? kRowNanoseconds : 2 * kRowNanoseconds);
-    }
+  // Rows into the L2 one by one, from `at` on, until the barrier says that there is something better to do:
+  // a Mamba layer's, or an expert's of the second matrix.
+  __device__ void ask_until(uint64_t* barrier, uint32_t parity, Pace& pace, const MambaLayer<T>& l,
+                            int& at) const {
+    for (; at < 2 * channels + rows && !done(barrier, parity); at++)
+      if (at < 2 * channels)
+        ask_row(in_proj(l, at), m, pace);
+      else
+        ask_row(out_proj(l, at - 2 * channels), d, pace);
+  }
+  __device__ void ask_until(uint64_t* barrier, uint32_t parity, Pace& pace, const ExpertLayer<T>& l,
+                            int expert) const {
+    for (int i = 0; i < rows && !done(barrier, parity); i++) ask_row(down(l, expert, i), h, pace);
+  }
+
+ private:
+  __device__ static bool done(uint64_t* barrier, uint32_t parity) {
+    return __any_sync(0xffffffffu, barrier_done(barrier, parity));
+  }
+  __device__ static void ask_row(const T* from, int columns, Pace& pace) {
+    const int bytes = columns * static_cast<int>(sizeof(T));
+    pace.wait(bytes, kAskClocks);
+    if (threadIdx.x % 32 == 0) prefetch_weights(from, static_cast<uint32_t>(bytes));
   }
 };
 
@@ -109,21 +142,37 @@ __device__ __forceinline__ void fill_ring(const Layers<T>& s, LayerMemory<Size>&
   const BlockRows<T, Size> of;
   const uint64_t policy = read_once();
   TileFiller filler{ring};
-  uint32_t parity = 0;
+  uint32_t parity = 0, guess_parity = 0;
   for (int layer = 0; layer < s.layers; layer++) {
     if (s.layer[layer].has_experts) {
       const ExpertLayer<T>& l = s.layer[layer].experts;
-      if (layer + 1 < s.layers && !s.layer[layer + 1].has_experts)
-        of.ask_until(&shared.routed, parity, s.layer[layer + 1].mamba);
+      const MambaLayer<T>* next =
+          layer + 1 < s.layers && !s.layer[layer + 1].has_experts ? &s.layer[layer + 1].mamba : nullptr;
+      int guess = -1, asked = 0;
+      if (is_guessed(s, layer)) {
+        if (next) of.ask_until(&shared.normed, guess_parity, filler.pace, *next, asked);
+        wait_barrier(&shared.normed, guess_parity);
+        guess_logit<T>(shared, l, kLayerWarps - 1);
+        if (next) of.ask_until(&shared.guessed, guess_parity, filler.pace, *next, asked);
+        wait_barrier(&shared.guessed, guess_parity);
+        guess_parity ^= 1;
+        guess = best_of(shared.guess, l.e);
+        fill_rows<Size::m, Size>(filler, of.ups(l), policy, true,
+                                 [&](int i) { return of.up(l, guess, i); });
+        of.ask_until(&shared.routed, parity, filler.pace, l, guess);
+      }
+      if (next) of.ask_until(&shared.routed, parity, filler.pace, *next, asked);
       wait_barrier(&shared.routed, parity);
       parity ^= 1;
       const int expert = best_of(shared.logits, l.e);
-      fill_rows<Size::m, Size>(filler, of.ups(l), policy, [&](int i) { return of.up(l, expert, i); });
-      fill_rows<Size::h, Size>(filler, of.rows, policy, [&](int i) { return of.down(l, expert, i); });
+      if (guess != expert)
+        fill_rows<Size::m, Size>(filler, of.ups(l), policy, false,
+                                 [&](int i) { return of.up(l, expert, i); });
+      fill_rows<Size::h, Size>(filler, of.rows, policy, false, [&](int i) { return of.down(l, expert, i); });
     } else {
       const MambaLayer<T>& l = s.layer[layer].mamba;
-      fill_rows<Size::m, Size>(filler, 2 * of.channels, policy, [&](int i) { return of.in_proj(l, i); });
-      fill_rows<Size::d, Size>(filler, of.rows, policy, [&](int i) { return of.out_proj(l, i); });
+      fill_rows<Size::m, Size>(filler, 2 * of.channels, policy, false, [&](int i) { return of.in_proj(l, i); });
+      fill_rows<Size::d, Size>(filler, of.rows, policy, false, [&](int i) { return of.out_proj(l, i); });
     }
   }
 }
@@ -138,6 +187,8 @@ __global__ void __launch_bounds__(kLayerThreads + 32, 1)
   const Ring ring{memory, shared.full, shared.free, s.stages, 2 * Size::columns + kRowGap};
   if (threadIdx.x == 0) {
     init_barrier(&shared.routed, kLayerWarps);
+    init_barrier(&shared.normed, 1);
+    init_barrier(&shared.guessed, kLayerWarps);
     ring.init(kLayerThreads);
   }
   __syncthreads();
@@ -178,9 +229,9 @@ __global__ void __launch_bounds__(kLayerThreads + 32, 1)
     }
     if (at > 0) block.add_mixed();
     if (l.has_experts)
-      experts.run(l.experts);
+      experts.run(l.experts, is_guessed(s, at));
     else
-      mamba.run(l.mamba);
+      mamba.run(l.mamba, is_guessed(s, at + 1) ? &s.layer[at + 1].experts : nullptr);
   }
   // All blocks have begun: this one has had words of all of them.
   if (blockIdx.x == 0 && threadIdx.x == 0) s.words[0].round = block.round;

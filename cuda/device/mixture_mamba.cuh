@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "mixture_block.cuh"
+#include "mixture_guess.cuh"
 
 namespace ss::cuda::mixture {
 
@@ -197,18 +198,20 @@ struct MambaPhases {
       reinterpret_cast<float4*>(l.scan_state + (slot * d + first + c) * kLayerStates)[quarter] = h;
   }
 
-  __device__ __forceinline__ void run(const MambaLayer<T>& l) {
-    b.norm(l.sum, l.normed);
+  // `next`: the layer after this one, if its choice is to be guessed.
+  __device__ __forceinline__ void run(const MambaLayer<T>& l, const ExpertLayer<T>* next) {
+    b.norm(l.sum, l.normed, next != nullptr);
     b.template multiply<m>(2 * channels);
     convolve(l);
     share();
+    if (next && warp < kLayerWarps - 1) guess_logit<T>(shared, *next, warp);
     load_states(l);
     if (warp == kLayerWarps - 1 && block < Size::dbc_words) add_shares(l);
     get_dbc();
     advance(l);
     b.template gather<Channels, Size::y_words>(b.words.y);
     b.template multiply<d>(b.rows);
-    b.leave(l.y, [](float y, int) { return y; });
+    b.leave(l.y, [](float y) { return y; });
   }
 };
 

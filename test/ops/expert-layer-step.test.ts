@@ -111,6 +111,38 @@ describe.each(onEach)('on %s', (_, device) => {
     graph.dispose();
   });
 
+  it('gives the bits of direct calls whether a choice was guessed rightly or wrongly', async () => {
+    const [slots, offsets] = [ints(2), ints(0, 1)];
+    const options = { e: 8, bias: true, sigmoid: true, kind: 1 };
+    const pairs = Array.from({ length: 8 }, (_, i) => ({
+      mamba: mamba(512, 'bf16', 40 * i + 1, slots, offsets),
+      experts: experts([512, 1536], 'bf16', 40 * i + 20, options),
+    }));
+    const layersOf = (all: typeof pairs): Each[] =>
+      all.flatMap((pair) => [{ mamba: pair.mamba }, { experts: pair.experts }]);
+    const recorded = pairs.map((pair) => ({ ...pair, mamba: copyOf(pair.mamba) }));
+    const residual = random([1, 512], 90, 1);
+    const graph = capture(device, () => run(layersOf(recorded), residual));
+    const direct = run(layersOf(pairs), residual);
+    graph.replay();
+    const bitsOf = (made: Tensor[], all: typeof pairs) =>
+      Promise.all([...made, ...statesOf(layersOf(all))].map(bits));
+    const [got, wanted] = [await bitsOf(graph.result, recorded), await bitsOf(direct, pairs)];
+    expect(got.map((each, i) => each.equals(wanted[i]!))).toEqual(got.map(() => true));
+
+    // A guess is what the router would choose for the residual that the Mamba layer before it begins with.
+    const guessed: boolean[] = [];
+    for (const [i, pair] of pairs.entries()) {
+      const [, sum] = direct.slice(i * 14);
+      const chosen = direct[i * 14 + 7 + 4]!;
+      const guess = expertLayerStep({ residual: sum!, ...pair.experts, dtype: 'bf16' }).experts;
+      guessed.push((await bits(guess)).equals(await bits(chosen)));
+    }
+    expect(guessed).toContain(true);
+    expect(guessed).toContain(false);
+    graph.dispose();
+  });
+
   it('refuses sizes that do not belong together', () => {
     const args = experts([512, 1536], 'bf16', 1);
     const residual = random([1, 512], 90, 1);
