@@ -1,10 +1,12 @@
 /** The tape: fan-out, views, micro-batches, rematerialisation, what it refuses, what it leaves behind. */
 import { grad, noGrad } from '../lib/autograd/grad';
-import { remat } from '../lib/autograd/remat';
+import { derivedBy, remat } from '../lib/autograd/remat';
 import { accumulate, add, cast, fill, mul, negExp } from '../lib/ops/elementwise';
 import { matmul } from '../lib/ops/matmul';
+import { rmsNorm } from '../lib/ops/norm';
 import { causalConv1dPacked } from '../lib/ops/scan';
 import { sinkhorn } from '../lib/ops/routing';
+import { observing } from '../lib/op';
 import { scope, Tensor } from '../lib/tensor';
 import { onEach } from './devices';
 
@@ -153,6 +155,52 @@ describe.each(onEach)('on %s', (_, on) => {
       return used;
     };
     expect(kept((input) => remat(layer, input))).toBeLessThan(kept(layer) / 2);
+  });
+
+  it('computes a tensor again for the steps that need it, once, to the same bits', async () => {
+    const [x, weight] = [matrix([0.1, 0.2, 0.3]), matrix([1.5, -2.5, 3.5])];
+    const plain = (tensor: Tensor): Tensor => tensor;
+    const again = (tensor: Tensor, input: Tensor) => derivedBy(tensor, negExp, { x: input });
+    // Its own step keeps what it gives, two others what they are given; one is derived from one.
+    const layer = (mark: typeof again) => () =>
+      scope(() => {
+        const y = mark(negExp({ x }), x);
+        const z = mark(negExp({ x: y }), y);
+        return mul(mul(mul(y, weight), y), z);
+      });
+    const run = async (mark: typeof again) => {
+      const calls: string[] = [];
+      const after = (name: string) => void calls.push(name);
+      const { value, gradients: all } = grad(layer(mark), [x, weight]);
+      made.push(value, ...all);
+      const { value: told, gradients: more } = observing({ before: () => {}, after }, () =>
+        grad(layer(mark), [x, weight]),
+      );
+      made.push(told, ...more);
+      const bits = await Promise.all(all.map(async (each) => [...(await each.data())]));
+      return { bits, count: calls.filter((name) => name === 'neg_exp').length };
+    };
+    const kept = await run(plain);
+    expect(await run(again)).toEqual({ bits: kept.bits, count: kept.count + 2 });
+  });
+
+  it('keeps nothing of what is computed again', () => {
+    const x = matrix(Array<number>(1000).fill(0.1));
+    const norm = { x, weight: x.reshape([1000]) };
+    made.push(norm.weight);
+    const run = (mark: (y: Tensor) => Tensor) => {
+      const before = on.memoryUsage().used;
+      let used = 0;
+      const { value, gradients: all } = grad(() => {
+        const y = scope(() => cast({ x: mul(mark(rmsNorm(norm)), x), dtype: 'f32' }));
+        used = on.memoryUsage().used - before;
+        return y;
+      }, [x]);
+      made.push(value, ...all);
+      return used;
+    };
+    const kept = run((y) => y);
+    expect(kept - run((y) => derivedBy(y, rmsNorm, norm))).toBeGreaterThanOrEqual(4000);
   });
 
   it('refuses what it cannot differentiate, and is usable afterwards', async () => {

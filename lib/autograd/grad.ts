@@ -1,7 +1,17 @@
 import { accumulate, add, cast, fill } from '../ops/elementwise';
 import type { Range } from '../shape';
 import { keep, scope, sizeOf, Tensor } from '../tensor';
-import { recording, release, track, untrack, variableOf, type Step, type Tape, type Variable } from './tape';
+import {
+  recording,
+  release,
+  track,
+  untrack,
+  valuesOf,
+  variableOf,
+  type Step,
+  type Tape,
+  type Variable,
+} from './tape';
 
 /** Any tensor as rows, in place. */
 const matrix = (tensor: Tensor): Tensor =>
@@ -102,7 +112,7 @@ export function backward(tape: Tape, watch?: Watch): void {
             rooms.set(name, found);
             return found;
           };
-          const gradients = vjp({ args, results, grad, inputs, room });
+          const gradients = vjp({ args: valuesOf(args), results: valuesOf(results), grad, inputs, room });
           watch?.(opName, gradients);
           for (const [name, variable] of Object.entries(inputs)) {
             const gradient = gradients[name];
