@@ -27,7 +27,7 @@ template <class T>
 struct Given {
   const T *x, *factor, *dy;
   T *dx, *dfactor;
-  int64_t x_stride, factor_stride, dy_stride, t, d;
+  int64_t x_stride, factor_stride, dy_stride, dx_stride, dfactor_stride, t, d;
 };
 
 // N neighbours a thread.
@@ -48,11 +48,11 @@ __global__ void map_back(const Given<T> g) {
         df.item[j] = dx.item[j] * activated<Kind>(x.item[j]);
         dx.item[j] *= f.item[j];
       }
-      df.store(g.dfactor + row * g.d + column);
+      df.store(g.dfactor + row * g.dfactor_stride + column);
     }
 #pragma unroll
     for (int j = 0; j < N; j++) dx.item[j] *= slope<Kind>(x.item[j]);
-    dx.store(g.dx + row * g.d + column);
+    dx.store(g.dx + row * g.dx_stride + column);
   }
 }
 
@@ -73,10 +73,11 @@ void activate_backward(Stream& s, In x, Opt factor, In dy, int64_t kind, Out dx,
     using T = decltype(type);
     constexpr int wide = 16 / sizeof(T);
     Given<T> g{x.data<T>(), nullptr, dy.data<T>(), dx.data<T>(), nullptr, x.stride(), 0, dy.stride(),
-               x.size(0), x.size(1)};
+               dx.stride(), 0, x.size(0), x.size(1)};
     bool packed = g.d % wide == 0 && packs<T>(x, wide) && packs<T>(dy, wide) && packs<T>(dx, wide);
     if (factor) {
       g.factor = factor.data<T>(), g.factor_stride = factor.stride(), g.dfactor = dfactor.data<T>();
+      g.dfactor_stride = dfactor.stride();
       packed = packed && packs<T>(factor, wide) && packs<T>(dfactor, wide);
     }
     if (kind == 0)

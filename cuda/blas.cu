@@ -128,11 +128,11 @@ struct Known {
 struct Blas::Impl {
   // As columns of column-major matrices: y^T [n, m] = (W^T)^T x^T.
   struct Plan {
-    Object desc = nullptr, w = nullptr, x = nullptr, y = nullptr;
+    Object desc = nullptr, w = nullptr, x = nullptr, plus = nullptr, y = nullptr;
     Algo algo{};
     bool usable = false;
   };
-  using Key = std::array<int64_t, 8>;
+  using Key = std::array<int64_t, 9>;
 
   mutable std::mutex mutex;  // of `text`
   std::string text = "cuBLASLt is looked for at the first large matmul";
@@ -158,7 +158,7 @@ struct Blas::Impl {
   void forget() {
     for (auto& [key, plan] : plans) {
       if (plan.desc) api.MatmulDescDestroy(plan.desc);
-      for (Object layout : {plan.w, plan.x, plan.y})
+      for (Object layout : {plan.w, plan.x, plan.plus, plan.y})
         if (layout) api.MatrixLayoutDestroy(layout);
     }
     plans.clear();
@@ -229,13 +229,13 @@ struct Blas::Impl {
     if (!plan.usable) return false;
     if (p.bias && api.MatmulDescSetAttribute(plan.desc, kDescBias, &p.bias, sizeof p.bias))
       return false;
-    const float alpha = 1, beta = 0;
-    return api.Matmul(handle, plan.desc, &alpha, p.w, plan.w, p.x, plan.x, &beta, p.y, plan.y, p.y,
-                      plan.y, &plan.algo, workspace, bytes, stream) == 0;
+    const float alpha = 1, beta = p.plus ? 1 : 0;
+    return api.Matmul(handle, plan.desc, &alpha, p.w, plan.w, p.x, plan.x, &beta, p.plus ? p.plus : p.y,
+                      plan.plus, p.y, plan.y, &plan.algo, workspace, bytes, stream) == 0;
   }
 
   const Plan& plan_of(const Product& p) {
-    const uint32_t align[4] = {alignment(p.w), alignment(p.x), alignment(p.y), alignment(p.y)};
+    const uint32_t align[4] = {alignment(p.w), alignment(p.x), alignment(p.plus ? p.plus : p.y), alignment(p.y)};
     const Key key{
         p.m,
         p.n,
@@ -245,7 +245,8 @@ struct Blas::Impl {
         p.y_stride,
         static_cast<int64_t>(p.x_type) | static_cast<int64_t>(p.y_type) << 8 | int64_t{p.bias != nullptr} << 16 |
             int64_t{p.x_turned} << 17 | int64_t{p.w_turned} << 18,
-        align[0] | int64_t{align[1]} << 16 | int64_t{align[2]} << 32};
+        align[0] | int64_t{align[1]} << 16 | int64_t{align[2]} << 32 | int64_t{align[3]} << 48,
+        p.plus ? p.plus_stride : -1};
     const auto found = plans.find(key);
     if (found != plans.end()) return found->second;
     if (plans.size() >= kPlans) forget();
@@ -265,6 +266,7 @@ struct Blas::Impl {
         api.MatmulDescSetAttribute(plan.desc, kDescTransB, &x_op, sizeof x_op) ||
         api.MatrixLayoutCreate(&plan.w, in, p.w_turned ? n : k, p.w_turned ? k : n, p.w_stride) ||
         api.MatrixLayoutCreate(&plan.x, in, p.x_turned ? m : k, p.x_turned ? k : m, p.x_stride) ||
+        api.MatrixLayoutCreate(&plan.plus, out, n, m, p.plus ? p.plus_stride : p.y_stride) ||
         api.MatrixLayoutCreate(&plan.y, out, n, m, p.y_stride))
       return false;
     const int epilogue = kEpilogueBias;
@@ -284,7 +286,7 @@ struct Blas::Impl {
     Heuristic best{};
     int count = 0;
     const bool found = set &&
-                       !api.MatmulAlgoGetHeuristic(handle, plan.desc, plan.w, plan.x, plan.y,
+                       !api.MatmulAlgoGetHeuristic(handle, plan.desc, plan.w, plan.x, plan.plus,
                                                    plan.y, preference, 1, &best, &count) &&
                        count == 1 && best.status == 0 && best.workspace <= bytes;
     api.MatmulPreferenceDestroy(preference);

@@ -16,7 +16,8 @@ class Blas {
   ~Blas();
   Blas(const Blas&) = delete;
 
-  // y = x W^T + bias, each of x and W as it lies or turned, where x and W have one type, and y is f32 if there is a bias. Looks for the
+  // y = x W^T + bias + plus, each of x and W as it lies or turned, where x and W have one type, and y is f32 if
+  // there is a bias. Looks for the
   // library at the first call, during a capture too. False: nothing was done, since there is no
   // library, or it has no kernel for this product.
   bool multiply(cudaStream_t stream, const Product& p) noexcept;

@@ -173,8 +173,13 @@ function placed(
   return tensor;
 }
 
-function beforeCall(told: Observer, results: Readonly<Record<string, Tensor>>): void {
-  observing(undefined, () => told.before(Object.values(results)));
+function beforeCall(
+  told: Observer,
+  args: Readonly<Record<string, unknown>>,
+  results: Readonly<Record<string, Tensor>>,
+): void {
+  const given = new Set(Object.values(args));
+  observing(undefined, () => told.before(Object.values(results).filter((result) => !given.has(result))));
 }
 
 function afterCall(
@@ -267,7 +272,7 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
           : Tensor.empty(shape, dtype, device);
         values.push(only.handle(opName, name));
       }
-      if (observer) beforeCall(observer, results);
+      if (observer) beforeCall(observer, args, results);
       native().run(device.handle, kernel.id, ...values);
     } catch (error) {
       for (const name in results) if (!into?.[name]) results[name]!.dispose();

@@ -127,6 +127,48 @@ describe.each(onEach)('on %s', (_, on) => {
     made.push(value, again.value, ...sums);
   });
 
+  it('overwrites what is given where it is asked to, also where nothing is given to it', async () => {
+    const [x, weight] = [matrix([2, 3]), matrix([5, 7, 11, 13], 2)];
+    const [unused, part] = [matrix([1, 2]), matrix([1, 2, 3, 4], 4)];
+    const parameters = [x, weight, unused, part];
+    const into = parameters.map(({ shape, size }) => matrix(Array<number>(size).fill(NaN), shape[1]));
+    // A product's weight first, then the same as a factor; and columns of a parameter.
+    const y = () => scope(() => mul(add(matmul({ x, weight }), x), add(part.columns(1, 3), x)));
+    const { value, gradients: all } = grad(y, parameters, { into, overwrite: true });
+    made.push(value);
+    expect(all).toEqual(into);
+    const { value: again, gradients: plain } = grad(y, parameters);
+    made.push(again, ...plain);
+    for (const [i, tensor] of plain.entries())
+      expect([...(await all[i]!.data())]).toEqual([...(await tensor.data())]);
+    expect([...(await all[3]!.data())]).toEqual([0, 33, 64, 0]);
+  });
+
+  it('has products add to what is there, once for each use', async () => {
+    const [x, weight] = [matrix([2, 3]), matrix([5, 7, 11, 13], 2)];
+    const twice = () => add(matmul({ x, weight }), matmul({ x, weight }));
+    expect(await gradients(() => scope(twice), x, weight)).toEqual([
+      [32, 40],
+      [4, 6, 4, 6],
+    ]);
+    // x and the weight are one tensor: y = x xᵀ; and what a rule gave to two inputs stays as it is.
+    const square = () => add(matmul({ x, weight: x }), matmul({ x, weight: x }));
+    expect(await gradients(() => scope(square), x)).toEqual([[8, 12]]);
+    const mixed = () => {
+      const both = add(x, x);
+      return add(mul(both, both), add(matmul({ x: both, weight }), both));
+    };
+    expect(await gradients(() => scope(mixed), x, weight)).toEqual([
+      [50, 66],
+      [4, 6, 4, 6],
+    ]);
+    const into = [matrix([1, 1]), matrix([1, 1, 1, 1], 2)];
+    const { value } = grad(() => scope(twice), [x, weight], { into });
+    made.push(value);
+    expect([...(await into[1]!.data())]).toEqual([5, 7, 5, 7]);
+    expect([...(await into[0]!.data())]).toEqual([33, 41]);
+  });
+
   it('computes again instead of keeping, to the same bits', async () => {
     const [x, weight] = [matrix([0.1, 0.2, 0.3]), matrix([1.5, -2.5, 3.5])];
     const layer = (input: Tensor) => mul(negExp({ x: mul(input, weight) }), input);

@@ -32,8 +32,13 @@ export interface Call {
   readonly grad: Readonly<Record<string, Tensor | undefined>>;
   /** Shape and dtype of the inputs whose gradients are wanted. */
   readonly inputs: Readonly<Record<string, Variable>>;
-  /** Where the gradient of an input may be written to instead of to a new tensor; its rows may lie apart. */
-  readonly room: (name: string) => Tensor | undefined;
+  /** Where the gradient of an input is to be written instead of to a new tensor, if there is a place for it. */
+  readonly room: (name: string, rows?: 'apart') => Tensor | undefined;
+  /**
+   * The same for rules that can add: `plus`, where there is one, is to be added to what they make, and may be `out`.
+   * Its rows may lie apart.
+   */
+  readonly sum: (name: string) => { readonly plus?: Tensor; readonly out?: Tensor };
 }
 
 /** Gradients of the inputs, by name: each of its input's dtype and shape, or left out. */

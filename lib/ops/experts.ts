@@ -24,16 +24,17 @@ export const expertMatmul = op('expert_matmul', {
   out: { y: 'Y[a,n]' },
   check: placesOfRows,
   saves: ['x', 'weight', 'order', 'offsets'],
-  vjp: ({ args, grad, inputs }): InputGradients => {
+  vjp: ({ args, grad, inputs, room }): InputGradients => {
     const [dy, offsets] = [grad['y']!, args['offsets'] as Tensor];
     const places = { order: args['order'] as Tensor, offsets };
-    const dtype = inputs['weight']?.dtype;
+    const weightGradient = ({ dtype }: Call['inputs'][string]) => {
+      const shared = { dy, x: args['x'] as Tensor, ...places, k: args['k'] as number, dtype };
+      return expertWeightGradient({ ...shared, out: { dweight: room('weight') } });
+    };
     return {
       x: inputs['x'] && inputGradient(args, dy, inputs['x']),
-      weight:
-        inputs['weight'] &&
-        expertWeightGradient({ dy, x: args['x'] as Tensor, ...places, k: args['k'] as number, dtype }),
-      bias: inputs['bias'] && expertColumnSums({ dy, offsets }),
+      weight: inputs['weight'] && weightGradient(inputs['weight']),
+      bias: inputs['bias'] && expertColumnSums({ dy, offsets, out: { sum: room('bias') } }),
     };
   },
 });

@@ -1,7 +1,7 @@
-import type { InputGradients } from '../autograd/tape';
+import type { InputGradients, Variable } from '../autograd/tape';
 import { op } from '../op';
 import type { Tensor } from '../tensor';
-import { columnSums, embeddingBackward, matmulInputGradient, matmulWeightGradient } from './matmul-backward';
+import { columnSums, matmulInputGradient, matmulWeightGradient, rowsGradient } from './matmul-backward';
 
 /**
  * `y = x · weightᵀ + bias`, accumulated in f32. The weight keeps its own dtype and is never expanded
@@ -12,15 +12,22 @@ export const matmul = op('matmul', {
   in: { x: 'T[m,k]', weight: 'W[n,k]', bias: 'f32[n]?' },
   out: { y: 'Y[m,n]' },
   saves: ['x', 'weight'],
-  vjp: ({ args, grad: { y: dy }, inputs }): InputGradients => ({
-    x:
-      inputs['x'] &&
-      matmulInputGradient({ dy: dy!, weight: args['weight'] as Tensor, dtype: inputs['x'].dtype }),
-    weight:
-      inputs['weight'] &&
-      matmulWeightGradient({ dy: dy!, x: args['x'] as Tensor, dtype: inputs['weight'].dtype }),
-    bias: inputs['bias'] && columnSums({ x: dy! }),
-  }),
+  vjp: ({ args, grad, inputs, room, sum }): InputGradients => {
+    const dy = grad['y']!;
+    const xGradient = ({ dtype }: Variable) => {
+      const { plus, out } = sum('x');
+      return matmulInputGradient({ dy, weight: args['weight'] as Tensor, plus, dtype, out: { dx: out } });
+    };
+    const weightGradient = ({ dtype }: Variable) => {
+      const { plus, out } = sum('weight');
+      return matmulWeightGradient({ dy, x: args['x'] as Tensor, plus, dtype, out: { dweight: out } });
+    };
+    return {
+      x: inputs['x'] && xGradient(inputs['x']),
+      weight: inputs['weight'] && weightGradient(inputs['weight']),
+      bias: inputs['bias'] && columnSums({ x: dy, out: { sum: room('bias') } }),
+    };
+  },
 });
 
 /** Rows of `weight` by id. An id out of range fails the next read. `dtype` sets that of `y`. */
@@ -28,12 +35,7 @@ export const embedding = op('embedding', {
   in: { ids: 'i32[t]', weight: 'W[v,d]' },
   out: { y: 'Y[t,d]' },
   saves: ['ids'],
-  vjp: ({ args, grad: { y: dy }, inputs: { weight } }): InputGradients => ({
-    weight: embeddingBackward({
-      dy: dy!,
-      ids: args['ids'] as Tensor,
-      rows: weight!.shape[0]!,
-      dtype: weight!.dtype,
-    }),
+  vjp: ({ args, grad, inputs, sum }): InputGradients => ({
+    weight: rowsGradient(args['ids'] as Tensor, grad['y']!, inputs['weight']!, sum('weight')),
   }),
 });

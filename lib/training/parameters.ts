@@ -152,7 +152,7 @@ export class Parameters {
     for (const { gradient } of this.blocks) addSquares({ x: gradient, sum });
   }
 
-  /** A step of AdamW as `control` has it; gradients start anew from 0. */
+  /** A step of AdamW as `control` has it. */
   update(control: Tensor, { beta1, beta2, eps, decay }: AdamW, average: number | undefined): void {
     for (const block of this.blocks) {
       const { parameter, gradient, m, v, copy } = block;
@@ -160,7 +160,6 @@ export class Parameters {
       adamw({ parameter, m, v, gradient, control, copy, beta1, beta2, eps, decay: own });
       if (block.average && average !== undefined)
         moveAverage({ average: block.average, x: parameter, decay: average });
-      fill({ x: matrix(gradient) });
     }
   }
 
