@@ -7,7 +7,7 @@ const node = Object.fromEntries(
 );
 
 export default defineConfig(
-  globalIgnores(['build/', 'coverage/', 'dist/', 'prebuilds/', 'test/fixtures/']),
+  globalIgnores(['build/', 'coverage/', 'dist/', 'models/*/corpus/', 'prebuilds/', 'test/fixtures/']),
   js.configs.recommended,
   {
     files: ['**/*.{cjs,mjs}'],

@@ -43,6 +43,7 @@ export {
   sinkhorn,
   sortExperts,
 } from './ops/routing';
+export { activations } from './ops/activations';
 export {
   activate,
   expertCombine,

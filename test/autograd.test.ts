@@ -1,6 +1,7 @@
 /** The tape: fan-out, views, micro-batches, rematerialisation, what it refuses, what it leaves behind. */
 import { grad, noGrad } from '../lib/autograd/grad';
 import { derivedBy, remat } from '../lib/autograd/remat';
+import { activate } from '../lib/ops/experts';
 import { accumulate, add, cast, fill, mul, negExp } from '../lib/ops/elementwise';
 import { matmul } from '../lib/ops/matmul';
 import { rmsNorm } from '../lib/ops/norm';
@@ -79,6 +80,23 @@ describe.each(onEach)('on %s', (_, on) => {
       return add(conv(both.columns(1, 3)), mul(both, both).columns(0, 2));
     };
     expect(await gradients(() => scope(whole), x)).toEqual([[8, 26, 24, 0, 40, 54, 14, 0]]);
+  });
+
+  it('has a rule write to two parts of one gradient, unless they overlap', async () => {
+    const x = matrix([1, 2, 3, 4, 5, 6, 7, 8], 4);
+    const product = (part: readonly [number, number], other: readonly [number, number]) =>
+      gradients(
+        () =>
+          scope(() => {
+            const both = add(x, x);
+            return activate({ x: both.columns(...part), factor: both.columns(...other) }); // ReLU of what is positive
+          }),
+        x,
+      );
+    expect(await product([0, 2], [2, 4])).toEqual([[12, 16, 4, 8, 28, 32, 20, 24]]);
+    expect(await product([2, 4], [0, 2])).toEqual([[12, 16, 4, 8, 28, 32, 20, 24]]);
+    expect(await product([0, 2], [1, 3])).toEqual([[8, 16, 8, 0, 24, 48, 24, 0]]);
+    expect(await product([1, 3], [1, 3])).toEqual([[0, 16, 24, 0, 0, 48, 56, 0]]);
   });
 
   it('gives zeros to a parameter that nothing depends on', async () => {

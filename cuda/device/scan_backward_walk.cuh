@@ -284,9 +284,10 @@ __global__ void __launch_bounds__(W::kThreads, W::kBlocks)
     int steps = tile_steps(last_tile, piece.end);
     const float4* inner_at = inner_states(w, s, number) + (count - 2) * inner_step<W>(s);
     const float* time_at = s.time + (number * s.tiles() + count - 2) * s.d + w.first + w.own;
-    float4 inner[W::kQuads];
+    float4 inner[W::kQuads] = {};
     float time[W::kOwn] = {};
     const auto fetch_inner = [&] {
+      if (w.width == 0) return;  // scan_edges has left nothing there, and sums over warps need zeros
 #pragma unroll
       for (int i = 0; i < W::kQuads; i++) inner[i] = inner_at[i * 32];
       inner_at -= inner_step<W>(s);

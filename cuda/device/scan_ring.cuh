@@ -3,8 +3,8 @@
 //   enter  a crew of edge threads makes dt, dt u and f32 coefficients of a tile; then `full` opens
 //   scan   scanning warps, each at its own pace, put shares of y beside it; then `scanned` opens
 //   leave  the same crew sums the shares, adds D u, gates with silu(z), writes y
-// No barrier stops the whole block, and several tiles are on the way: a lone block needs that, and
-// it spares full multiprocessors some waiting too.
+// No barrier stops the whole block once it has begun, and several tiles are on the way: a lone block
+// needs that, and it spares full multiprocessors some waiting too.
 #pragma once
 #include "scan_pair_lane.cuh"
 #include "scan_ring_edge.cuh"
@@ -38,12 +38,12 @@ __global__ void __launch_bounds__(P::kThreads, P::kBlocks)
     full[threadIdx.x].make(P::kCrew);
     scanned[threadIdx.x].make(P::kScanners);
   }
+  __syncthreads();
   if (threadIdx.x < P::kScanners) {
     using Lane = std::conditional_t<(P::kUnit > 0), RingLane<P>,
                                     std::conditional_t<(P::kOwn > 1), PairLane<P>, ss::cuda::Lane<P>>>;
     float* carry = s.carry ? s.carry + number * s.d * s.n : nullptr;
     Lane lane(s, place, !Out ? nullptr : carry ? carry : state);
-    __syncthreads();
     if constexpr (P::kUnit > 0) {
       lane.walk(memory, full, scanned, tiles);
     } else {
@@ -65,7 +65,6 @@ __global__ void __launch_bounds__(P::kThreads, P::kBlocks)
   } else {
     RingEdge<P, Out> edge(s, place, piece.begin, tokens, reinterpret_cast<char*>(memory + P::kFloats));
     edge.ask_first(tiles);
-    __syncthreads();
     edge.walk(memory, full, scanned, tiles);
   }
 }

@@ -60,7 +60,7 @@ class RingEdge {
     }
   }
 
-  // The first tiles: before the block meets, while others prepare.
+  // The first tiles: while the scanning warps load A and their states.
   __device__ void ask_first(int tiles) {
 #pragma unroll 1
     for (int m = 0; m < P::kEarly; m++) {

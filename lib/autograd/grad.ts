@@ -93,15 +93,18 @@ function roomOf(variable: Variable, apart: boolean): Tensor | undefined {
   const found = view(base.grad);
   if (!apart && !found.dense) return undefined;
   const [begin, end] = columns;
-  const rest = base.holes.flatMap((each): Range[] =>
-    within(columns, each)
-      ? [
-          [each[0], begin],
-          [end, each[1]],
-        ]
-      : [each],
-  );
-  base.holes = rest.filter(([first, last]) => first < last);
+  const rest = base.holes
+    .flatMap((each): Range[] =>
+      within(columns, each)
+        ? [
+            [each[0], begin],
+            [end, each[1]],
+          ]
+        : [each],
+    )
+    .filter(([first, last]) => first < last);
+  if (rest.length > 0) base.holes = rest;
+  else delete base.holes;
   return found;
 }
 

@@ -20,7 +20,8 @@ export function rate(perSecond: number): string {
 /** A bar on stderr with what a training is doing: only where stderr is a terminal, and gone when it is done. */
 export class TrainingProgress {
   readonly #total: number;
-  #since = performance.now();
+  /** The first step that was told of, from which the time left is reckoned: a training that goes on begins late. */
+  #first: { readonly step: number; readonly at: number } | undefined;
   #bar: SingleBar | undefined;
   #last: StepRecord | undefined;
 
@@ -29,14 +30,13 @@ export class TrainingProgress {
     this.#total = total;
   }
 
-  /** The clock of the time left starts with the first step. */
   begin(): void {
-    this.#since = performance.now();
     this.#show();
   }
 
   step(record: StepRecord): void {
     this.#last = record;
+    this.#first ??= { step: record.step, at: performance.now() };
     this.#show();
   }
 
@@ -67,10 +67,10 @@ export class TrainingProgress {
   }
 
   #said(step: number): string {
-    if (!this.#last) return '';
+    if (!this.#last || !this.#first) return '';
     const { loss, tokensPerSecond, memory } = this.#last;
-    const seconds = (performance.now() - this.#since) / 1000;
-    const left = (seconds / Math.max(1, step)) * (this.#total - step);
+    const seconds = (performance.now() - this.#first.at) / 1000;
+    const left = (seconds / (step - this.#first.step)) * (this.#total - step); // of the first step alone: unknown
     return `, loss ${loss.toFixed(4)}, ${rate(tokensPerSecond)} tokens/s, ${size(memory)}, ${duration(left)} left`;
   }
 

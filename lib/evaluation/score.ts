@@ -28,9 +28,14 @@ export async function score(
       {
         signal,
         each: (hidden, pieces) => {
-          const labels = pieces.flatMap(({ row, begin, end }) => [...rows[row]!.labels.subarray(begin, end)]);
+          const labels = new Int32Array(hidden.shape[0]!);
+          let filled = 0;
+          for (const { row, begin, end } of pieces) {
+            labels.set(rows[row]!.labels.subarray(begin, end), filled);
+            filled += end - begin;
+          }
           for (let at = 0; at < labels.length; at += step) {
-            const some = Int32Array.from(labels.slice(at, at + step));
+            const some = labels.slice(at, at + step);
             if (some.every((label) => label < 0)) continue;
             losses.push(lossesOf(model, hidden.rows(at, at + some.length), some));
           }

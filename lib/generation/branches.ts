@@ -5,7 +5,8 @@ import type { State } from '../models/state';
 import { copySlots, takeRows } from '../ops/elementwise';
 import { sample } from '../ops/sample';
 import { keep, scope, Tensor, type TypedArray } from '../tensor';
-import { int32, seedWords, type RowOptions } from './options';
+import { drawTensors } from './draw-tensors';
+import { int32, type RowOptions } from './options';
 import { Plan, type BranchRow, type Slots } from './plan';
 
 /** How a block of tokens is drawn from: options of each row, and what only some generations need. */
@@ -202,10 +203,8 @@ class Block {
     };
     const { places } = plan;
     const each = plan.rowOfPlace.map((row) => draw.rows[row]!);
-    const floats = (of: (options: RowOptions) => number) =>
-      own(Tensor.from(Float32Array.from(each.map(of)), [places], { device }));
-    const ints = (values: readonly number[], shape = [values.length]) =>
-      own(Tensor.from(Int32Array.from(values), shape, { device }));
+    const ints = (values: readonly number[]) =>
+      own(Tensor.from(Int32Array.from(values), [values.length], { device }));
     try {
       const { layout } = plan;
       this.#input = own(Tensor.empty([[...layout.values()].reduce((a, b) => a + b, 0)], 'i32', device));
@@ -220,15 +219,7 @@ class Block {
       const holds = draw.stop.length > 0 && plan.rows.some((_, i) => draw.quiet[i]! > 0);
       this.#options = {
         logits: this.drawn, // replaced by each step's own
-        temperature: floats(({ temperature }) => temperature),
-        topK: ints(each.map(({ topK }) => topK)),
-        topP: floats(({ topP }) => topP),
-        minP: floats(({ minP }) => minP),
-        penalty: floats(({ repetitionPenalty }) => repetitionPenalty),
-        seed: ints(
-          each.flatMap(({ seed }) => seedWords(seed)),
-          [places, 2],
-        ),
+        ...drawTensors(device, each, own),
         ...(holds && {
           stop: ints(draw.stop),
           quiet: ints(plan.rowOfPlace.map((row) => Math.min(int32, draw.quiet[row]!))),

@@ -5,7 +5,8 @@ import type { State } from '../models/state';
 import { sample } from '../ops/sample';
 import { keep, scope, Tensor } from '../tensor';
 import { Branches } from './branches';
-import { seedWords, type RowOptions } from './options';
+import { drawTensors } from './draw-tensors';
+import type { RowOptions } from './options';
 
 /** What a drafter proposes for one row. */
 export interface Draft {
@@ -39,28 +40,17 @@ export class DraftModel {
       this.#tensors.push(keep(tensor));
       return tensor;
     };
-    const floats = (values: readonly number[]) =>
-      own(Tensor.from(Float32Array.from(values), [n], { device }));
-    const ints = (values: readonly number[], shape: readonly number[] = [values.length]) =>
-      own(Tensor.from(Int32Array.from(values), shape, { device }));
     try {
       this.#input = own(Tensor.empty([3 * n], 'i32', device));
       const part = (i: number) => own(this.#input.rows(i * n, (i + 1) * n));
       this.#drawn = part(0);
-      const batch: Batch = { offsets: ints([...Array(n + 1).keys()]), slots: part(2) };
+      const offsets = Int32Array.from({ length: n + 1 }, (_, i) => i);
+      const batch: Batch = { offsets: own(Tensor.from(offsets, [n + 1], { device })), slots: part(2) };
       const args = {
-        temperature: floats(rows.map(({ temperature }) => temperature)),
-        topK: ints(rows.map(({ topK }) => topK)),
-        topP: floats(rows.map(({ topP }) => topP)),
-        minP: floats(rows.map(({ minP }) => minP)),
-        penalty: floats(rows.map(() => 1)),
-        seed: ints(
-          rows.flatMap(({ seed }) => seedWords(seed)),
-          [n, 2],
-        ),
+        ...drawTensors(device, rows, own),
         position: part(1),
         token: this.#drawn,
-        logprob: floats(rows.map(() => 0)),
+        logprob: own(Tensor.empty([n], 'f32', device)),
       };
       this.#step = () =>
         scope(() => {

@@ -5,6 +5,7 @@ import type { Batch } from '../nn/mamba';
 import { S4DMixer, s4dInits, s4dRules, type S4DConfig } from '../nn/s4d';
 import { s4dModes, type S4DMode } from '../nn/s4d-cost';
 import type { Weights } from '../nn/weights';
+import { activations } from '../ops/activations';
 import { activate } from '../ops/experts';
 import { add, cast, zeroSlots } from '../ops/elementwise';
 import { embedding } from '../ops/matmul';
@@ -66,9 +67,6 @@ interface Layer {
   readonly mixer: S4DMixer;
   readonly output: Linear;
 }
-
-const gelu = 1;
-const sigmoid = 3;
 
 class S4DBackbone implements Backbone {
   readonly stateParts: readonly StatePart[];
@@ -144,8 +142,10 @@ class S4DBackbone implements Backbone {
     if (muted) zeroSlots({ pool: u, slots: muted });
     // Without a longest sequence a state comes in and goes out.
     const where = longest === undefined ? { slots, state: pool } : { longest };
-    const y = output.forward(activate({ x: mixer.forward(u, { offsets, mode, ...where }), kind: gelu }));
-    return activate({ x: y.columns(d, 2 * d), factor: y.columns(0, d), kind: sigmoid });
+    const y = output.forward(
+      activate({ x: mixer.forward(u, { offsets, mode, ...where }), kind: activations.gelu }),
+    );
+    return activate({ x: y.columns(d, 2 * d), factor: y.columns(0, d), kind: activations.sigmoid });
   }
 
   dispose(): void {

@@ -1,3 +1,4 @@
+import { activations } from '../ops/activations';
 import { activate, expertDown, expertLayerStep, expertMatmul, expertUp } from '../ops/experts';
 import { matmul } from '../ops/matmul';
 import type { Tensor } from '../tensor';
@@ -14,7 +15,8 @@ export interface ExpertSizes {
   readonly bias: boolean;
 }
 
-const kinds = { relu: 0, gelu: 1, geglu: 1, silu: 2, swiglu: 2 } as const;
+const { relu, gelu, silu } = activations;
+const kinds = { relu, gelu, geglu: gelu, silu, swiglu: silu } as const;
 const gated = (activation: Activation) => activation === 'geglu' || activation === 'swiglu';
 
 /** Columns of the first matrix: gated ones have two halves. */
@@ -76,7 +78,7 @@ export class Experts {
     });
   }
 
-  /** The same in fewer steps, and on to the tokens: x [t, dModel] to [t, dModel]. No gradients. */
+  /** The same in fewer steps, and on to the tokens: x [t, dModel] to [t, dModel]. */
   through(
     x: Tensor,
     { order, place, offsets, k }: Places & { readonly place: Tensor },

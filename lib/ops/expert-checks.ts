@@ -15,6 +15,3 @@ export const rowOfEachWeight =
     size('a') === size('t')! * size('k')!
       ? undefined
       : `${has} has ${size('a')} rows, expected ${size('t')! * size('k')!}: one for each weight`;
-
-export const kindOfActivation = (size: Size): string | undefined =>
-  [0, 1, 2, 3].includes(size('kind')!) ? undefined : `kind is ${size('kind')}, expected 0, 1, 2 or 3`;

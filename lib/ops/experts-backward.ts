@@ -1,13 +1,15 @@
 /** What the gradients of the ops of experts are made of. */
 import { op } from '../op';
-import { kindOfActivation, placesOfRows, rowOfEachWeight } from './expert-checks';
+import { kindOfActivation } from './activations';
+import { placesOfRows, rowOfEachWeight } from './expert-checks';
 
 /** The gradients of `activate`: `dx = dy·factor·f'(x)` and `dfactor = dy·f(x)`. */
 export const activateBackward = op('activate_backward', {
   in: { x: 'T[t,d]', factor: 'T[t,d]?', dy: 'T[t,d]' },
   attrs: { kind: 0 },
   out: { dx: 'T[t,d]', dfactor: '=factor' },
-  check: kindOfActivation,
+  strided: ['dx', 'dfactor'],
+  check: (size) => kindOfActivation(size('kind')!),
 });
 
 /** Each expert's matrix, turned: what `expertMatmul` takes a gradient back through. */

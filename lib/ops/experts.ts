@@ -1,7 +1,8 @@
 import type { Call, InputGradients } from '../autograd/tape';
 import { op } from '../op';
-import type { Tensor } from '../tensor';
-import { kindOfActivation, placesOfRows, rowOfEachWeight } from './expert-checks';
+import { Tensor } from '../tensor';
+import { kindOfActivation, kindOfExpert } from './activations';
+import { placesOfRows, rowOfEachWeight } from './expert-checks';
 import {
   activateBackward,
   expertColumnSums,
@@ -24,20 +25,21 @@ export const expertMatmul = op('expert_matmul', {
   out: { y: 'Y[a,n]' },
   check: placesOfRows,
   saves: ['x', 'weight', 'order', 'offsets'],
-  vjp: ({ args, grad, inputs, room }): InputGradients => {
-    const [dy, offsets] = [grad['y']!, args['offsets'] as Tensor];
-    const places = { order: args['order'] as Tensor, offsets };
-    const weightGradient = ({ dtype }: Call['inputs'][string]) => {
-      const shared = { dy, x: args['x'] as Tensor, ...places, k: args['k'] as number, dtype };
-      return expertWeightGradient({ ...shared, out: { dweight: room('weight') } });
-    };
-    return {
-      x: inputs['x'] && inputGradient(args, dy, inputs['x']),
-      weight: inputs['weight'] && weightGradient(inputs['weight']),
-      bias: inputs['bias'] && expertColumnSums({ dy, offsets, out: { sum: room('bias') } }),
-    };
-  },
+  vjp: (call): InputGradients => productGradients(call, call.grad['y']!),
 });
+
+/** Of `expertMatmul` with these arguments, from the gradient of what it gives. */
+function productGradients({ args, inputs, room }: Call, dy: Tensor): InputGradients {
+  const [order, offsets] = [args['order'] as Tensor, args['offsets'] as Tensor];
+  const [x, k, dtype] = [args['x'] as Tensor, args['k'] as number | undefined, inputs['weight']?.dtype];
+  return {
+    x: inputs['x'] && inputGradient(args, dy, inputs['x']),
+    weight:
+      inputs['weight'] &&
+      expertWeightGradient({ dy, x, order, offsets, k, dtype, out: { dweight: room('weight') } }),
+    bias: inputs['bias'] && expertColumnSums({ dy, offsets, out: { sum: room('bias') } }),
+  };
+}
 
 /** The same product with turned matrices, and from the places back to the rows that they are of. */
 function inputGradient(args: Call['args'], dy: Tensor, { dtype, shape }: Call['inputs'][string]): Tensor {
@@ -67,11 +69,9 @@ export const expertCombine = op('expert_combine', {
 
 const upTo = (n: number, h: number, has = 'weight has') =>
   n === h || n === 2 * h ? undefined : `${has} ${n} rows, expected ${h} or twice as many: h is ${h}`;
-const kindOf = (kind: number) =>
-  [0, 1, 2].includes(kind) ? undefined : `kind is ${kind}, expected 0, 1 or 2`;
 
 const intoExperts = (size: (name: string) => number | undefined) =>
-  fewerThan(size('k')!, size('e')!) ?? upTo(size('n')!, size('h')!, 'up has') ?? kindOf(size('kind')!);
+  fewerThan(size('k')!, size('e')!) ?? upTo(size('n')!, size('h')!, 'up has') ?? kindOfExpert(size('kind')!);
 
 /**
  * Into the experts: `y = f(expertMatmul(x))` with `activate`'s f, or `f(gate) · up` where the
@@ -83,10 +83,31 @@ export const expertUp = op('expert_up', {
   out: { y: 'T[a,h]' },
   check: (size) =>
     upTo(size('n')!, size('h')!) ??
-    kindOf(size('kind')!) ??
+    kindOfExpert(size('kind')!) ??
     (size('k')! > 0 && size('t')! * size('k')! === size('a')
       ? undefined
       : `order has ${size('a')} places, expected ${size('t')! * size('k')!}: k, which is ${size('k')}, for each row of x`),
+  saves: ['x', 'weight', 'bias', 'order', 'offsets'],
+  vjp: (call): InputGradients => {
+    const { args, grad } = call;
+    const { kind, h } = args as Readonly<Record<string, number>>;
+    const up = expertMatmul(productOf(args)); // once more: it was not kept
+    const dup = Tensor.empty(up.shape, up.dtype, up.device);
+    const halves = (all: Tensor) => [all.columns(0, h!), all.columns(h!, 2 * h!)] as const;
+    const [[x, factor], [dx, dfactor]] = up.shape[1] === h ? [[up], [dup]] : [halves(up), halves(dup)];
+    activateBackward({ x, factor, dy: grad['y']!, kind, out: { dx, dfactor } });
+    return productGradients(call, dup);
+  },
+});
+
+/** The arguments of an op's product that were saved. */
+const productOf = (args: Call['args']) => ({
+  x: args['x'] as Tensor,
+  weight: args['weight'] as Tensor,
+  bias: args['bias'] as Tensor | undefined,
+  order: args['order'] as Tensor,
+  offsets: args['offsets'] as Tensor,
+  k: args['k'] as number | undefined,
 });
 
 /**
@@ -105,6 +126,14 @@ export const expertDown = op('expert_down', {
   },
   out: { y: 'T[t,n]' },
   check: rowOfEachWeight('x'),
+  saves: ['x', 'weight', 'bias', 'order', 'place', 'offsets', 'weights'],
+  vjp: (call): InputGradients => {
+    const { args, grad } = call;
+    const x = expertMatmul(productOf(args)); // once more: it was not kept
+    const [place, weights] = [args['place'] as Tensor, args['weights'] as Tensor];
+    const { dx, dweights } = expertCombineBackward({ x, place, weights, dy: grad['y']! });
+    return { ...productGradients(call, dx), weights: dweights };
+  },
 });
 
 /**
@@ -171,19 +200,21 @@ export const expertLayerStep = op('expert_layer_step', {
   check: intoExperts,
 });
 
-/** `f(x) · factor`; `kind` says which f: 0 is ReLU, 1 GELU (the exact one, by erf), 2 SiLU, 3 the sigmoid. */
+/** `f(x) · factor`; `kind` says which f, one of `activations`. */
 export const activate = op('activate', {
   in: { x: 'T[t,d]', factor: 'T[t,d]?' },
   attrs: { kind: 0 },
   out: { y: 'T[t,d]' },
-  check: kindOfActivation,
+  check: (size) => kindOfActivation(size('kind')!),
   saves: ['x', 'factor'],
-  vjp: ({ args, grad }): InputGradients => {
+  vjp: ({ args, grad, room }): InputGradients => {
+    const factor = args['factor'] as Tensor | undefined;
     const { dx, dfactor } = activateBackward({
       x: args['x'] as Tensor,
-      factor: args['factor'] as Tensor | undefined,
+      factor,
       dy: grad['y']!,
       kind: args['kind'] as number | undefined,
+      out: { dx: room('x', 'apart'), ...(factor && { dfactor: room('factor', 'apart') }) },
     });
     return { x: dx, factor: dfactor };
   },

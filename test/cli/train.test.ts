@@ -11,7 +11,7 @@ import {
 import { symlinkSync, truncateSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { AutoModelForCausalLM } from '../../lib';
+import { AutoModelForCausalLM, Corpus, train, Trainer, Windows } from '../../lib';
 import { exitCodeOf, inFlags, interruption } from '../../lib/cli/exit';
 import { trainCommand } from '../../lib/cli/train';
 import { ended, run, start, TEXT_MODEL } from './run';
@@ -151,6 +151,35 @@ describe('train', () => {
     const model = await AutoModelForCausalLM.fromPretrained(at('configured'), { device: 'cpu' });
     expect(model.tokenizer!.encode('Zoë')).toEqual([...Buffer.from('Zoë')]);
     model.dispose();
+  });
+
+  it('gives the bits that train gives from code', async () => {
+    const args = ['--steps', '7', '--warmup', '2', '--ema', '0.9', '--dtype', 'bf16', '--seed', '3'];
+    const held = ['--validation', at('folder', 'a.txt'), '--keep-best', '--weight-decay', '1.5'];
+    expect((await run(training('command', ...args, ...held))).code).toBe(0);
+    const config = { model_type: 'mambabyte', hidden_size: 16, num_hidden_layers: 2, state_size: 4 };
+    const options = { steps: 7, warmup: 2, average: 0.9, precision: 'bf16', seed: 3 } as const;
+    const trainer = await Trainer.fromConfig(
+      { ...config, initializer_range: 0.02 },
+      { ...options, learningRate: 1e-3, weightDecay: 1.5, device: 'cpu' },
+    );
+    const windows = { length: 32, rows: 4 };
+    const source = new Windows(await Corpus.open([at('text.txt')]), { ...windows, seed: 3 });
+    const validation = await Corpus.open([at('folder', 'a.txt')]);
+    await train(trainer, {
+      source,
+      folder: at('code'),
+      best: at('code', 'best'),
+      validation: () => new Windows(validation, { ...windows, shuffle: false }),
+    });
+    trainer.dispose();
+    const bits = (...names: string[]) => readFileSync(at(...names, 'model.safetensors'));
+    expect(bits('command', 'best').equals(bits('code', 'best'))).toBe(true);
+    const records = (...names: string[]) =>
+      readFileSync(at(...names, 'log.jsonl'), 'utf8')
+        .split('\n')
+        .map((line) => line.replace(/"time":"[^"]*",|"(tokensPerSecond|memory)":\d+,?/g, ''));
+    expect(records('command', 'training')).toEqual(records('code'));
   });
 
   it('goes on from a model with its tokenizer', async () => {

@@ -1,6 +1,6 @@
 /** The model in models/declarations: what it was trained on, what was held out, and what it has learnt. */
 import { execFile } from 'node:child_process';
-import { readdirSync, readFileSync, statSync } from 'node:fs';
+import { copyFileSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { brotliCompressSync } from 'node:zlib';
@@ -11,10 +11,10 @@ import { temporaryFolder } from '../io/folder';
 const root = join(__dirname, '..', '..');
 const folder = join(root, 'models', 'declarations');
 const made = temporaryFolder();
+const writeCorpus = (to: string) => promisify(execFile)(process.execPath, [join(folder, 'corpus.mjs'), to]);
 
 it('was trained on files that share no passage of 200 bytes with those that were held out', async () => {
-  const script = [join(folder, 'corpus.mjs'), made.path];
-  const { stdout } = await promisify(execFile)(process.execPath, script);
+  const { stdout } = await writeCorpus(made.path);
   expect(stdout).toMatch(
     /^training: \d+ files, \d+ bytes\nvalidation: \d+ files, \d+ bytes\ntest: \d+ files/,
   );
@@ -37,6 +37,20 @@ it('was trained on files that share no passage of 200 bytes with those that were
   const either = new Set([...heldOut.validation, ...heldOut.test]);
   for (const text of texts('training')) expect(shared(text, either)).toBe(false);
   for (const text of texts('validation')) expect(shared(text, heldOut.test)).toBe(false);
+});
+
+it('is trained by a command, on that corpus', async () => {
+  copyFileSync(join(folder, 'train.json'), made.at('train.json'));
+  await writeCorpus(made.at('corpus'));
+  const { code, stderr } = await run(['train', '--config', made.at('train.json'), '--dry-run']);
+  expect(code).toBe(0);
+  expect(stderr).toMatch(/model +mambabyte, 7 layers of 192, vocabulary 256: 1,811,328 parameters\n/);
+  expect(stderr).toMatch(/, 32,201 bytes held out\n/);
+  expect(stderr).toMatch(/step +8 × 2048 = 16,384 bytes, bf16\n/);
+  // The log in the repository is that of such a training.
+  const log = readFileSync(join(folder, 'log.jsonl'), 'utf8').trimEnd().split('\n');
+  const last = JSON.parse(log.at(-1)!) as { step: number };
+  expect(stderr).toContain(`${last.step.toLocaleString('en-US')} steps`);
 });
 
 it('is small, and writes declarations', async () => {

@@ -1,10 +1,13 @@
 /** The scan's gradients against those that another program computed in f64. */
 import { join } from 'node:path';
+import '../../lib/index';
 import { grad } from '../../lib/autograd/grad';
 import { openSafetensors } from '../../lib/io/safetensors';
 import { selectiveScanPacked } from '../../lib/ops/scan';
 import { scope, Tensor } from '../../lib/tensor';
-import { read, toTensor } from '../../lib/verify/cases';
+import { ops } from '../../lib/op';
+import { inputsOf, read, toTensor, type Case } from '../../lib/verify/cases';
+import { argumentsOf, call, disposeAll, measure } from '../../lib/verify/measure';
 import { onEach } from '../devices';
 import { relativeError } from '../same';
 
@@ -90,6 +93,18 @@ describe.each(onEach)('on %s', (_, device) => {
     } finally {
       await close();
     }
+  });
+
+  // On a GPU 128 channels are four warps of a block, which share memory that the call before had, too.
+  it.each([1, 20, 33, 100])('%i channels after a call of no numbers', async (d) => {
+    const op = ops.get('selective_scan_backward')!;
+    const of = (d: number): Case => ({ sizes: { t: 200, d, n: 16, g: 1, s: 2 } });
+    const inputs = inputsOf(op, of(128));
+    for (const { dtype, data } of Object.values(inputs)) if (dtype !== 'i32') data.fill(NaN);
+    const args = argumentsOf(op, of(128), device, toTensor, inputs);
+    disposeAll(call(op, args), args);
+    for (const { result, error, bound } of await measure(op, device, of(d)))
+      expect([result, error <= bound]).toEqual([result, true]);
   });
 });
 
