@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <map>
@@ -11,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "card.h"
 #include "library.h"
 
 namespace ss::cuda {
@@ -21,6 +23,7 @@ enum : int { kR32F = 0, kR16F = 2, kR16BF = 14 };  // cudaDataType
 enum : int { kCompute32F = 68 };                   // true f32: no TF32
 enum : int { kDescTransA = 3, kDescTransB = 4, kDescEpilogue = 7, kDescBias = 8, kOpN = 0, kOpT = 1, kEpilogueBias = 4 };
 enum : int { kPrefWorkspace = 1, kPrefReduction = 3, kPrefAlignA = 5 };  // then B, C, D
+enum : int { kAlgoTile = 1 };
 enum : int { kReduceInComputeType = 2 };  // parts of a split k are summed in f32
 
 struct Algo {
@@ -50,6 +53,7 @@ struct Api {
   int (*MatmulPreferenceSetAttribute)(Object, int, const void*, size_t);
   int (*MatmulAlgoGetHeuristic)(Object, Object, Object a, Object b, Object c, Object d,
                                 Object preference, int wanted, Heuristic*, int* found);
+  int (*MatmulAlgoConfigGetAttribute)(const Algo*, int, void*, size_t, size_t* written);
   int (*Matmul)(Object, Object, const void* alpha, const void* a, Object, const void* b, Object,
                 const void* beta, const void* c, Object, void* d, Object, const Algo*,
                 void* workspace, size_t bytes, cudaStream_t);
@@ -75,6 +79,7 @@ const char* resolve(void* library, Api& api) {
   SS_FIND(MatmulPreferenceDestroy);
   SS_FIND(MatmulPreferenceSetAttribute);
   SS_FIND(MatmulAlgoGetHeuristic);
+  SS_FIND(MatmulAlgoConfigGetAttribute);
   SS_FIND(Matmul);
 #undef SS_FIND
   return nullptr;
@@ -91,6 +96,14 @@ uint32_t alignment(const void* p) {
 }
 
 constexpr size_t kWorkspace = size_t{32} << 20;  // what NVIDIA advises for Hopper
+
+// Which of the library's proposals is taken on Hopper: docs/kernels/prefill.md. Tiles of 128 columns by
+// 128, 144, 160, 168 and 176, by their numbers in cublasLt.h.
+constexpr int kProposals = 8;
+constexpr int kNarrow[] = {20, 184, 29, 197, 201};
+constexpr float kWide = 1.08f, kFewWaves = 2.5f, kWhisker = 0.03f;
+constexpr int64_t kLarge = int64_t{5} << 20;  // elements of y from which it may matter
+
 constexpr size_t kPlans = 4096;                  // then all are made again
 
 // The product that a library must get right before it is used: whole numbers, so the answer is
@@ -128,7 +141,7 @@ struct Known {
 struct Blas::Impl {
   // As columns of column-major matrices: y^T [n, m] = (W^T)^T x^T.
   struct Plan {
-    Object desc = nullptr, w = nullptr, x = nullptr, plus = nullptr, y = nullptr;
+    Object desc = nullptr, w = nullptr, x = nullptr, y = nullptr, c = nullptr;
     Algo algo{};
     bool usable = false;
   };
@@ -158,7 +171,7 @@ struct Blas::Impl {
   void forget() {
     for (auto& [key, plan] : plans) {
       if (plan.desc) api.MatmulDescDestroy(plan.desc);
-      for (Object layout : {plan.w, plan.x, plan.plus, plan.y})
+      for (Object layout : {plan.w, plan.x, plan.y, plan.c})
         if (layout) api.MatrixLayoutDestroy(layout);
     }
     plans.clear();
@@ -229,13 +242,15 @@ struct Blas::Impl {
     if (!plan.usable) return false;
     if (p.bias && api.MatmulDescSetAttribute(plan.desc, kDescBias, &p.bias, sizeof p.bias))
       return false;
-    const float alpha = 1, beta = p.plus ? 1 : 0;
-    return api.Matmul(handle, plan.desc, &alpha, p.w, plan.w, p.x, plan.x, &beta, p.plus ? p.plus : p.y,
-                      plan.plus, p.y, plan.y, &plan.algo, workspace, bytes, stream) == 0;
+    const float alpha = 1, beta = p.addend ? 1 : 0;
+    const void* c = p.addend ? p.addend : p.y;
+    return api.Matmul(handle, plan.desc, &alpha, p.w, plan.w, p.x, plan.x, &beta, c, plan.c, p.y,
+                      plan.y, &plan.algo, workspace, bytes, stream) == 0;
   }
 
   const Plan& plan_of(const Product& p) {
-    const uint32_t align[4] = {alignment(p.w), alignment(p.x), alignment(p.plus ? p.plus : p.y), alignment(p.y)};
+    const void* c = p.addend ? p.addend : p.y;
+    const uint32_t align[4] = {alignment(p.w), alignment(p.x), alignment(c), alignment(p.y)};
     const Key key{
         p.m,
         p.n,
@@ -246,7 +261,7 @@ struct Blas::Impl {
         static_cast<int64_t>(p.x_type) | static_cast<int64_t>(p.y_type) << 8 | int64_t{p.bias != nullptr} << 16 |
             int64_t{p.x_turned} << 17 | int64_t{p.w_turned} << 18,
         align[0] | int64_t{align[1]} << 16 | int64_t{align[2]} << 32 | int64_t{align[3]} << 48,
-        p.plus ? p.plus_stride : -1};
+        p.addend ? p.addend_stride : -1};
     const auto found = plans.find(key);
     if (found != plans.end()) return found->second;
     if (plans.size() >= kPlans) forget();
@@ -266,8 +281,8 @@ struct Blas::Impl {
         api.MatmulDescSetAttribute(plan.desc, kDescTransB, &x_op, sizeof x_op) ||
         api.MatrixLayoutCreate(&plan.w, in, p.w_turned ? n : k, p.w_turned ? k : n, p.w_stride) ||
         api.MatrixLayoutCreate(&plan.x, in, p.x_turned ? m : k, p.x_turned ? k : m, p.x_stride) ||
-        api.MatrixLayoutCreate(&plan.plus, out, n, m, p.plus ? p.plus_stride : p.y_stride) ||
-        api.MatrixLayoutCreate(&plan.y, out, n, m, p.y_stride))
+        api.MatrixLayoutCreate(&plan.y, out, n, m, p.y_stride) ||
+        api.MatrixLayoutCreate(&plan.c, out, n, m, p.addend ? p.addend_stride : p.y_stride))
       return false;
     const int epilogue = kEpilogueBias;
     if (p.bias &&
@@ -283,15 +298,41 @@ struct Blas::Impl {
     for (int i = 0; i < 4 && set; i++)
       set = !api.MatmulPreferenceSetAttribute(preference, kPrefAlignA + i, &align[i],
                                               sizeof align[i]);
-    Heuristic best{};
+    Heuristic proposals[kProposals]{};
     int count = 0;
-    const bool found = set &&
-                       !api.MatmulAlgoGetHeuristic(handle, plan.desc, plan.w, plan.x, plan.plus,
-                                                   plan.y, preference, 1, &best, &count) &&
-                       count == 1 && best.status == 0 && best.workspace <= bytes;
+    const bool several = is_hopper() && size_of(p.x_type) == 2 && !p.x_turned && !p.w_turned &&
+                         p.m * p.n >= kLarge;
+    const int wanted = several ? kProposals : 1;
+    set = set && !api.MatmulAlgoGetHeuristic(handle, plan.desc, plan.w, plan.x, plan.c, plan.y,
+                                             preference, wanted, proposals, &count);
     api.MatmulPreferenceDestroy(preference);
-    plan.algo = best.algo;
-    return found;
+    const Heuristic* best = set ? choose(proposals, count) : nullptr;
+    if (best) plan.algo = best->algo;
+    return best;
+  }
+
+  // The library's first usable proposal or, for products that fill the card more than twice, the one with
+  // the least to wait for. Null: none is usable.
+  const Heuristic* choose(const Heuristic* proposals, int count) const {
+    const Heuristic* best = nullptr;
+    float least = 0;
+    for (const Heuristic* it = proposals; it != proposals + count; it++) {
+      if (it->status != 0 || it->workspace > bytes) continue;
+      if (best && best == proposals && best->waves < kFewWaves) break;
+      const float own = cost(*it);
+      if (!best || own < least) best = it, least = own;
+    }
+    return best;
+  }
+  // How much longer than a full card's share of the work it takes: the last wave's empty places, and a
+  // wide tile, whose results leave while little else is under way.
+  float cost(const Heuristic& proposal) const {
+    int tile = 0;
+    size_t written = 0;
+    if (api.MatmulAlgoConfigGetAttribute(&proposal.algo, kAlgoTile, &tile, sizeof tile, &written))
+      tile = 0;
+    const bool narrow = std::ranges::find(kNarrow, tile) != std::end(kNarrow);
+    return std::ceil(proposal.waves - kWhisker) / proposal.waves * (narrow ? 1.0f : kWide);
   }
 };
 

@@ -11,6 +11,13 @@ inline int multiprocessors() {
   return count;
 }
 
+inline bool is_hopper() {
+  int device = 0, major = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  return major == 9;
+}
+
 // That one block can have.
 inline int shared_bytes() {
   int device = 0, bytes = 0;

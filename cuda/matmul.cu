@@ -1,9 +1,9 @@
 // y = x W^T + bias, summed in f32. Up to 16 rows of x: matmul_stream.cuh for halves, matmul_few.cuh
 // else, at the speed of memory. More: cuBLASLt where x and W have one type and the library is there,
 // else matmul_tile.cuh. A row's bits do not depend on the rows beside it, but for cuBLASLt, which
-// chooses an order of summation by m. Measured on an H200 and left: timing the library's first eight
-// proposals (at most 9 % better than its first, mostly 0 to 4), and a kernel for 17 to 256 rows with
-// k shared over a cluster (1.4 to 7 times slower, but a tie where n is under 200).
+// chooses an order of summation by m. Which of its proposals is taken:
+// docs/kernels/prefill.md. Measured on an H200 and left: a kernel for 17 to 256 rows with k shared
+// over a cluster (1.4 to 7 times slower, but a tie where n is under 200).
 #include "dispatch.cuh"
 #include "matmul_stream.cuh"
 #include "matmul_tile.cuh"

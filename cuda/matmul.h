@@ -1,4 +1,4 @@
-// What one matmul is asked for: y = x W^T + bias + plus, rows strided, pointers of the types that x and y
+// What one matmul is asked for: y = x W^T + bias + addend, rows strided, pointers of the types that x and y
 // say.
 #pragma once
 #include "../native/tensor.h"
@@ -15,8 +15,9 @@ struct Product {
   DType x_type, w_type, y_type;
   // Stored the other way round: x as [k, m], w as [k, n].
   bool x_turned = false, w_turned = false;
-  const void* plus = nullptr;  // [m, n] of y's type, or null: it is added; it may be y
-  int64_t plus_stride = 0;
+  // [m, n] f32 that y, f32 too, is the sum with; or null.
+  const float* addend = nullptr;
+  int64_t addend_stride = 0;
 };
 
 }  // namespace ss::cuda

@@ -46,6 +46,11 @@ View matrix(float* data, int64_t rows, int64_t columns) {
   return {data, {rows, columns}, columns, 2, DType::f32};
 }
 
+// The library reads an addend as what y is, also where that is a half.
+void add_to(Product& p, Opt plus) {
+  p.addend = static_cast<const float*>(plus.view->data), p.addend_stride = plus.stride();
+}
+
 template <class Y>
 __global__ void add_sums(const float* sums, const Y* plus, int64_t plus_stride, int64_t m, int64_t n, Y* y,
                          int64_t stride) {
@@ -90,7 +95,7 @@ void matmul_input_gradient(Stream& s, In dy, In weight, Opt plus, Out dx) {
   Product p{dy.view->data, weight.view->data, nullptr,        dx.view->data, m,
             k,             n,                 dy.stride(),    weight.stride(), dx.stride(),
             dy.dtype(),    weight.dtype(),    dx.dtype(),     false,           true};
-  if (plus) p.plus = plus.view->data, p.plus_stride = plus.stride();
+  if (plus) add_to(p, plus);
   if (n > 0 && p.x_type == p.w_type && p.w_stride >= k && p.x_stride >= n &&
       s.blas->multiply(s.handle, p))
     return;
@@ -108,7 +113,7 @@ void matmul_weight_gradient(Stream& s, In dy, In x, Opt plus, Out dweight) {
   Product p{dy.view->data, x.view->data, nullptr,         dweight.view->data, n,
             k,             m,            dy.stride(),     x.stride(),         dweight.stride(),
             dy.dtype(),    x.dtype(),    dweight.dtype(), true,               true};
-  if (plus) p.plus = plus.view->data, p.plus_stride = plus.stride();
+  if (plus) add_to(p, plus);
   if (m > 0 && p.x_type == p.w_type && p.w_stride >= k && p.x_stride >= n &&
       s.blas->multiply(s.handle, p))
     return;

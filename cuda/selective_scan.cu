@@ -13,6 +13,7 @@
 #include "card.h"
 #include "device/scan.cuh"
 #include "device/scan_ring.cuh"
+#include "device/scan_short.cuh"
 #include "device/scan_step.cuh"
 #include "dispatch.cuh"
 #include "narrow_states.cuh"
@@ -121,6 +122,19 @@ bool launch_pieces(Stream& stream, Scan<T> s, int shift) {
   return true;
 }
 
+// Where a thread can have a channel of 16 states, and there are enough to fill the card.
+template <class T>
+bool launch_short(Stream& stream, Scan<T> s) {
+  if (s.n != kShortStates || s.B_constant || s.C_constant || s.sequences.tokens > INT32_MAX / 4 ||
+      !aligned<float>(s.A, s.A_stride, 4) || (s.state && !aligned<float>(s.state, s.state_stride, 4)))
+    return false;
+  s.group_blocks = static_cast<unsigned>(ceil_div(s.group_channels, kShortThreads));
+  s.blocks = static_cast<unsigned>(s.d / s.group_channels * s.group_blocks);
+  if (s.blocks * s.sequences.count < 4 * multiprocessors()) return false;
+  launch(stream, scan_short<T>, s.blocks * s.sequences.count, kShortThreads, 0, s);
+  return true;
+}
+
 // Up to 16 states. Narrow plans make more and shorter blocks: they fill the card where sequences or
 // channels are few, but cost more a channel; pieces fill it too, but need two passes. Rings start
 // slowly: they are for long sequences. The numbers are cycles for one token, read off the times in
@@ -140,6 +154,8 @@ bool scan_few_states(Stream& stream, const Scan<T>& s) {
   constexpr int64_t kBoth = 176, kLaunches = 16000;  // cycles of both passes, and of two more launches
   constexpr int64_t kLong = 256;                     // tokens
   const int64_t tokens = s.sequences.tokens, mean = tokens / s.sequences.count;
+  constexpr int64_t kShort = 32;  // no more than a tile of the other plans
+  if (mean <= kShort && launch_short(stream, s)) return true;
   const int64_t ring = std::min({r256, r128, r96, r16}), of_piece = ceil_div(s.d, 64);
   const int64_t whole = mean < kLong ? std::min({wide, middle, narrow}) : ring;
   if (tokens * of_piece / units * kBoth + kLaunches < mean * whole) {

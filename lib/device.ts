@@ -6,6 +6,7 @@ import {
   type Fft,
   type MemoryUse,
   type TensorHandle,
+  spentHandle,
 } from './native';
 
 export interface DeviceInfo {
@@ -92,7 +93,7 @@ export class Device {
   /** Memory for a tensor; `dtype` by its number. */
   alloc(dtype: number, shape: readonly number[]): TensorHandle {
     try {
-      return native().alloc(this.handle, dtype, shape);
+      return native().alloc(this.handle, dtype, shape, spentHandle());
     } catch (error) {
       const before = this.held().used;
       for (const reserve of this.#living()) reserve.free();

@@ -23,7 +23,7 @@ export type { DType, TensorLike, TypedArray } from './tensor';
 export { capture, Graph } from './capture';
 export { DeviceError, DisposedError, FormatError, LoadError, TrainingError } from './errors';
 export { rmsNorm, addRmsNorm, normMatmul, layerNorm } from './ops/norm';
-export { matmul, embedding } from './ops/matmul';
+export { matmul, matmulAdd, embedding } from './ops/matmul';
 export { selectiveScan } from './ops/selective-scan';
 export type { SelectiveScanInput, SelectiveScanOutput } from './ops/selective-scan';
 export { selectiveScanPacked, causalConv1dPacked, mambaStep, mambaLayerStep } from './ops/scan';

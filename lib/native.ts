@@ -41,13 +41,15 @@ export interface Native {
   setMemoryLimit(device: DeviceHandle, bytes: number): void;
   trim(device: DeviceHandle): void;
   threads(count?: number): number;
-  alloc(device: DeviceHandle, dtype: number, shape: readonly number[]): TensorHandle;
+  /** `spent`: a released handle, which becomes the new one. */
+  alloc(device: DeviceHandle, dtype: number, shape: readonly number[], spent?: TensorHandle): TensorHandle;
   view(
     tensor: TensorHandle,
     dtype: number,
     offset: number,
     shape: readonly number[],
     stride: number,
+    spent?: TensorHandle,
   ): TensorHandle;
   release(tensor: TensorHandle): void;
   read(tensor: TensorHandle): Promise<ArrayBuffer>;
@@ -70,6 +72,19 @@ let loaded: Native | undefined;
 /** The addon, loaded on first use. */
 export function native(): Native {
   return (loaded ??= loadAddon(addonPath()) as Native);
+}
+
+/** Released handles that nobody holds any more. */
+const spent: TensorHandle[] = [];
+const mostSpent = 256;
+
+/** A handle to be used again, where there is one: for `alloc` and `view`. */
+export const spentHandle = (): TensorHandle | undefined => spent.pop();
+
+/** Gives a handle back. Nobody may use it afterwards. */
+export function releaseHandle(handle: TensorHandle): void {
+  native().release(handle);
+  if (spent.length < mostSpent) spent.push(handle);
 }
 
 /**

@@ -202,8 +202,10 @@ function afterCall(
 export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
   const symbols = new Symbols();
   const inputs = specs(schema.in, symbols);
-  const outputs = specs(schema.out, symbols);
   const attrs = Object.entries(schema.attrs ?? {});
+  const twice = attrs.find(([name]) => symbols.names.includes(name));
+  if (twice) throw new SyntaxError(`${opName}: attribute ${twice[0]} has the name of a size of its inputs`);
+  const outputs = specs(schema.out, symbols);
   for (const [name] of attrs) symbols.index(name); // a number may be a size of the outputs, too
   const given = new Set(
     [...inputs.values()].flatMap(({ forms, optional }) =>
@@ -219,12 +221,18 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
     saves: schema.saves ?? [],
     inPlace: [...inputs.keys()].filter((name) => inputs.get(name)!.inPlace),
   };
+  const inputList = [...inputs];
+  const outputList = [...outputs];
+  let lastDevice: Device | undefined;
+  let lastKernel: Kernel | undefined;
   const known = new Set([
     ...inputs.keys(),
     ...attrs.map(([name]) => name),
     ...(freeDtype ? ['dtype'] : []),
     ...(outputs.size > 0 ? ['out'] : []),
   ]);
+
+  const sizeOfName = (name: string) => symbols.value(name) as number | undefined;
 
   const call = (args: Readonly<Record<string, unknown>>) => {
     let device: Device | undefined;
@@ -235,7 +243,8 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
     }
     if (!device)
       throw new TypeError(`${opName}: no tensor was given, expected ${[...inputs.keys()].join(', ')}`);
-    const kernel = kernelOf(self, device);
+    if (device !== lastDevice || !lastKernel) lastKernel = kernelOf(self, (lastDevice = device));
+    const kernel = lastKernel;
     const tracked = isTracked(args);
     if (tracked) checkRecordable(recorded, args);
     const into = args['out'] as Readonly<Record<string, Tensor | undefined>> | undefined;
@@ -243,7 +252,8 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
 
     symbols.clear();
     const values: (TensorHandle | number | undefined)[] = [];
-    for (const [name, spec] of inputs) {
+    for (let i = 0; i < inputList.length; i++) {
+      const [name, spec] = inputList[i]!;
       const arg = args[name];
       if (arg === undefined && spec.optional) values.push(undefined);
       else values.push(bind(opName, name, spec, arg, device, symbols).handle(opName, name));
@@ -259,13 +269,14 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
     if (free !== undefined && (free === 'i32' || !dtypes.includes(free))) {
       throw new TypeError(`${opName}: dtype is ${String(free)}, expected f32, bf16 or f16`);
     }
-    const complaint = schema.check?.((name) => symbols.value(name) as number | undefined);
+    const complaint = schema.check?.(sizeOfName);
     if (complaint) throw new TypeError(`${opName}: ${complaint}`);
 
     const results: Record<string, Tensor> = {};
     let only: Tensor | undefined;
     try {
-      for (const [name, spec] of outputs) {
+      for (let i = 0; i < outputList.length; i++) {
+        const [name, spec] = outputList[i]!;
         const [dtype, shape] = resolve(opName, spec, symbols, args, into?.[name]?.dtype ?? free);
         only = results[name] = into?.[name]
           ? placed(opName, name, into[name], device, dtype, shape, schema.strided?.includes(name))

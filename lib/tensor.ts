@@ -1,7 +1,7 @@
 import { checkFunction, checkRecord, kindOf } from './arguments';
 import { device as openDevice, type Device } from './device';
 import { DisposedError } from './errors';
-import { deviceError, native, type TensorHandle } from './native';
+import { deviceError, native, releaseHandle, spentHandle, type TensorHandle } from './native';
 import { checkShape, sizeOf, type Range } from './shape';
 
 export { sizeOf };
@@ -135,7 +135,7 @@ export class Tensor {
     { dtype = this.dtype, columns }: { dtype?: DType; columns?: Range } = {},
   ): Tensor {
     const from = this.handle(call, 'tensor');
-    const handle = native().view(from, dtypes.indexOf(dtype), offset, shape, stride);
+    const handle = native().view(from, dtypes.indexOf(dtype), offset, shape, stride, spentHandle());
     const view = new Tensor(this.device, dtype, shape, stride, handle);
     if (again) viewed(view, this, again, columns);
     return view;
@@ -245,7 +245,7 @@ export class Tensor {
   /** Frees the memory as soon as the queue is done with it. Any later use is a `DisposedError`. */
   dispose(): void {
     if (this.#handle === undefined) return;
-    native().release(this.#handle);
+    releaseHandle(this.#handle);
     this.#handle = undefined;
     for (const scope of scopes) scope.delete(this);
   }

@@ -53,6 +53,13 @@ inline const std::shared_ptr<Device>& device(Napi::Env env, napi_value value) {
   return handle->device;
 }
 
+// addon_tensors.cc.
+Napi::Value alloc(const Napi::CallbackInfo& info);
+Napi::Value view(const Napi::CallbackInfo& info);
+Napi::Value release(const Napi::CallbackInfo& info);
+// Drops a reference to a tensor's memory; V8 is told when it was the last one.
+void let_go(Napi::Env env, std::shared_ptr<Storage>& storage);
+
 // addon_transfers.cc: what the queue reports back through a promise.
 void open_transfers(Napi::Env env, Addon* addon);
 Napi::Value read(const Napi::CallbackInfo& info);

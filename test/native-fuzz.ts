@@ -87,8 +87,11 @@ const calls: Readonly<Record<keyof Native, () => readonly unknown[]>> = {
   setMemoryLimit: () => [pick([device, undefined, 3]), 2 ** 28],
   trim: () => [often(() => device)],
   threads: () => [often(() => 1 + small())],
-  alloc: () => [often(() => device), often(small), often(() => pick(shapes))],
-  view: () => [anything(), often(small), often(small), often(() => pick(shapes)), often(small)],
+  alloc: () => [often(() => device), often(small), often(() => pick(shapes)), often(() => undefined)],
+  view: () => [
+    ...[anything(), often(small), often(small), often(() => pick(shapes)), often(small)],
+    often(() => undefined),
+  ],
   release: () => [anything()],
   read: () => [anything()],
   write: () => [anything(), often(small), often(() => pick(buffers())), random() < 0.5],

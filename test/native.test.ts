@@ -79,6 +79,8 @@ describe('the addon', () => {
     ['too large a size', 'alloc', () => [device.handle, 0, [2 ** 40, 2 ** 40]], 'too large'],
     ['too many dimensions', 'alloc', () => [device.handle, 0, [1, 1, 1, 1, 1]], '1 to 4 dimensions'],
     ['no dimensions', 'alloc', () => [device.handle, 0, []], '1 to 4 dimensions'],
+    ['a live handle to use again', 'alloc', () => [device.handle, 0, [1], x], 'not a released'],
+    ['a view in a live handle', 'view', () => [x, 0, 0, [4, 6], 6, x], 'not a released'],
     ['a view of another size', 'view', () => [x, 1, 0, [4, 6], 6], 'not a dtype of the same size'],
     ['a view of no dtype', 'view', () => [x, 4, 0, [4, 6], 6], 'not a dtype'],
     ['a view that begins late', 'view', () => [x, 0, 1, [4, 6], 6], 'reaches beyond'],
@@ -128,6 +130,18 @@ describe('the addon', () => {
       () => addon.run(device.handle, kernel('cast'), gone, x),
     ])
       expect(use).toThrow('not a live tensor');
+  });
+
+  it('uses a released handle again', () => {
+    const { tensors } = device.memoryUsage();
+    const spent = alloc(4, 6);
+    addon.release(spent);
+    expect(addon.alloc(device.handle, 0, [2], spent)).toBe(spent);
+    expect(device.memoryUsage().tensors).toBe(tensors + 1);
+    addon.release(spent);
+    expect(addon.view(x, 0, 0, [4, 6], 6, spent)).toBe(spent);
+    addon.release(spent);
+    expect(device.memoryUsage().tensors).toBe(tensors);
   });
 
   it('drops a graph once', () => {

@@ -6,7 +6,7 @@ import { rowOptions } from '../generation/options';
 import { add } from '../ops/elementwise';
 import { scope, Tensor, tensorsIn } from '../tensor';
 import type { Bandwidth } from './bandwidth';
-import { quantile, spread, timeRuns, type Spread } from './measure';
+import { quantile, spread, timeRuns, warmUps, type Spread } from './measure';
 import { expertsRead, named, randomPrompts, stepWeightBytes, weightDtype } from './model';
 import { profileOps, type OpTime } from './profile';
 import type { Result } from './result';
@@ -100,9 +100,6 @@ async function timeGraph(
     state.dispose();
   }
 }
-
-/** Short calls before those that count, so that JavaScript is compiled as in a process that serves. */
-const warmUps = 30;
 
 /**
  * Times whole calls of `generate` with sampling, from the prompts to the last token, for each token

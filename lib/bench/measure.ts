@@ -1,6 +1,9 @@
 import type { Device } from '../device';
 import { Tensor } from '../tensor';
 
+/** Short calls before those that count, so that JavaScript is compiled as in a process that serves. */
+export const warmUps = 30;
+
 /** Repeated timings of one thing. */
 export interface Spread {
   readonly median: number;

@@ -1,6 +1,6 @@
 import type { CausalLM } from '../generation/causal-lm';
 import { askCard } from './card';
-import { timeRuns } from './measure';
+import { timeRuns, warmUps } from './measure';
 import { named, prefillFlops, randomPrompts, weightBytes, weightDtype } from './model';
 import { profileOps, type OpTime } from './profile';
 import type { Result } from './result';
@@ -19,7 +19,8 @@ export const peerPrompts: readonly Prompts[] = [
 
 /**
  * Times prompts of `length` tokens, `batch` together, up to the logits of their last tokens. The
- * device's peak is that of the process so far: measure from short to long.
+ * device's peak is that of the process so far: measure from short to long. On a GPU short prompts
+ * come first, which the host's part of the work is compiled by.
  */
 export async function benchPrefill(
   model: CausalLM,
@@ -30,6 +31,10 @@ export async function benchPrefill(
   const prompts = randomPrompts(model, batch, length);
   const state = model.createState(batch);
   try {
+    if (model.device.id !== 'cpu') {
+      const short = randomPrompts(model, batch, 32);
+      for (let run = 0; run < warmUps; run++) await model.run(short, state);
+    }
     const ms = await timeRuns(model.device, () => model.run(prompts, state), runs);
     const { peak } = model.device.memoryUsage();
     const names = named(model, name);

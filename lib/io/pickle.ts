@@ -1,3 +1,4 @@
+import { isUtf8 } from 'node:buffer';
 import { FormatError } from '../errors';
 import { kind } from './json';
 import { describe, Dict, Global, List, Tuple, type Fail, type Value } from './pickle-value';
@@ -10,8 +11,11 @@ export interface World {
   load(id: Value, fail: Fail): Value;
 }
 
-/** torch needs about 40 for each tensor; each makes at most one value, which bounds the memory. */
-const MAX_STEPS = 2_000_000;
+/**
+ * torch needs about 40 for each tensor. Each makes at most one value, and one that calls counts once more for
+ * every item that it is given, which it may have from the memo: so this bounds time and memory.
+ */
+const MAX_STEPS = 1_000_000;
 
 /** Opcodes that call what a file names, or make objects of it, and nothing else: there is nothing here to do so. */
 const CALLING: ReadonlyMap<number, string> = new Map([
@@ -41,6 +45,7 @@ class Machine {
   readonly #marks: number[] = []; // heights of the stack
   readonly #memo = new Map<number, Value>();
   #at = 0;
+  #steps = 0;
   #begin = 0; // of the opcode under way
 
   constructor(bytes: Uint8Array, where: string, world: World) {
@@ -50,13 +55,19 @@ class Machine {
   }
 
   run(): Value {
-    for (let step = 0; step < MAX_STEPS; step++) {
+    for (;;) {
       this.#begin = this.#at;
-      const opcode = this.#take(1)[0]!;
+      this.#spend(1);
+      const opcode = this.#byte();
       if (opcode === 0x2e) return this.#stop();
       this.#do(opcode);
     }
-    return this.#fail(`has more than ${MAX_STEPS} instructions, which no checkpoint needs`);
+  }
+
+  #spend(steps: number): void {
+    this.#steps += steps;
+    if (this.#steps > MAX_STEPS)
+      this.#fail(`has more than ${MAX_STEPS} instructions, which no checkpoint needs`);
   }
 
   readonly #fail: Fail = (what) => {
@@ -79,12 +90,20 @@ class Machine {
     return this.#stack[0]!;
   }
 
-  #take(length: number): Buffer {
-    const end = this.#at + length;
-    if (end > this.#bytes.length) this.#fail('is cut off here; the file is truncated');
-    const bytes = this.#bytes.subarray(this.#at, end);
-    this.#at = end;
-    return bytes;
+  /** Goes past so many bytes, and says where they begin. */
+  #take(length: number): number {
+    const begin = this.#at;
+    if (begin + length > this.#bytes.length) this.#fail('is cut off here; the file is truncated');
+    this.#at = begin + length;
+    return begin;
+  }
+
+  #byte(): number {
+    return this.#bytes[this.#take(1)]!;
+  }
+
+  #u32(): number {
+    return this.#bytes.readUInt32LE(this.#take(4));
   }
 
   #pop(): Value {
@@ -111,14 +130,14 @@ class Machine {
       case 0x4e: return this.#push(null);
       case 0x88: return this.#push(true);
       case 0x89: return this.#push(false);
-      case 0x4a: return this.#push(this.#take(4).readInt32LE());
-      case 0x4b: return this.#push(this.#take(1)[0]!);
-      case 0x4d: return this.#push(this.#take(2).readUInt16LE());
-      case 0x8a: return this.#push(this.#long(this.#take(1)[0]!));
-      case 0x47: return this.#push(this.#take(8).readDoubleBE());
-      case 0x58: return this.#push(this.#text(this.#take(4).readUInt32LE()));
-      case 0x8c: return this.#push(this.#text(this.#take(1)[0]!));
-      case 0x55: return this.#push(this.#text(this.#take(1)[0]!)); // Python 2
+      case 0x4a: return this.#push(this.#bytes.readInt32LE(this.#take(4)));
+      case 0x4b: return this.#push(this.#byte());
+      case 0x4d: return this.#push(this.#bytes.readUInt16LE(this.#take(2)));
+      case 0x8a: return this.#push(this.#long(this.#byte()));
+      case 0x47: return this.#push(this.#bytes.readDoubleBE(this.#take(8)));
+      case 0x58: return this.#push(this.#text(this.#u32()));
+      case 0x8c: return this.#push(this.#text(this.#byte()));
+      case 0x55: return this.#push(this.#text(this.#byte())); // Python 2
       case 0x29: return this.#push(new Tuple([]));
       case 0x85: case 0x86: case 0x87: return this.#shortTuple(opcode - 0x84);
       case 0x74: return this.#push(new Tuple(this.#popToMark()));
@@ -128,10 +147,10 @@ class Machine {
       case 0x7d: return this.#push(new Dict(false));
       case 0x73: return this.#setItems([this.#pop(), this.#pop()].reverse());
       case 0x75: return this.#setItems(this.#popToMark());
-      case 0x68: return this.#recall(this.#take(1)[0]!);
-      case 0x6a: return this.#recall(this.#take(4).readUInt32LE());
-      case 0x71: this.#memo.set(this.#take(1)[0]!, this.#top()); return;
-      case 0x72: this.#memo.set(this.#take(4).readUInt32LE(), this.#top()); return;
+      case 0x68: return this.#recall(this.#byte());
+      case 0x6a: return this.#recall(this.#u32());
+      case 0x71: this.#memo.set(this.#byte(), this.#top()); return;
+      case 0x72: this.#memo.set(this.#u32(), this.#top()); return;
       case 0x94: this.#memo.set(this.#memo.size, this.#top()); return;
       case 0x63: return this.#push(this.#global(this.#line(), this.#line()));
       case 0x93: return this.#stackGlobal();
@@ -147,24 +166,29 @@ class Machine {
   }
 
   #protocol(): void {
-    const version = this.#take(1)[0]!;
+    const version = this.#byte();
     if (version < 2 || version > 5) this.#fail(`is a pickle of protocol ${version}, expected 2 to 5`);
   }
 
   #long(length: number): number {
     if (length > 8) this.#fail(`holds a whole number of ${length} bytes, expected at most 8`);
-    const bytes = this.#take(length);
-    const value = length === 0 ? 0 : Number(BigInt.asIntN(8 * length, littleEndian(bytes)));
+    const begin = this.#take(length);
+    if (length === 0) return 0;
+    if (length <= 6) return this.#bytes.readIntLE(begin, length);
+    const value = Number(
+      BigInt.asIntN(8 * length, littleEndian(this.#bytes.subarray(begin, begin + length))),
+    );
     return Number.isSafeInteger(value) ? value : this.#fail(`holds ${value}, expected less than 2^53`);
   }
 
   #text(length: number): string {
-    const bytes = this.#take(length);
-    try {
-      return new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);
-    } catch {
-      return this.#fail('holds text that is not valid UTF-8');
-    }
+    const begin = this.#take(length);
+    const end = begin + length;
+    let at = begin;
+    while (at < end && this.#bytes[at]! < 0x80) at++;
+    if (at === end) return this.#bytes.toString('latin1', begin, end); // names, mostly
+    if (!isUtf8(this.#bytes.subarray(begin, end))) this.#fail('holds text that is not valid UTF-8');
+    return this.#bytes.toString('utf8', begin, end);
   }
 
   /** Up to a line break, which is how names are written. */
@@ -220,6 +244,9 @@ class Machine {
     if (!(args instanceof Tuple)) {
       return this.#fail(`calls ${callee.name} with ${describe(args)}, expected a tuple`);
     }
+    for (const arg of args.items)
+      if (arg instanceof Tuple || arg instanceof List) this.#spend(arg.items.length);
+    this.#spend(args.items.length);
     this.#push(callee.call(args.items, this.#fail));
   }
 
@@ -245,7 +272,7 @@ class Machine {
     if (opcode === 0x69) return this.#global(this.#line(), this.#line()).name;
     if (opcode >= 0x82 && opcode <= 0x84) {
       const length = opcode === 0x84 ? 4 : opcode - 0x81;
-      return `extension ${this.#take(length).readUIntLE(0, length)}`;
+      return `extension ${this.#bytes.readUIntLE(this.#take(length), length)}`;
     }
     if (opcode === 0x6f) return describe(this.#popToMark()[0]);
     const args = opcode === 0x92 ? 2 : 1;

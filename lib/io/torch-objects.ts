@@ -158,20 +158,21 @@ function counts(what: string, value: Value | undefined, fail: Fail): readonly nu
 
 /** Every element lies within the storage, and no two in one place: a tensor is never larger than what holds it. */
 function checkInside({ storage, offset, shape, strides }: StoredTensor, fail: Fail): void {
-  const is = `has a tensor of size [${shape}], stride [${strides}] and offset ${offset}`;
-  if (shape.length !== strides.length) fail(`${is}, expected as many strides as sizes`);
+  const refuse = (why: string) =>
+    fail(`has a tensor of size [${shape}], stride [${strides}] and offset ${offset}, ${why}`);
+  if (shape.length !== strides.length) refuse('expected as many strides as sizes');
   if (shape.includes(0)) return;
   const steps = shape.map((size, k) => ({ size, stride: strides[k]! })).filter(({ size }) => size > 1);
   steps.sort((a, b) => a.stride - b.stride);
   let reach = 0; // of the dimensions so far: their last element's distance from the first
   for (const { size, stride } of steps) {
     if (stride <= reach) {
-      fail(`${is}, whose elements share places; save it as tensor.contiguous()`);
+      refuse('whose elements share places; save it as tensor.contiguous()');
     }
     reach += (size - 1) * stride;
   }
   if (!(offset + reach < storage.elements)) {
-    fail(`${is}, which reaches beyond its storage ${storage.key} of ${storage.elements} elements`);
+    refuse(`which reaches beyond its storage ${storage.key} of ${storage.elements} elements`);
   }
 }
 

@@ -21,6 +21,9 @@ const harmless: Readonly<Record<string, readonly [fits: (value: unknown) => bool
   use_cache: [isFlag, 'true or false'],
 };
 
+/** Thousands of times what any model starts with. */
+const mostSpread = 1000;
+
 /** Reads config.json field by field, so that what was not read can be refused by name. */
 export class Fields {
   readonly #json: JsonObject;
@@ -63,6 +66,12 @@ export class Fields {
     if (!(inF32 > 0 || (zero && value === 0)) || inF32 === Infinity)
       return this.refuse(name, 'a positive number that f32 can hold');
     return value as number;
+  }
+
+  /** A spread of random numbers: one that leaves what is computed of them within f32. */
+  spread(name: string, fallback: number): number {
+    const value = this.positive(name, fallback);
+    return value <= mostSpread ? value : this.refuse(name, `at most ${mostSpread}`);
   }
 
   /** Two of them, of which the first is not the larger one. */
@@ -118,6 +127,12 @@ export class Fields {
     const again = this.#take(name);
     if (again !== undefined && JSON.stringify(again) !== JSON.stringify(value))
       this.refuse(name, JSON.stringify(value));
+  }
+
+  /** An object that changes nothing of what is computed. */
+  object(name: string): void {
+    const value = this.#take(name) ?? {};
+    if (!isObject(value)) this.refuse(name, 'an object');
   }
 
   /** Fields that choose between implementations, or matter for training only. */

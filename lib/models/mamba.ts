@@ -1,3 +1,4 @@
+import { isRecording } from '../autograd/tape';
 import type { JsonObject } from '../io/json';
 import * as init from '../nn/init';
 import { Linear } from '../nn/linear';
@@ -45,9 +46,9 @@ function config(json: JsonObject): MambaConfig {
     dtMin,
     dtMax,
     dtFloor: fields.positive('time_step_floor', 1e-4),
-    dtScale: fields.positive('time_step_scale', 1),
+    dtScale: fields.spread('time_step_scale', 1),
     dtInit: fields.choice('time_step_init_scheme', ['random', 'constant']),
-    initializerRange: fields.positive('initializer_range', 0.1),
+    initializerRange: fields.spread('initializer_range', 0.1),
   };
   const layerNormEpsilon = fields.positive('layer_norm_epsilon', 1e-5, true);
   const tieWordEmbeddings = fields.flag('tie_word_embeddings', true);
@@ -81,6 +82,13 @@ function config(json: JsonObject): MambaConfig {
     tieWordEmbeddings,
   };
 }
+
+/**
+ * Whether `out_proj` adds to the residual itself: a product of many rows costs a few percent more then, and
+ * the next norm half as much. While gradients are recorded the product is kept in the activations' dtype.
+ */
+const addsAtOnce = (tokens: number, { slots }: Batch) =>
+  tokens > 16 && tokens !== slots.shape[0] && !isRecording();
 
 class MambaBackbone implements Backbone {
   readonly stateParts: readonly StatePart[];
@@ -157,6 +165,7 @@ class MambaBackbone implements Backbone {
 
   #runLayers(residual: Tensor, batch: Batch, pools: readonly Tensor[], visit?: (hidden: Tensor) => void) {
     const eps = this.#config.layerNormEpsilon;
+    const adds = addsAtOnce(residual.shape[0]!, batch);
     let mixed: Tensor | undefined;
     for (const [i, { norm, mixer }] of this.#layers.entries()) {
       const [xz, sum] = this.#entered(mixed, residual, norm, mixer.inProj, eps);
@@ -165,8 +174,12 @@ class MambaBackbone implements Backbone {
       mixed?.dispose();
       if (sum !== residual) residual.dispose();
       residual = sum;
-      mixed = mixer.forward(xz, batch, pools[2 * i], pools[2 * i + 1]);
+      const out = mixer.forward(xz, batch, pools[2 * i], pools[2 * i + 1], adds ? residual : undefined);
       xz.dispose();
+      if (adds) {
+        residual.dispose();
+        residual = out;
+      } else mixed = out;
     }
     return { mixed, residual };
   }

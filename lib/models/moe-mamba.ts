@@ -29,7 +29,7 @@ function config(json: JsonObject): MoEMambaConfig {
   const fields = new Fields(json);
   fields.choice('model_type', ['moe_mamba']);
   const hiddenSize = fields.whole('hidden_size', 512);
-  const initializerRange = fields.positive('initializer_range', 0.1);
+  const initializerRange = fields.spread('initializer_range', 0.1);
   const vocabSize = fields.whole('vocab_size', 50257);
   const [dtMin, dtMax] = fields.bounds('time_step_min', 0.001, 'time_step_max', 0.1);
   const mixer: MixerConfig = {

@@ -52,7 +52,7 @@ function config(json: JsonObject): S4DModelConfig {
     execution: fields.choice('execution', s4dModes),
     layerNormEpsilon: fields.positive('layer_norm_epsilon', 1e-5, true),
     tieWordEmbeddings: fields.flag('tie_word_embeddings', false),
-    initializerRange: fields.positive('initializer_range', 0.02),
+    initializerRange: fields.spread('initializer_range', 0.02),
   };
   fields.end();
   return read;

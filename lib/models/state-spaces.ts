@@ -15,7 +15,8 @@ function translated(json: JsonObject): JsonObject {
   const ssm = json['ssm_cfg'] ?? {};
   if (!isObject(ssm)) throw new FormatError(`config.json: ssm_cfg is ${kind(ssm)}, expected an object`);
   refuseUnless(ssm, 'layer', 'Mamba1', 'only the first Mamba is supported', 'ssm_cfg.');
-  fields.ignore('d_intermediate', 'attn_layer_idx', 'attn_cfg', 'rms_norm', 'ssm_cfg');
+  fields.ignore('d_intermediate', 'attn_layer_idx', 'rms_norm', 'ssm_cfg');
+  fields.object('attn_cfg');
   fields.flag('fused_add_norm', true);
   const result = {
     architectures: ['MambaForCausalLM'],
@@ -37,7 +38,8 @@ function translated(json: JsonObject): JsonObject {
 /** `ssm_cfg`: what the mixer's constructor is given, by its names and with its defaults. */
 function mixer(ssm: JsonObject, dModel: number): JsonObject {
   const fields = new Fields(ssm, 'config.json: ssm_cfg');
-  fields.ignore('layer', 'use_fast_path');
+  fields.ignore('layer');
+  fields.flag('use_fast_path', true);
   const { dt_rank: rank = 'auto' } = ssm;
   if (rank === 'auto') fields.ignore('dt_rank');
   const [dtMin, dtMax] = fields.bounds('dt_min', 0.001, 'dt_max', 0.1);
@@ -49,7 +51,7 @@ function mixer(ssm: JsonObject, dModel: number): JsonObject {
     time_step_min: dtMin,
     time_step_max: dtMax,
     time_step_init_scheme: fields.choice('dt_init', ['random', 'constant']),
-    time_step_scale: fields.positive('dt_scale', 1),
+    time_step_scale: fields.spread('dt_scale', 1),
     time_step_floor: fields.positive('dt_init_floor', 1e-4),
     use_conv_bias: fields.flag('conv_bias', true),
     use_bias: fields.flag('bias', false),

@@ -1,4 +1,4 @@
-import { matmul } from '../ops/matmul';
+import { matmul, matmulAdd } from '../ops/matmul';
 import type { Tensor, DType } from '../tensor';
 import { linear, type Init } from './init';
 import type { Weights } from './weights';
@@ -24,5 +24,10 @@ export class Linear {
 
   forward(x: Tensor, dtype?: DType): Tensor {
     return matmul({ x, weight: this.weight, bias: this.bias, dtype });
+  }
+
+  /** `residual + forward(x)`, in f32. */
+  addTo(residual: Tensor, x: Tensor): Tensor {
+    return matmulAdd({ x, weight: this.weight, bias: this.bias, residual });
   }
 }

@@ -142,9 +142,9 @@ export class MambaMixer {
 
   /**
    * xz [t, 2 dInner], of `inProj`, to [t, dModel]; updates the batch's rows of both pools. Without pools
-   * sequences start from nothing.
+   * sequences start from nothing. `addTo`, f32[t, dModel]: the answer is the sum with it.
    */
-  forward(xz: Tensor, batch: Batch, convState?: Tensor, scanState?: Tensor): Tensor {
+  forward(xz: Tensor, batch: Batch, convState?: Tensor, scanState?: Tensor, addTo?: Tensor): Tensor {
     // Sequences are never empty: as many tokens as there are sequences are one of each.
     const single = xz.shape[0] === batch.slots.shape[0] && !batch.muted && !this.#ones;
     return scope(() => {
@@ -152,7 +152,7 @@ export class MambaMixer {
         single && convState && scanState
           ? this.#step(xz, batch, convState, scanState)
           : this.#scan(xz, batch, convState, scanState);
-      return this.#outProj.forward(y);
+      return addTo ? this.#outProj.addTo(addTo, y) : this.#outProj.forward(y);
     });
   }
 

@@ -1,9 +1,10 @@
 import { device as openDevice, type Device } from '../device';
 import { DisposedError, FormatError, TrainingError } from '../errors';
 import { CausalLM } from '../generation/causal-lm';
+import { readModelFolder } from '../generation/model-folder';
 import { openCheckpoint } from '../io/checkpoint';
 import { resolveModel } from '../io/hub';
-import { optionalJson, readJson, type JsonObject } from '../io/json';
+import type { JsonObject } from '../io/json';
 import { loadTokenizer, type Tokenizer } from '../io/tokenizer';
 import { familyOf } from '../models';
 import type { Extras } from '../models/save';
@@ -70,14 +71,13 @@ export class Trainer {
   /** Goes on from a model, a folder or hub id: its parameters alone, not what an optimizer had of them. */
   static async fromPretrained(pathOrId: string, options: TrainerOptions): Promise<Trainer> {
     const folder = await resolveModel(pathOrId, {});
-    const json = await readJson(`${folder}/config.json`);
-    const { family } = familyOf(json);
-    const checkpoint = await openCheckpoint(folder, family.rename);
-    const generationConfig = await optionalJson(`${folder}/generation_config.json`);
-    const tokenizer = family.codec !== 'bytes' && (await loadTokenizer(folder)) ? folder : undefined;
+    const { stored, config, generationConfig, isOfBytes } = await readModelFolder(folder);
+    const checkpoint = await openCheckpoint(folder, stored.rename);
+    const tokenizer = !isOfBytes && (await loadTokenizer(folder)) ? folder : undefined;
+    const call = 'Trainer.fromPretrained';
     try {
       const complete = { tokenizer, ...options };
-      return await Trainer.#make('Trainer.fromPretrained', json, complete, { checkpoint }, generationConfig);
+      return await Trainer.#make(call, config.json, complete, { checkpoint }, generationConfig);
     } finally {
       await checkpoint.close();
     }

@@ -18,6 +18,7 @@ import { references, type Attrs, type Inputs } from './reference';
 /** Largest difference to f64 that sums in f32 may make, as a share of the largest magnitude. */
 const tolerances: Readonly<Record<string, number>> = {
   matmul: 2e-6, // sums of up to 1,025 products
+  matmul_add: 2e-6,
   norm_matmul: 2e-6,
   selective_scan: 2e-6, // the bound that the fixtures are held to as well
   selective_scan_backward: 4e-6, // of products with what was itself summed up

@@ -248,6 +248,7 @@ export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs, 
   },
   embedding: ({ ids, weight }) => ({ y: takeRows(weight!, ids!.data) }),
   matmul: (inputs) => ({ y: matmul(inputs) }),
+  matmul_add: ({ residual, ...inputs }) => ({ sum: map((p, q) => p + q, matmul(inputs), residual!) }),
   rms_norm: ({ x, weight }, { eps }) => ({ y: rmsNorm(x!, weight!, eps as number) }),
   add_rms_norm: ({ x, residual, weight }, { eps }) => {
     const total = map((p, q) => p + q, x!, residual!);

@@ -328,14 +328,33 @@ describe('a pickle that makes no sense is refused', () => {
 describe('a pickle that would take all time or memory is refused', () => {
   const million = (bytes: Uint8Array, times = 1_000_000) => Buffer.alloc(bytes.length * times, bytes);
   it.each<[string, RegExp, () => Uint8Array]>([
-    ['five million empty dicts', /has more than 2000000 instructions/, () => million(op('}'), 5_000_000)],
-    ['five million marks', /has more than 2000000 instructions/, () => million(op('('), 5_000_000)],
+    ['five million empty dicts', /has more than 1000000 instructions/, () => million(op('}'), 5_000_000)],
+    ['five million marks', /has more than 1000000 instructions/, () => million(op('('), 5_000_000)],
     [
       'a million tuples in each other',
       /t is a tuple of 1, expected a tensor/,
-      () => op(none, million(op(0x85))),
+      () => op(none, million(op(0x85), 900_000)),
     ],
-    ['a million stored values', /sets a key without a value/, () => million(op('N', 0x94), 900_000)],
+    ['a million stored values', /sets a key without a value/, () => million(op('N', 0x94), 450_000)],
+    [
+      'ordered dicts of one list again and again',
+      /has more than 1000000 instructions/,
+      () => {
+        const pairs = Array.from({ length: 1000 }, (_, i) => tuple(text(String(i)), none));
+        const first = op(global('collections', 'OrderedDict'), 'q', 0, list(...pairs), 0x85, 'q', 1, 'R');
+        return op(first, million(op('h', 0, 'h', 1, 'R'), 200_000));
+      },
+    ],
+    [
+      'tensors of 64 dimensions again and again',
+      /has more than 1000000 instructions/,
+      () => {
+        const ones = tuple(...Array.from({ length: 64 }, () => op('K', 1)));
+        const args = tuple(storage('0', 24), op('K', 0), ones, ones, no, op('}'));
+        const first = op(global('torch._utils', '_rebuild_tensor_v2'), 'q', 0, args, 'q', 1, 'R');
+        return op(first, million(op('h', 0, 'h', 1, 'R'), 200_000));
+      },
+    ],
     ['a list in itself', /t is a list of 1, expected a tensor/, () => op(']q', 0, 'h', 0, 'a')],
     ['a dict in itself', /t is a dict of 1, expected a tensor/, () => op('}q', 0, text('x'), 'h', 0, 's')],
     [

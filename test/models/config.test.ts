@@ -73,6 +73,8 @@ describe('config.json', () => {
         new RegExp(`${name} is .*, expected a positive number that f32 can hold`),
       ]),
     ),
+    [{ initializer_range: 3e38 }, /initializer_range is 3e\+38, expected at most 1000/],
+    [{ time_step_scale: 1e4 }, /time_step_scale is 10000, expected at most 1000/],
     [{ expand: 1e30 }, /expand is 1e\+30, expected 0\.015625 to 33554431\.98/],
     [{ model_type: 'moe_mamba', router_jitter: 1 }, /router_jitter is 1, expected a number from 0, below 1/],
     [{ model_type: 'blackmamba' }, /expected one of: .*s4d; files of blackmamba and state-spaces have none/],

@@ -1,7 +1,8 @@
 import { cpSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { open as openFile, type FileHandle } from 'node:fs/promises';
 import { join } from 'node:path';
-import { AutoModelForCausalLM, DisposedError } from '../../lib';
+import { AutoModelForCausalLM, DisposedError, rowsToBatch, Trainer } from '../../lib';
+import { familyOf } from '../../lib/models';
 import { FIXTURES, inUse, logitsOf, open, temporaryFolder, tinyConfig } from './checkpoints';
 
 const folder = temporaryFolder();
@@ -53,6 +54,48 @@ describe('savePretrained', () => {
       );
       expect(ours!.metadata).toEqual({ format: 'pt' });
       expect(ours!.tensors).toEqual(theirs!.tensors);
+    },
+  );
+
+  it.each(['mamba-tiny', 'mamba-odd', 'falcon-mamba-tiny'])(
+    'writes after training on from %s what transformers wrote, with other numbers',
+    async (name) => {
+      const trainer = await Trainer.fromPretrained(join(FIXTURES, name), { steps: 1, learningRate: 1e-3 });
+      await trainer.step(rowsToBatch([[1, 2, 3, 4, 5]]));
+      await trainer.save(folder.path);
+      trainer.dispose();
+      const [ours, theirs] = [folder.path, join(FIXTURES, name)].map((path) =>
+        header(join(path, 'model.safetensors')),
+      );
+      expect(ours).toEqual(theirs);
+      for (const file of ['config.json', 'generation_config.json'])
+        expect(json(folder.at(file))).toEqual(json(FIXTURES, name, file));
+      expect(readFileSync(folder.at('model.safetensors'))).not.toEqual(
+        readFileSync(join(FIXTURES, name, 'model.safetensors')),
+      );
+    },
+  );
+
+  it.each(['mamba-tiny', 'falcon-mamba-tiny'])(
+    'writes after training from sizes alone what transformers writes for %s',
+    async (name) => {
+      const full = json(FIXTURES, name, 'config.json');
+      const sizes = ['model_type', 'vocab_size', 'hidden_size', 'num_hidden_layers'];
+      const ids = ['bos_token_id', 'eos_token_id', 'pad_token_id'];
+      const asked = Object.fromEntries([...sizes, ...ids].map((field) => [field, full[field]]));
+      const trainer = await Trainer.fromConfig(asked, { steps: 1, learningRate: 1e-3 });
+      await trainer.step(rowsToBatch([[1, 2, 3, 4, 5]]));
+      await trainer.save(folder.path);
+      trainer.dispose();
+      expect(header(folder.at('model.safetensors'))).toEqual(
+        header(join(FIXTURES, name, 'model.safetensors')),
+      );
+      // No field has another name or value, and each that is left out means what transformers says of it.
+      const saved = json(folder.at('config.json'));
+      expect(full).toMatchObject(saved);
+      const { json: _ours, ...read } = familyOf(saved).config;
+      const { json: _theirs, ...wanted } = familyOf(full).config;
+      expect(read).toEqual(wanted);
     },
   );
 

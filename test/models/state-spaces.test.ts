@@ -64,6 +64,8 @@ describe("state-spaces' config.json", () => {
   it.each<[object, RegExp]>([
     [{ ssm_cfg: { layer: 'Mamba2' } }, /ssm_cfg.layer is "Mamba2", expected "Mamba1"; only the first Mamba/],
     [{ ssm_cfg: { headdim: 64 } }, /ssm_cfg: there is no field headdim/],
+    [{ attn_cfg: 'none' }, /attn_cfg is "none", expected an object/],
+    [{ ssm_cfg: { use_fast_path: 1 } }, /ssm_cfg: use_fast_path is 1, expected true or false/],
     [{ ssm_cfg: [] }, /ssm_cfg is an array, expected an object/],
     [{ ssm_cfg: { d_state: 0 } }, /ssm_cfg: d_state is 0, expected a whole number/],
     [{ ssm_cfg: { dt_rank: 'large' } }, /ssm_cfg: dt_rank is "large"/],

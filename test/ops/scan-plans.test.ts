@@ -34,6 +34,8 @@ describe.each(onEach)('on %s', (_, device) => {
     ['f32', 1000, [9000]],
     ['bf16', 1000, [3, 3000]],
     ['bf16', 2048, [64, 3, 33, 70, 1, 64, 65, 31]],
+    ['bf16', 4000, [16, 1, 33, 70, 3, 16, 17, 16, 40, 2, 64, 31, 32, 9, 16, 16, 5]],
+    ['f32', 4000, [16, 1, 33, 70, 3, 16, 17, 16, 40, 2, 64, 31, 32, 9, 16, 16, 5]],
   ] as const)('%s, %i channels, sequences of %j', async (dtype, width, lengths) => {
     const d = Math.min(width, most);
     const offsets = lengths.reduce<number[]>((all, length) => [...all, all.at(-1)! + length], [0]);
