@@ -29,11 +29,15 @@ export const columnSums = op('column_sums', { in: { x: 'T[t,d]' }, out: { sum: '
  * `rows` is the number of rows of the table; `plus` may be what is given as `out.dweight`.
  */
 export const embeddingBackward = op('embedding_backward', {
-  in: { dy: 'T[t,d]', ids: 'i32[t]', plus: 'Y[rows,d]?' },
+  in: { dy: 'T[t,d]', ids: 'i32[t]', plus: 'Y[v,d]?' },
   attrs: { rows: 1 },
   out: { dweight: 'Y[rows,d]' },
   strided: ['dweight'],
-  check: (size) => (size('rows')! < 0 ? `rows is ${size('rows')}, expected 0 or more` : undefined),
+  check: (size) => {
+    const [rows, v] = [size('rows')!, size('v')];
+    if (rows < 0) return `rows is ${rows}, expected 0 or more`;
+    return v === undefined || v === rows ? undefined : `plus has ${v} rows, expected ${rows}: rows is ${rows}`;
+  },
 });
 
 /** The gradient of a table from which rows were taken. */
