@@ -1,7 +1,10 @@
 // loss = log of the sum of exp(logits) - logits[label], and its gradient with respect to the logits,
 // factor (softmax - 1 at the label); both 0 where the label is -100. One block a row, which is read
-// from memory once for the maximum and the sum together, and for the gradient from the cache again.
+// once for the maximum and the sum together, and again for the gradient: from shared memory, if two
+// rows fit on a multiprocessor. In the cache those of all blocks would not.
+#include "card.h"
 #include "device/fault.cuh"
+#include "device/mma.cuh"
 #include "device/pack.cuh"
 #include "device/reduce.cuh"
 #include "dispatch.cuh"
@@ -12,6 +15,7 @@ namespace {
 
 constexpr int32_t kIgnored = -100;
 constexpr int kThreads = 512;
+constexpr int64_t kReserved = 2 << 10;  // bytes of shared memory that a block takes besides a row
 
 struct Row {
   float largest;
@@ -53,8 +57,10 @@ struct Rows {
   Fault* fault;
 };
 
-template <int N, class T>
-__global__ void __launch_bounds__(kThreads) cross_rows(const Rows<T> r) {
+// Held: the row is copied to shared memory first. The block's threads read what they copied themselves.
+template <int N, bool Held, class T>
+__global__ void __launch_bounds__(kThreads, 2) cross_rows(const Rows<T> r) {
+  extern __shared__ __align__(16) unsigned char memory[];
   for (int64_t i = blockIdx.x; i < r.t; i += gridDim.x) {
     const int32_t label = r.labels[i];
     T* to = r.gradient ? r.gradient + i * r.gradient_stride : nullptr;
@@ -69,6 +75,13 @@ __global__ void __launch_bounds__(kThreads) cross_rows(const Rows<T> r) {
     }
     const T* row = r.logits + i * r.stride;
     const float at_label = to_float(row[label]);
+    if constexpr (Held) {
+      T* held = reinterpret_cast<T*>(memory);
+      for (int64_t j = int64_t{threadIdx.x} * N; j < r.v; j += kThreads * N) copy_async(held + j, row + j, true);
+      end_copy_group();
+      wait_copy_groups<0>();
+      row = held;
+    }
     const Row sums = sum_row<N>(row, r.v);
     if (r.loss && threadIdx.x == 0)
       r.loss[i] = static_cast<float>(log(sums.total) + sums.largest - at_label);
@@ -97,10 +110,16 @@ void launch_rows(Stream& s, Rows<T> r) {
   const auto fits = [&](const void* p, int64_t stride) {
     return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride % wide == 0;
   };
-  if (r.v % wide == 0 && fits(r.logits, r.stride) && fits(r.gradient, r.gradient_stride))
-    cross_rows<wide, T><<<blocks, kThreads, 0, s.handle>>>(r);
-  else
-    cross_rows<1, T><<<blocks, kThreads, 0, s.handle>>>(r);
+  const int64_t bytes = r.v * static_cast<int64_t>(sizeof(T));
+  if (r.v % wide != 0 || !fits(r.logits, r.stride) || !fits(r.gradient, r.gradient_stride)) {
+    cross_rows<1, false, T><<<blocks, kThreads, 0, s.handle>>>(r);
+  } else if (r.gradient && bytes <= shared_bytes() / 2 - kReserved) {
+    cudaFuncSetAttribute(cross_rows<wide, true, T>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         static_cast<int>(bytes));
+    cross_rows<wide, true, T><<<blocks, kThreads, static_cast<size_t>(bytes), s.handle>>>(r);
+  } else {
+    cross_rows<wide, false, T><<<blocks, kThreads, 0, s.handle>>>(r);
+  }
 }
 
 }  // namespace

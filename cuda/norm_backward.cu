@@ -1,8 +1,11 @@
-// The gradients of the norms; formulas in native/cpu/norm_backward.cc. A block takes rows in turn,
-// twice each: for the sums, and from the cache for dx. Its sums of dw (and db) stay in shared memory;
-// those of kBlocks blocks are added at the end (row_sums.cuh). x and dy are read, dx is written once.
+// The gradients of the norms; formulas in native/cpu/norm_backward.cc. x and dy are read, dx is
+// written once. Rows of fours, of up to 4,096: one, two or four warps take a row at a time, which lies
+// in their registers, and keep their sums of dw (and db) there too; a block of four warps adds its own
+// in shared memory. Other rows: a block takes a row, twice: for the sums, and from the cache for dx. The
+// sums of all blocks are added at the end (row_sums.cuh).
 #include "device/pack.cuh"
 #include "device/reduce.cuh"
+#include "device/words.cuh"
 #include "dispatch.cuh"
 #include "row_sums.cuh"
 #include "scratch.h"
@@ -10,7 +13,8 @@
 namespace ss::cuda {
 namespace {
 
-constexpr int kBlocks = 528;  // four for each multiprocessor of an H100; the same on every card
+constexpr int kMultiprocessors = 132;  // of an H100; the same on every card, so that sums are
+constexpr int kBlocks = 4 * kMultiprocessors;
 constexpr int kThreads = 192;
 constexpr int64_t kShared = 12 << 10;  // floats: longer rows have their sums in memory
 
@@ -104,16 +108,153 @@ __global__ void __launch_bounds__(kThreads) norm_rows_back(const Rows r) {
   });
 }
 
+constexpr int kWarps = 4;
+
+// The sum over the `team` neighbouring warps of a row; all warps of the block call it together.
+__device__ inline float row_sum(float x, int team, float* of_warp) {
+  x = warp_sum(x);
+  if (team == 1) return x;
+  const int warp = threadIdx.x / 32;
+  __syncthreads();  // the last call's sums have been read
+  if (threadIdx.x % 32 == 0) of_warp[warp] = x;
+  __syncthreads();
+  float total = 0;
+  for (int i = warp / team * team, end = i + team; i < end; i++) total += of_warp[i];
+  return total;
+}
+
+// A thread has P fours of a row, 128 `team` columns apart.
+template <bool Layer, int P, class X, class T, class D>
+__global__ void __launch_bounds__(32 * kWarps, Layer || P > 6 ? 3 : 4)
+    norm_rows_held(const Rows r, int team) {
+  __shared__ float of_warp[kWarps];
+  extern __shared__ __align__(16) float memory[];  // [d], by one warp after the other
+  let_next_start();
+  wait_for_previous();
+  const int warp = threadIdx.x / 32, rows = kWarps / team, step = 128 * team;
+  const int first = (warp % team * 32 + threadIdx.x % 32) * 4, d = static_cast<int>(r.d);
+  float dw[P][4] = {}, db[Layer ? P : 1][4] = {};
+  const float many = static_cast<float>(r.d);
+  for (int64_t block = int64_t{blockIdx.x} * rows; block < r.t; block += int64_t{gridDim.x} * rows) {
+    const int64_t i = block + warp / team;
+    const bool there = i < r.t;
+    const int end = there ? d : 0;
+    const X* x_at = static_cast<const X*>(r.x) + i * r.x_stride;
+    const T* dy_at = static_cast<const T*>(r.dy) + i * r.dy_stride;
+    Words<X, 4> x[P];
+    Words<T, 4> dy[P];
+    Words<float, 4> more[Layer ? 1 : P];
+#pragma unroll
+    for (int p = 0; p < P; p++) {
+      const int j = first + p * step;
+      x[p] = {}, dy[p] = {};
+      if (j < end) x[p] = Words<X, 4>::load(x_at + j), dy[p] = Words<T, 4>::load(dy_at + j);
+    }
+#pragma unroll
+    for (int p = 0; p < P; p++) {
+      const int j = first + p * step;
+      if constexpr (Layer) break;
+      more[p] = {};
+      if (r.dsum && j < end) more[p] = Words<float, 4>::load(r.dsum + i * r.dsum_stride + j);
+    }
+    const auto weight = [&](int j) {
+      Pack<4> w{{1, 1, 1, 1}};
+      if (r.weight && j < end) w = Pack<4>::load(r.weight + j);
+      return w;
+    };
+    float mean = 0;
+    if constexpr (Layer) {
+#pragma unroll
+      for (int p = 0; p < P; p++)
+#pragma unroll
+        for (int k = 0; k < 4; k++) mean += x[p][k];
+      mean = row_sum(mean, team, of_warp) / many;
+    }
+    float squares = 0, products = 0, level = 0;
+#pragma unroll
+    for (int p = 0; p < P; p++) {
+      const int j = first + p * step;
+      const Pack<4> w = weight(j);
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        const float at = Layer && j >= end ? 0.0f : x[p][k] - mean, g = dy[p][k] * w.item[k];
+        squares = fmaf(at, at, squares);
+        products = fmaf(at, g, products);
+        if (Layer) level += g;
+      }
+    }
+    squares = row_sum(squares, team, of_warp);
+    products = row_sum(products, team, of_warp);
+    if (Layer) level = row_sum(level, team, of_warp) / many;
+    const float scale = 1.0f / sqrtf(squares / many + r.eps);
+    const float along = products / many * scale * scale;
+#pragma unroll
+    for (int p = 0; p < P; p++) {
+      const int j = first + p * step;
+      if (j >= end) continue;
+      const Pack<4> w = weight(j);
+      Pack<4> out;
+#pragma unroll
+      for (int k = 0; k < 4; k++) {
+        const float at = x[p][k] - mean, given = dy[p][k];
+        dw[p][k] = fmaf(given, at * scale, dw[p][k]);
+        if (Layer) db[p][k] += given;
+        out.item[k] = fmaf(scale, given * w.item[k] - level - at * along, Layer ? 0.0f : more[Layer ? 0 : p][k]);
+      }
+      out.store(static_cast<D*>(r.dx) + i * r.dx_stride + j);
+      if (r.dresidual) out.store(r.dresidual + i * r.dresidual_stride + j);
+    }
+  }
+  // The block's sums: of the warps that had the same columns, in their order.
+  const auto leave = [&](const float(&sums)[P][4], float* to) {
+    for (int row = 0; row < rows; row++) {
+      if (warp / team == row)
+#pragma unroll
+        for (int p = 0; p < P; p++) {
+          const int j = first + p * step;
+          if (j >= d) continue;
+          Pack<4> total = row ? Pack<4>::load(memory + j) : Pack<4>{};
+#pragma unroll
+          for (int k = 0; k < 4; k++) total.item[k] += sums[p][k];
+          total.store(row + 1 < rows ? memory + j : to + j);
+        }
+      __syncthreads();
+    }
+  };
+  float* parts = r.parts + blockIdx.x * (Layer ? 2 * r.d : r.d);
+  leave(dw, parts);
+  if constexpr (Layer) leave(db, parts + r.d);
+}
+
 template <class T>
 bool fours(const void* p, int64_t stride) {
   return reinterpret_cast<uintptr_t>(p) % (4 * sizeof(T)) == 0 && stride % 4 == 0;
+}
+
+// Where rows fit in registers, by fours: launches, and says how many blocks leave sums.
+template <bool Layer, class X, class T, class D>
+int64_t hold_rows(Stream& s, const Rows& r) {
+  const int team = r.d <= 1024 ? 1 : r.d <= 2048 ? 2 : 4, rows = kWarps / team;
+  const int64_t passes = (r.d + 128 * team - 1) / (128 * team), needed = (r.t + rows - 1) / rows;
+  const int64_t most = (Layer || passes > 6 ? 3 : 4) * int64_t{kMultiprocessors};
+  const int64_t blocks = needed < most ? needed : most;
+  const Grid grid{static_cast<unsigned>(blocks), 32 * kWarps, static_cast<size_t>(r.d) * sizeof(float)};
+  if (blocks == 0) return 0;
+  if (passes <= 4)
+    launch(s.handle, norm_rows_held<Layer, 4, X, T, D>, grid, r, team);
+  else if (passes <= 6)
+    launch(s.handle, norm_rows_held<Layer, 6, X, T, D>, grid, r, team);
+  else
+    launch(s.handle, norm_rows_held<Layer, 8, X, T, D>, grid, r, team);
+  return blocks;
 }
 
 // dbias: of the layer norm.
 template <bool Layer, class X, class T, class D>
 void walk_rows(Stream& s, Rows r, float* dweight, float* dbias) {
   if (r.d == 0) return;
-  const int64_t width = Layer ? 2 * r.d : r.d, blocks = r.t < kBlocks ? r.t : kBlocks;
+  const int64_t width = Layer ? 2 * r.d : r.d;
+  int64_t blocks = r.t < kBlocks ? r.t : kBlocks;
   const Scratch scratch(s, blocks * width * static_cast<int64_t>(sizeof(float)) + 16);
   if (!scratch.floats()) return;
   r.parts = scratch.floats();
@@ -124,7 +265,9 @@ void walk_rows(Stream& s, Rows r, float* dweight, float* dbias) {
                     fours<float>(r.dresidual, r.dresidual_stride);
   const Grid grid{static_cast<unsigned>(blocks), kThreads,
                   r.in_memory ? 0 : static_cast<size_t>(width) * sizeof(float)};
-  if (blocks > 0 && wide)
+  if (wide && r.d <= 4096)
+    blocks = hold_rows<Layer, X, T, D>(s, r);
+  else if (blocks > 0 && wide)
     launch(s.handle, norm_rows_back<Layer, 4, X, T, D>, grid, r);
   else if (blocks > 0)
     launch(s.handle, norm_rows_back<Layer, 1, X, T, D>, grid, r);

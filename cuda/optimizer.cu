@@ -19,18 +19,25 @@ struct Control {
   float take, factor, rate, first, second;
 };
 
+template <int N>
 __global__ void __launch_bounds__(kThreads) square_parts(const float* x, int64_t n, double* parts) {
+  constexpr int kMany = 32 / N;  // packs, few enough for f32
   let_next_start();
   wait_for_previous();
   double total = 0;
-  float part = 0;
-  int many = 0;
-  const int64_t step = int64_t{gridDim.x} * kThreads;
-  for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < n; i += step) {
-    part = fmaf(x[i], x[i], part);
-    if (++many % 32 == 0) total += part, part = 0;  // few enough for f32
+  const int64_t step = int64_t{gridDim.x} * kThreads * N;
+  for (int64_t i = (blockIdx.x * int64_t{kThreads} + threadIdx.x) * N; i < n; i += kMany * step) {
+    float part = 0;
+#pragma unroll
+    for (int j = 0; j < kMany; j++) {
+      if (i + j * step >= n) break;
+      const Pack<N> some = Pack<N>::load(x + i + j * step);
+#pragma unroll
+      for (int k = 0; k < N; k++) part = fmaf(some.item[k], some.item[k], part);
+    }
+    total += part;
   }
-  total = block_sum(total + part);
+  total = block_sum(total);
   if (threadIdx.x == 0) parts[blockIdx.x] = total;
 }
 __global__ void __launch_bounds__(kThreads) add_square_parts(const double* parts, int64_t count, float* sum) {
@@ -123,8 +130,10 @@ void add_squares(Stream& s, In x, InOut sum) {  // [n], [1]
   const Scratch scratch(s, kBlocks * static_cast<int64_t>(sizeof(double)));
   if (!scratch.floats()) return;
   double* parts = reinterpret_cast<double*>(scratch.floats());
-  launch(s.handle, square_parts, {blocks_for(n), kThreads}, x.data<float>(), n, parts);
-  launch(s.handle, add_square_parts, {1, kThreads}, parts, int64_t{blocks_for(n)}, sum.data<float>());
+  const bool wide = n % 4 == 0 && packs<float>(x, 4);
+  const unsigned blocks = blocks_for(wide ? n / 4 : n);
+  launch(s.handle, wide ? square_parts<4> : square_parts<1>, {blocks, kThreads}, x.data<float>(), n, parts);
+  launch(s.handle, add_square_parts, {1, kThreads}, parts, int64_t{blocks}, sum.data<float>());
 }
 KERNEL(add_squares)
 

@@ -17,7 +17,9 @@ __global__ void __launch_bounds__(256)
   const int column = threadIdx.x % 32, side = threadIdx.x / 32;
   const int64_t j = blockIdx.x * int64_t{32} + column;
   float total = 0;
-  for (int64_t p = side; p < count && j < d; p += kSumRows) total += parts[p * width + j];
+#pragma unroll 16
+  for (int64_t p = side; p < count; p += kSumRows)
+    if (j < d) total += parts[p * width + j];
   sums[side][column] = total;
   __syncthreads();
   if (side > 0 || j >= d) return;

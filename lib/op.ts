@@ -82,7 +82,7 @@ export function mismatch(op: Op, signature: string): string | undefined {
 
 /** Told of every call, before it runs and after it; see `observing`. */
 export interface Observer {
-  /** Outputs as they were allocated, with undefined contents. */
+  /** Outputs with undefined contents: those that are no inputs too. */
   readonly before: (results: readonly Tensor[]) => void;
   /** `written`: what the call made or updated, by name. */
   readonly after: (
@@ -173,13 +173,8 @@ function placed(
   return tensor;
 }
 
-function beforeCall(
-  told: Observer,
-  args: Readonly<Record<string, unknown>>,
-  results: Readonly<Record<string, Tensor>>,
-): void {
-  const given = new Set(Object.values(args));
-  observing(undefined, () => told.before(Object.values(results).filter((result) => !given.has(result))));
+function beforeCall(told: Observer, args: readonly unknown[], made: readonly Tensor[]): void {
+  observing(undefined, () => told.before(made.filter((result) => !args.includes(result))));
 }
 
 function afterCall(
@@ -252,8 +247,7 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
 
     symbols.clear();
     const values: (TensorHandle | number | undefined)[] = [];
-    for (let i = 0; i < inputList.length; i++) {
-      const [name, spec] = inputList[i]!;
+    for (const [name, spec] of inputList) {
       const arg = args[name];
       if (arg === undefined && spec.optional) values.push(undefined);
       else values.push(bind(opName, name, spec, arg, device, symbols).handle(opName, name));
@@ -275,15 +269,14 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
     const results: Record<string, Tensor> = {};
     let only: Tensor | undefined;
     try {
-      for (let i = 0; i < outputList.length; i++) {
-        const [name, spec] = outputList[i]!;
+      for (const [name, spec] of outputList) {
         const [dtype, shape] = resolve(opName, spec, symbols, args, into?.[name]?.dtype ?? free);
         only = results[name] = into?.[name]
           ? placed(opName, name, into[name], device, dtype, shape, schema.strided?.includes(name))
           : Tensor.empty(shape, dtype, device);
         values.push(only.handle(opName, name));
       }
-      if (observer) beforeCall(observer, args, results);
+      if (observer) beforeCall(observer, Object.values(args), Object.values(results));
       native().run(device.handle, kernel.id, ...values);
     } catch (error) {
       for (const name in results) if (!into?.[name]) results[name]!.dispose();

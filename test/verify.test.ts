@@ -42,7 +42,11 @@ describe.each(onEach)('on %s', (_, device) => {
   describe('finds', () => {
     const table = references as Record<string, (typeof references)[string]>;
     /** The rows of one op, while its reference is another one. */
-    async function withReference(name: string, reference: (typeof references)[string] | undefined) {
+    async function withReference(
+      name: string,
+      reference: (typeof references)[string] | undefined,
+      seed?: number,
+    ) {
       const own = table[name]!;
       const others = [...ops].filter(([other]) => other !== name);
       const op = ops.get(name)!;
@@ -51,7 +55,7 @@ describe.each(onEach)('on %s', (_, device) => {
         for (const [other] of others) ops.delete(other);
         if (reference) table[name] = reference;
         else delete table[name];
-        return await verify(new Proxy(device, only(kernels)));
+        return await verify(new Proxy(device, only(kernels)), undefined, seed);
       } finally {
         table[name] = own;
         ops.clear();
@@ -75,6 +79,20 @@ describe.each(onEach)('on %s', (_, device) => {
       expect(device.memoryUsage().tensors).toBe(before);
     });
 
+    it('as much with other values', async () => {
+      const right = references['neg_exp']!;
+      const [first, same, other] = [
+        await withReference('neg_exp', right),
+        await withReference('neg_exp', right, 0),
+        await withReference('neg_exp', right, 65535),
+      ];
+      expect(first).toEqual(same);
+      expect(other.map(({ cases, passed }) => [cases, passed])).toEqual(
+        first.map(({ cases }) => [cases, true]),
+      );
+      expect(other.map(({ error }) => error)).not.toEqual(first.map(({ error }) => error));
+    });
+
     it('a kernel without a reference', async () => {
       const found = await withReference('neg_exp', undefined);
       expect(found).toMatchObject([
@@ -82,6 +100,12 @@ describe.each(onEach)('on %s', (_, device) => {
       ]);
     });
   });
+});
+
+it.each([-1, 0.5, 65536, NaN])('refuses the seed %p', async (seed) => {
+  await expect(verify('cpu', undefined, seed)).rejects.toThrow(
+    new RangeError(`verify: seed is ${seed}, expected a whole number from 0 to 65535`),
+  );
 });
 
 describe('a bound', () => {

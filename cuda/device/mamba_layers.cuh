@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kLayerThreads + 32, 1)
   auto& shared = *reinterpret_cast<LayerMemory<Size>*>(
       memory + s.stages * Ring::stage_bytes(Size::columns));
   const Ring ring{memory, shared.full, shared.free, s.stages, 2 * Size::columns + kRowGap};
-  if (threadIdx.x == 0) ring.init(kLayerWarps);
+  if (threadIdx.x == 0) ring.init(kLayerThreads);
   __syncthreads();
   wait_for_previous();
   if (threadIdx.x >= kLayerThreads) {

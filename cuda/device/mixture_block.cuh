@@ -141,7 +141,7 @@ struct LayerBlock {
         }
         ring.give_back();
       }
-      // After give_back's meeting: these go over what a tile that is not full left there.
+      __syncwarp();  // these go over what a tile that is not full left there
       if (g == 0)
         *reinterpret_cast<float2*>(&shared.sums[warp][row + 2 * (lane % 4)]) = {c[0][0] + c[1][0],
                                                                                 c[0][1] + c[1][1]};

@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kLayerThreads + 32, 1)
   const Ring ring{memory, shared.full, shared.free, s.stages, 2 * Size::columns + kRowGap};
   if (threadIdx.x == 0) {
     init_barrier(&shared.routed, kLayerWarps);
-    ring.init(kLayerWarps);
+    ring.init(kLayerThreads);
   }
   __syncthreads();
   wait_for_previous();

@@ -36,7 +36,9 @@ export const embeddingBackward = op('embedding_backward', {
   check: (size) => {
     const [rows, v] = [size('rows')!, size('v')];
     if (rows < 0) return `rows is ${rows}, expected 0 or more`;
-    return v === undefined || v === rows ? undefined : `plus has ${v} rows, expected ${rows}: rows is ${rows}`;
+    return v === undefined || v === rows
+      ? undefined
+      : `plus has ${v} rows, expected ${rows}: rows is ${rows}`;
   },
 });
 

@@ -118,56 +118,49 @@ function selectiveScan(inputs: Inputs, attrs: Attrs): Inputs {
     Values,
     Values,
   ];
-  const part = (x: Values, t: number, c: number) => {
-    if (x.shape.length === 2) return row(x, c);
-    const group = Math.floor(c / (d / x.shape[1]!));
-    return row(x, t).subarray(group * n, (group + 1) * n);
-  };
+  // Where a channel's coefficients of B or C begin: at each token those of its group, or always the same.
+  const place = ({ shape }: Values, t: number, c: number) =>
+    shape.length === 2 ? c * n : (t * shape[1]! + Math.floor(c / (d / shape[1]!))) * n;
   for (let s = 0; s + 1 < offsets!.data.length; s++)
     for (let c = 0; c < d; c++) {
       const [begin, end] = [offsets!.data[s]!, offsets!.data[s + 1]!];
-      const raw = (t: number) => row(delta!, t)[c]! + (deltaBias?.data[c] ?? 0);
+      const raw = (t: number) => delta!.data[t * d + c]! + (deltaBias?.data[c] ?? 0);
       const time = (t: number) => (attrs['deltaSoftplus'] ? softplus(raw(t)) : raw(t));
-      const a = row(A!, c);
-      const states = [new Float64Array(n)];
+      const [a, da] = [row(A!, c), row(dA, c)];
+      const states = new Float64Array((end - begin + 1) * n); // before each token, and at the end
       for (let t = begin; t < end; t++) {
-        const [step, before, b] = [time(t), states.at(-1)!, part(B!, t, c)];
+        const [step, b, at] = [time(t), place(B!, t, c), (t - begin) * n];
         const input = step * u!.data[t * d + c]!;
-        states.push(before.map((h, j) => Math.exp(step * a[j]!) * h + input * b[j]!));
+        for (let j = 0; j < n; j++)
+          states[at + n + j] = Math.exp(step * a[j]!) * states[at + j]! + input * B!.data[b + j]!;
       }
       const dh = new Float64Array(n);
       for (let t = end - 1; t >= begin; t--) {
-        const [step, input] = [time(t), row(u!, t)[c]!];
-        const [before, h] = [states[t - begin]!, states[t - begin + 1]!];
-        const gate = z ? row(z, t)[c]! : 0;
-        const given = row(dy!, t)[c]!;
+        const [step, input, at] = [time(t), u!.data[t * d + c]!, (t - begin) * n];
+        const gate = z ? z.data[t * d + c]! : 0;
+        const given = dy!.data[t * d + c]!;
         const g = z ? given * silu(gate) : given;
-        const [b, cs, db, dc] = [B!, C!, dB, dC].map((x) => part(x, t, c)) as [
-          Float64Array,
-          Float64Array,
-          Float64Array,
-          Float64Array,
-        ];
-        const da = row(dA, c);
+        const [toB, toC] = [place(B!, t, c), place(C!, t, c)];
         let y = (D?.data[c] ?? 0) * input;
         let dstep = 0;
         let dinput = (D?.data[c] ?? 0) * g;
         for (let j = 0; j < n; j++) {
-          const grown = dh[j]! + cs[j]! * g;
+          const [b, out, h] = [B!.data[toB + j]!, C!.data[toC + j]!, states[at + n + j]!];
+          const grown = dh[j]! + out * g;
           const decay = Math.exp(step * a[j]!);
-          const flow = grown * decay * before[j]!;
-          y += h[j]! * cs[j]!;
-          dc[j]! += h[j]! * g;
-          db[j]! += grown * step * input;
-          dstep += flow * a[j]! + grown * b[j]! * input;
-          dinput += grown * step * b[j]!;
+          const flow = grown * decay * states[at + j]!;
+          y += h * out;
+          dC.data[toC + j]! += h * g;
+          dB.data[toB + j]! += grown * step * input;
+          dstep += flow * a[j]! + grown * b * input;
+          dinput += grown * step * b;
           da[j]! += flow * step;
           dh[j] = grown * decay;
         }
-        if (z) row(dz, t)[c] = given * y * siluSlope(gate);
+        if (z) dz.data[t * d + c] = given * y * siluSlope(gate);
         const slope = dstep * (attrs['deltaSoftplus'] ? sigmoid(raw(t)) : 1);
-        row(du, t)[c] = dinput;
-        row(ddelta, t)[c] = slope;
+        du.data[t * d + c] = dinput;
+        ddelta.data[t * d + c] = slope;
         if (D) dD.data[c]! += g * input;
         if (deltaBias) ddeltaBias.data[c]! += slope;
       }

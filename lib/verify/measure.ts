@@ -1,6 +1,7 @@
 import type { Device } from '../device';
 import type { Op } from '../op';
 import { Tensor, type DType } from '../tensor';
+import { boundOfResult, relativeError, roundingsTo } from './bounds';
 import {
   attrsOf,
   completeSizes,
@@ -9,41 +10,12 @@ import {
   inputsOf,
   letters,
   read,
-  roundTo,
   toTensor,
   type Case,
 } from './cases';
-import { references, type Attrs, type Inputs } from './reference';
+import { references, roundingReferences, type Attrs, type Inputs } from './reference';
 
-/** Largest difference to f64 that sums in f32 may make, as a share of the largest magnitude. */
-const tolerances: Readonly<Record<string, number>> = {
-  matmul: 2e-6, // sums of up to 1,025 products
-  matmul_add: 2e-6,
-  norm_matmul: 2e-6,
-  selective_scan: 2e-6, // the bound that the fixtures are held to as well
-  selective_scan_backward: 4e-6, // of products with what was itself summed up
-  expert_up: 2e-6, // two products, multiplied
-  norm_route: 4e-6, // plainly in f32, weights of 257 experts with logits up to 16 are up to 2.7e-6 off
-  norm_route_up: 4e-6,
-  expert_layer_step: 6e-6, // the same, and one more
-  mamba_step: 7e-6, // of a convolution, two products and a scan, one after the other
-  mamba_layer_step: 1e-5, // the same with two more
-};
-
-/** What is made of a value that was rounded to a dtype on the way, and the letter of that dtype. */
-const roundedOnTheWay: Readonly<Record<string, Readonly<Record<string, string>>>> = {
-  norm_matmul: { y: 'T' },
-};
-
-/** What is rounded to its dtype at random, to either neighbour, where that is not f32. */
-const drawn: Readonly<Record<string, string>> = {
-  selective_scan: 'state',
-  mamba_step: 'scanState',
-  mamba_layer_step: 'scanState',
-};
-
-/** The distance of two neighbours, as a share of the larger: at most. */
-const unit: Readonly<Partial<Record<DType, number>>> = { bf16: 2 ** -7, f16: 2 ** -10 };
+export { boundOf, relativeError } from './bounds';
 
 /** How far a result is from the right one, and how far it may be: shares of the largest magnitude. */
 export interface Outcome {
@@ -55,35 +27,6 @@ export interface Outcome {
 
 export type Results = Readonly<Record<string, Tensor>>;
 
-const largest = (x: ArrayLike<number>) => {
-  let most = 0;
-  for (let i = 0; i < x.length; i++) most = Math.max(most, Math.abs(x[i]!));
-  return most;
-};
-
-/** The largest difference, relative to the largest magnitude in `wanted`. What is not a number is infinitely far. */
-export function relativeError(got: ArrayLike<number>, wanted: ArrayLike<number>): number {
-  if (got.length !== wanted.length) throw new Error(`${got.length} values, expected ${wanted.length}`);
-  let difference = 0;
-  for (let i = 0; i < wanted.length; i++) {
-    if (got[i] === wanted[i]) continue; // infinities, too
-    const each = Math.abs(got[i]! - wanted[i]!);
-    difference = Number.isNaN(each) ? Infinity : Math.max(difference, each);
-  }
-  return difference / (largest(wanted) || 1);
-}
-
-/**
- * What an answer in `dtype` may be off. In half precision twice what the same maths loses that is done plainly
- * in it: from the same rounded inputs, in f32, rounded once at the end, and once `within` where one value is
- * made of another.
- */
-export function boundOf(op: Op, wanted: Float64Array, dtype: DType, within: DType = 'f32'): number {
-  if (dtype === 'i32') return 0;
-  const rounding = (to: DType) => (to === 'f32' ? 0 : relativeError(roundTo(wanted, to), wanted));
-  return (tolerances[op.opName] ?? 1e-6) + 2 * (rounding(dtype) + rounding(within));
-}
-
 /** Runs an op; what it updates in place counts as a result. */
 export function call(op: Op, args: Readonly<Record<string, unknown>>): Results {
   const made = (op as (args: unknown) => Tensor | Results | undefined)(args);
@@ -94,6 +37,15 @@ export function call(op: Op, args: Readonly<Record<string, unknown>>): Results {
 
 /** What a case gives an op beside tensors. */
 const constantsOf = (op: Op, each: Case): Attrs => ({ ...attrsOf(op, each.sizes), ...each.attrs });
+
+/** Kernels get constants in f32: 1 - beta2 is another number where that has been rounded. */
+const asFloats = (attrs: Attrs): Attrs =>
+  Object.fromEntries(
+    Object.entries(attrs).map(([name, value]) => [
+      name,
+      typeof value === 'number' ? Math.fround(value) : value,
+    ]),
+  );
 
 /** What the call must be told: the dtype of Y, or one that only inputs give that are left out. */
 function freeLetter(op: Op, inputs: Readonly<Record<string, unknown>>): string {
@@ -125,26 +77,34 @@ export function disposeAll(...records: readonly Readonly<Record<string, unknown>
     for (const value of Object.values(record)) if (value instanceof Tensor) value.dispose();
 }
 
-/** What f64 gives where all that an op rounds on its way is rounded, for ops that say so. */
-function plainly(op: Op, each: Case, attrs: Attrs, inputs: Inputs): Inputs | undefined {
-  const dtype = each.dtypes?.['T'] ?? 'f32';
-  if (dtype === 'f32') return undefined;
-  return { ...inputs, ...references[op.opName]!(inputs, attrs, (data) => roundTo(data, dtype)) };
-}
-
 /** References update in place. */
 const copyOf = (inputs: Inputs): Inputs =>
   Object.fromEntries(
     Object.entries(inputs).map(([name, { shape, data }]) => [name, { shape, data: data.slice() }]),
   );
 
+/**
+ * What f64 gives where all that an op rounds on its way is rounded, for ops that say so: once, or several times
+ * where a result has few values.
+ */
+function plainly(op: Op, each: Case, attrs: Attrs, inputs: Inputs, results: Results): Inputs[] {
+  const dtype = each.dtypes?.['T'] ?? 'f32';
+  const reference = roundingReferences[op.opName];
+  if (dtype === 'f32' || !reference) return [];
+  const floats = Object.values(results).filter((tensor) => tensor.dtype !== 'i32');
+  return roundingsTo(dtype, Math.min(...floats.map(({ size }) => size))).map((round) => {
+    const own = copyOf(inputs);
+    return { ...own, ...reference(own, attrs, round) };
+  });
+}
+
 /** One call on `device` beside its reference in f64: all that it gives. */
 export async function measure(op: Op, device: Device, each: Case): Promise<Outcome[]> {
   const inputs = inputsOf(op, each);
   const args = argumentsOf(op, each, device, toTensor, inputs);
   const results = call(op, args);
-  const attrs = { ...op.schema.attrs, ...constantsOf(op, each) };
-  const plain = plainly(op, each, attrs, copyOf(inputs));
+  const attrs = asFloats({ ...op.schema.attrs, ...constantsOf(op, each) });
+  const plain = plainly(op, each, attrs, inputs, results);
   const wanted: Inputs = references[op.opName]!(inputs, attrs);
   const outcomes: Outcome[] = [];
   try {
@@ -161,10 +121,9 @@ export async function measure(op: Op, device: Device, each: Case): Promise<Outco
       if (String(tensor) !== expected) throw new Error(`${result} is ${tensor}, expected ${expected}`);
       const right = (wanted[result] ?? inputs[result])!.data;
       const error = relativeError(await read(tensor), right);
-      const within = dtypes[roundedOnTheWay[op.opName]?.[result] ?? ''];
-      const lost = plain?.[result] ? 2 * relativeError(plain[result].data, right) : 0;
-      const either = drawn[op.opName] === result ? (unit[dtype] ?? 0) : 0;
-      outcomes.push({ result, dtype, error, bound: boundOf(op, right, dtype, within) + lost + either });
+      const lost = plain.map((each) => (each[result] ? relativeError(each[result].data, right) : 0));
+      const bound = boundOfResult(op, result, right, dtype, dtypes) + 2 * Math.max(0, ...lost);
+      outcomes.push({ result, dtype, error, bound });
     }
     return outcomes;
   } finally {

@@ -41,7 +41,9 @@ function weightGradient({ dy, x, order, offsets }: Inputs, { k }: Attrs): Inputs
   eachPlace(offsets!, (expert, p) => {
     const from = row(x!, k ? Math.floor(order!.data[p]! / (k as number)) : p);
     const to = row(dweight, expert);
-    row(dy!, p).forEach((given, r) => from.forEach((v, c) => (to[r * d + c]! += given * v)));
+    row(dy!, p).forEach((given, r) => {
+      for (let c = 0; c < d; c++) to[r * d + c]! += given * from[c]!;
+    });
   });
   return { dweight };
 }
@@ -68,8 +70,11 @@ function combine({ x, place, weights, dy }: Inputs): Inputs {
   place!.data.forEach((p, i) => {
     if (p < 0) return;
     const given = row(dy!, Math.floor(i / k));
-    row(dx, p).set(given.map((v) => v * weights!.data[i]!));
-    dweights.data[i] = sum(given.map((v, c) => v * row(x!, p)[c]!));
+    const [from, to, weight] = [row(x!, p), row(dx, p), weights!.data[i]!];
+    for (let c = 0; c < given.length; c++) {
+      to[c] = given[c]! * weight;
+      dweights.data[i]! += given[c]! * from[c]!;
+    }
   });
   return { dx, dweights };
 }

@@ -1,5 +1,6 @@
 /** Routing and experts, plainly and in f64. */
-import { logSumExp, rmsNorm, row, sum, values, type Attrs, type Inputs, type Values } from './values';
+import { logSumExp, rmsNorm, row, sum, values } from './values';
+import type { Attrs, Inputs, Reference, Round, Values } from './values';
 
 const sigmoid = (x: number) => 1 / (1 + Math.exp(-x));
 const softmax = (x: Float64Array) => {
@@ -122,9 +123,10 @@ export function philox(seed: readonly [number, number], position: number): numbe
   return Number(((c[0] << 32n) | c[1]) >> 11n) * 2 ** -53;
 }
 
-function dot(a: Float64Array, b: Float64Array): number {
+/** Of all of `a` with as many of `b` from `at` on. */
+function dot(a: Float64Array, b: Float64Array, at = 0): number {
   let total = 0;
-  for (let i = 0; i < a.length; i++) total += a[i]! * b[i]!;
+  for (let i = 0; i < a.length; i++) total += a[i]! * b[at + i]!;
   return total;
 }
 
@@ -135,8 +137,8 @@ function expertMatmul({ x, weight, bias, order, offsets }: Inputs, { k }: Attrs)
     for (let p = offsets!.data[expert]!; p < offsets!.data[expert + 1]!; p++) {
       const from = row(x!, k ? Math.floor(order!.data[p]! / (k as number)) : p);
       for (let j = 0; j < n; j++) {
-        const w = row(weight!, expert).subarray(j * d, (j + 1) * d);
-        row(y, p)[j] = dot(from, w) + (bias ? row(bias, expert)[j]! : 0);
+        const at = expert * n + j;
+        y.data[p * n + j] = dot(from, weight!.data, at * d) + (bias?.data[at] ?? 0);
       }
     }
   return { y };
@@ -148,7 +150,8 @@ function expertCombine({ x, place, weights }: Inputs): Inputs {
   place!.data.forEach((p, i) => {
     if (p < 0) return;
     const to = row(y, Math.floor(i / k));
-    row(x!, p).forEach((v, j) => (to[j]! += weights!.data[i]! * v));
+    const [from, by] = [row(x!, p), weights!.data[i]!];
+    for (let j = 0; j < to.length; j++) to[j]! += by * from[j]!;
   });
   return { y };
 }
@@ -266,18 +269,23 @@ function expertLayerStep({ down, downBias, ...rest }: Inputs, attrs: Attrs, roun
   };
 }
 
-/** What an op does to a value on its way. */
-type Round = (data: Float64Array) => Float64Array;
-type Reference = (inputs: Inputs, attrs: Attrs, round: Round) => Inputs;
 const exactly: Round = (data) => data;
 const rounding =
-  (reference: Reference) =>
-  (inputs: Inputs, attrs: Attrs, round = exactly): Inputs =>
+  (reference: (inputs: Inputs, attrs: Attrs, round: Round) => Inputs): Reference =>
+  (inputs, attrs, round = exactly) =>
     reference(inputs, attrs, round);
 
-export const moeReferences: Readonly<
-  Record<string, (inputs: Inputs, attrs: Attrs, round?: Round) => Inputs>
-> = {
+/** By op name, of those that keep values in their dtype on the way. */
+export const moeRoundingReferences: Readonly<Record<string, Reference>> = {
+  norm_route: rounding(normRoute),
+  norm_route_up: rounding(normRouteUp),
+  expert_up: rounding(expertUp),
+  expert_down: rounding(expertDown),
+  expert_sum: rounding(expertSum),
+  expert_layer_step: rounding(expertLayerStep),
+};
+
+export const moeReferences: Readonly<Record<string, Reference>> = {
   route_experts: route,
   sinkhorn: balance,
   limit_experts: limit,
@@ -288,10 +296,4 @@ export const moeReferences: Readonly<
   expert_matmul: expertMatmul,
   expert_combine: expertCombine,
   activate,
-  norm_route: rounding(normRoute),
-  norm_route_up: rounding(normRouteUp),
-  expert_up: rounding(expertUp),
-  expert_down: rounding(expertDown),
-  expert_sum: rounding(expertSum),
-  expert_layer_step: rounding(expertLayerStep),
 };

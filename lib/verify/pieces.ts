@@ -17,6 +17,7 @@ export interface PackedCase extends Packing {
   readonly dtype: DType;
   readonly form?: number;
   readonly attrs?: Attrs;
+  readonly seed?: number;
 }
 
 /** The same values, once from one packed call and once from calls for pieces of one sequence each. */
@@ -41,13 +42,14 @@ export const isSequential = (op: Op): boolean => op.inputs.has('offsets') && op.
 
 /** The arguments of a packed call, its state among them. */
 export function packedArguments(op: Op, device: Device, each: PackedCase): Args {
-  const { sizes, dtype, form, attrs, lengths, slots } = each;
+  const { sizes, dtype, form, attrs, seed, lengths, slots } = each;
   const ints = (data: readonly number[]) => Tensor.from(Int32Array.from(data), [data.length], { device });
   const offsets = lengths.reduce<number[]>((all, n) => [...all, all.at(-1)! + n], [0]);
   const inputs = inputsOf(op, {
     sizes: { ...sizes, t: offsets.at(-1)!, s: lengths.length },
     dtypes: { T: dtype },
     form,
+    seed,
   });
   const tensors = Object.entries(inputs)
     .filter(([name]) => name !== 'offsets' && name !== 'slots')

@@ -1,11 +1,12 @@
 /** Every op once more, plainly and in f64: what the kernels are held to. */
 import { gradientReferences } from './gradient-reference';
 import { moeGradientReferences } from './moe-gradient-reference';
-import { moeReferences } from './moe-reference';
+import { moeReferences, moeRoundingReferences } from './moe-reference';
 import { optimizerReferences } from './optimizer-reference';
 import { s4dGradientReferences } from './s4d-gradient-reference';
 import { s4dReferences } from './s4d-reference';
-import { logSumExp, rmsNorm, row, sum, values, type Attrs, type Inputs, type Values } from './values';
+import { logSumExp, rmsNorm, row, sum, values } from './values';
+import type { Attrs, Inputs, Reference, Round, Values } from './values';
 
 export { logSumExp, row, sum, values };
 export type { Attrs, Inputs, Values };
@@ -59,14 +60,15 @@ function causalConv1d(inputs: Inputs, attrs: Attrs): Values {
   const y = values(...x!.shape);
   for (const [begin, end, state] of sequences(inputs))
     for (let c = 0; c < d; c++) {
-      const past = [...(state?.subarray(c * (w - 1), (c + 1) * (w - 1)) ?? Array<number>(w - 1).fill(0))];
+      const past = new Float64Array(w - 1 + end - begin);
+      if (state) past.set(state.subarray(c * (w - 1), (c + 1) * (w - 1)));
       for (let t = begin; t < end; t++) {
-        past.push(x!.data[t * d + c]!);
+        past[w - 1 + t - begin] = x!.data[t * d + c]!;
         let total = bias?.data[c] ?? 0;
-        for (let k = 0; k < w; k++) total += weight!.data[c * w + k]! * past[past.length - w + k]!;
+        for (let k = 0; k < w; k++) total += weight!.data[c * w + k]! * past[t - begin + k]!;
         y.data[t * d + c] = attrs['silu'] ? silu(total) : total;
       }
-      state?.set(past.slice(past.length - w + 1), c * (w - 1));
+      state?.set(past.subarray(end - begin), c * (w - 1));
     }
   return y;
 }
@@ -206,10 +208,15 @@ function mambaLayerStep(inputs: Inputs, eps: number, round: Round): Inputs {
   return { y: matmul({ x: gated, weight: outProj! }), sum: total, normed, xz, u: u!, dbc: dbc!, gated };
 }
 
-export type Round = (data: Float64Array) => Float64Array;
+/** By op name, of those that keep values in their dtype on the way: `round` does that to them. */
+export const roundingReferences: Readonly<Record<string, Reference>> = {
+  mamba_step: (inputs, _attrs, round = (data) => data) => mambaStep(inputs, round),
+  mamba_layer_step: (inputs, { eps }, round = (data) => data) => mambaLayerStep(inputs, eps as number, round),
+  ...moeRoundingReferences,
+};
 
-/** By op name. In-place inputs are updated; outputs are returned. `round`: see `mambaStep`. */
-export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs, round?: Round) => Inputs>> = {
+/** By op name. */
+export const references: Readonly<Record<string, Reference>> = {
   cast: ({ x }) => ({ y: x! }),
   add: ({ a, b }) => ({ y: map((p, q) => p + q, a!, b!) }),
   mul: ({ a, b }) => ({ y: map((p, q) => p * q, a!, b!) }),
@@ -262,12 +269,11 @@ export const references: Readonly<Record<string, (inputs: Inputs, attrs: Attrs, 
   layer_norm: (inputs, { eps }) => ({ y: layerNorm(inputs, eps as number) }),
   causal_conv1d: (inputs, attrs) => ({ y: causalConv1d(inputs, attrs) }),
   selective_scan: (inputs, attrs) => ({ y: selectiveScan(inputs, attrs) }),
-  mamba_step: (inputs, _attrs, round = (data) => data) => mambaStep(inputs, round),
-  mamba_layer_step: (inputs, { eps }, round = (data) => data) => mambaLayerStep(inputs, eps as number, round),
   sample: (inputs) => {
     sampleGreedy(inputs);
     return {};
   },
+  ...roundingReferences,
   ...moeReferences,
   ...moeGradientReferences,
   ...gradientReferences,

@@ -82,14 +82,15 @@ function convolve({ u, kernel: taps, D, offsets, dy }: Inputs): Inputs {
   for (let s = 0; s + 1 < offsets!.data.length; s++)
     for (let t = offsets!.data[s]!; t < offsets!.data[s + 1]!; t++)
       for (let c = 0; c < d; c++) {
-        const given = row(dy!, t)[c]!;
+        const given = dy!.data[t * d + c]!;
+        const first = c * taps!.shape[1]!;
         for (let k = 0; k <= t - offsets!.data[s]!; k++) {
-          row(dkernel, c)[k]! += given * row(u!, t - k)[c]!;
-          row(du, t - k)[c]! += given * row(taps!, c)[k]!;
+          dkernel.data[first + k]! += given * u!.data[(t - k) * d + c]!;
+          du.data[(t - k) * d + c]! += given * taps!.data[first + k]!;
         }
         if (!D) continue;
-        row(du, t)[c]! += given * D.data[c]!;
-        dD.data[c]! += given * row(u!, t)[c]!;
+        du.data[t * d + c]! += given * D.data[c]!;
+        dD.data[c]! += given * u!.data[t * d + c]!;
       }
   return { du, dkernel, dD };
 }

@@ -6,6 +6,11 @@ export interface Values {
 export type Inputs = Readonly<Record<string, Values>>;
 export type Attrs = Readonly<Record<string, number | boolean>>;
 
+/** What an op does to a value that it keeps in its dtype on the way. */
+export type Round = (data: Float64Array) => Float64Array;
+/** An op in f64: updates in-place inputs, returns outputs. */
+export type Reference = (inputs: Inputs, attrs: Attrs, round?: Round) => Inputs;
+
 export const values = (...shape: readonly number[]): Values => ({
   shape,
   data: new Float64Array(shape.reduce((a, b) => a * b, 1)),

@@ -46,4 +46,13 @@ describe('verify', () => {
     expect({ code, stdout }).toEqual({ code: name === 'gpu' ? 2 : 1, stdout: '' });
     expect(stderr).toMatch(/^error: (--)?device /);
   });
+
+  it.each([
+    ['65536', 2],
+    ['one', 2],
+  ])('refuses the seed %s', async (seed, wanted) => {
+    const { code, stdout, stderr } = await run(['verify', '--device', 'cpu', '--seed', seed]);
+    expect({ code, stdout }).toEqual({ code: wanted, stdout: '' });
+    expect(stderr).toMatch(/seed/);
+  });
 });
