@@ -1,4 +1,4 @@
-// dweight[id] = the sum of dy[i] over all i with that id, in the order of i. Ids are sorted, stably
+// dweight[id] = the sum of dy[i] over all i with that id, in the order of i, and what `plus` has. Ids are sorted, stably
 // (CUB's radix sort). A block takes kRun neighbours of the sorted ids: what lies in it whole is
 // written at once; sums of ids that reach over an edge go to `parts`, and are added in a second step,
 // by the block in which the id begins.
@@ -30,9 +30,14 @@ __global__ void number(const int32_t* ids, int64_t t, int64_t rows, int32_t* ord
   }
 }
 
+template <class Y>
+__device__ void leave(Y& to, float total, bool add) {
+  from_float(to, add ? to_float(to) + total : total);
+}
+
 template <class T, class Y>
 __global__ void __launch_bounds__(kThreads)
-    sum_runs(Sorted s, const T* dy, int64_t stride, int64_t d, Y* dweight, int64_t y_stride) {
+    sum_runs(Sorted s, const T* dy, int64_t stride, int64_t d, bool add, Y* dweight, int64_t y_stride) {
   __shared__ int32_t ids[kRun + 2], order[kRun];  // ids with a neighbour on each side
   const int64_t first = int64_t{blockIdx.x} * kRun;
   const int count = static_cast<int>(s.t - first < kRun ? s.t - first : kRun);
@@ -57,7 +62,7 @@ __global__ void __launch_bounds__(kThreads)
     else if (after)
       parts[d] = total;
     else if (id >= 0 && id < s.rows)
-      from_float(dweight[id * y_stride + j], total);
+      leave(dweight[id * y_stride + j], total, add);
     total = 0;
     begin = i + 1;
   }
@@ -65,7 +70,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // An id that begins in this run and goes on in the next.
 template <class Y>
-__global__ void __launch_bounds__(kThreads) join_runs(Sorted s, int64_t d, Y* dweight, int64_t y_stride) {
+__global__ void __launch_bounds__(kThreads) join_runs(Sorted s, int64_t d, bool add, Y* dweight, int64_t y_stride) {
   const int64_t first = int64_t{blockIdx.x} * kRun, end = first + kRun;
   if (end >= s.t || s.ids[end] != s.ids[end - 1]) return;
   const int32_t id = s.ids[end];
@@ -75,7 +80,7 @@ __global__ void __launch_bounds__(kThreads) join_runs(Sorted s, int64_t d, Y* dw
   float total = s.parts[blockIdx.x * 2 * d + d + j];
   for (int64_t run = blockIdx.x + 1; run * kRun < s.t && s.ids[run * kRun] == id; run++)
     total += s.parts[run * 2 * d + j];
-  from_float(dweight[id * y_stride + j], total);
+  leave(dweight[id * y_stride + j], total, add);
 }
 
 int bits_of(int64_t rows) {
@@ -86,11 +91,17 @@ int bits_of(int64_t rows) {
 
 }  // namespace
 
-void embedding_backward(Stream& s, In dy, In ids, int64_t rows, Out dweight) {
+void embedding_backward(Stream& s, In dy, In ids, Opt plus, int64_t rows, Out dweight) {
   const int64_t t = dy.size(0), d = dy.size(1), size = size_of(dweight.dtype());
   if (rows == 0 || d == 0) return;
-  cudaMemset2DAsync(dweight.view->data, static_cast<size_t>(dweight.stride() * size), 0,
-                    static_cast<size_t>(d * size), static_cast<size_t>(rows), s.handle);
+  const auto bytes_of = [&](int64_t items) { return static_cast<size_t>(items * size); };
+  if (!plus)
+    cudaMemset2DAsync(dweight.view->data, bytes_of(dweight.stride()), 0, bytes_of(d), static_cast<size_t>(rows),
+                      s.handle);
+  else if (plus.view->data != dweight.view->data)
+    cudaMemcpy2DAsync(dweight.view->data, bytes_of(dweight.stride()), plus.view->data, bytes_of(plus.stride()),
+                      bytes_of(d), static_cast<size_t>(rows), cudaMemcpyDeviceToDevice, s.handle);
+  const bool add = static_cast<bool>(plus);
   if (t == 0) return;
   const int32_t* given = ids.data<int32_t>();
   const int64_t runs = (t + kRun - 1) / kRun;
@@ -117,9 +128,9 @@ void embedding_backward(Stream& s, In dy, In ids, int64_t rows, Out dweight) {
     with_float(dweight.dtype(), [&](auto out) {
       using T = decltype(type);
       using Y = decltype(out);
-      sum_runs<T, Y><<<grid, kThreads, 0, s.handle>>>(all, dy.data<T>(), dy.stride(), d,
+      sum_runs<T, Y><<<grid, kThreads, 0, s.handle>>>(all, dy.data<T>(), dy.stride(), d, add,
                                                       dweight.data<Y>(), dweight.stride());
-      join_runs<Y><<<grid, kThreads, 0, s.handle>>>(all, d, dweight.data<Y>(), dweight.stride());
+      join_runs<Y><<<grid, kThreads, 0, s.handle>>>(all, d, add, dweight.data<Y>(), dweight.stride());
     });
   });
 }

@@ -1,4 +1,4 @@
-// dx = dy W and dW = dy^T x: cuBLASLt reads both as they lie; without it, or where they are of two
+// dx = dy W and dW = dy^T x, each with what is there already added: cuBLASLt reads both as they lie; without it, or where they are of two
 // types, matmul gets copies that are turned, as f32. Sums of columns in two steps, parts of kRows rows first.
 #include <type_traits>
 
@@ -46,6 +46,32 @@ View matrix(float* data, int64_t rows, int64_t columns) {
   return {data, {rows, columns}, columns, 2, DType::f32};
 }
 
+// The library reads an addend as what y is, also where that is a half.
+void add_to(Product& p, Opt plus) {
+  p.addend = static_cast<const float*>(plus.view->data), p.addend_stride = plus.stride();
+}
+
+template <class Y>
+__global__ void add_sums(const float* sums, const Y* plus, int64_t plus_stride, int64_t m, int64_t n, Y* y,
+                         int64_t stride) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < m * n; i += step)
+    from_float(y[i / n * stride + i % n], sums[i] + to_float(plus[i / n * plus_stride + i % n]));
+}
+
+// y = x w^T, or that and `plus`, which y may be itself: then sums of f32 wait in `room`.
+void multiply(Stream& s, const View& x, const View& w, Opt plus, float* room, Out y) {
+  if (!plus) return matmul(s, In{&x}, In{&w}, Opt{nullptr}, y);
+  const int64_t m = y.size(0), n = y.size(1), blocks = (m * n + 1023) / 1024;
+  const View sums = matrix(room, m, n);
+  matmul(s, In{&x}, In{&w}, Opt{nullptr}, Out{&sums});
+  with_float(y.dtype(), [&](auto type) {
+    using Y = decltype(type);
+    add_sums<Y><<<static_cast<unsigned>(blocks < 4096 ? blocks : 4096), 256, 0, s.handle>>>(
+        room, plus.data<Y>(), plus.stride(), m, n, y.data<Y>(), y.stride());
+  });
+}
+
 template <class T>
 __global__ void __launch_bounds__(256)
     sum_rows(const T* x, int64_t stride, int64_t t, int64_t d, float* parts) {
@@ -62,39 +88,41 @@ __global__ void __launch_bounds__(256)
 
 }  // namespace
 
-void matmul_input_gradient(Stream& s, In dy, In weight, Out dx) {  // [m, n], [n, k] -> [m, k]
+// [m, n], [n, k], [m, k] -> [m, k]
+void matmul_input_gradient(Stream& s, In dy, In weight, Opt plus, Out dx) {
   const int64_t m = dy.size(0), n = weight.size(0), k = weight.size(1);
   if (m == 0 || k == 0) return;
-  const Product p{dy.view->data, weight.view->data, nullptr,        dx.view->data, m,
-                  k,             n,                 dy.stride(),    weight.stride(), dx.stride(),
-                  dy.dtype(),    weight.dtype(),    dx.dtype(),     false,           true};
+  Product p{dy.view->data, weight.view->data, nullptr,        dx.view->data, m,
+            k,             n,                 dy.stride(),    weight.stride(), dx.stride(),
+            dy.dtype(),    weight.dtype(),    dx.dtype(),     false,           true};
+  if (plus) add_to(p, plus);
   if (n > 0 && p.x_type == p.w_type && p.w_stride >= k && p.x_stride >= n &&
       s.blas->multiply(s.handle, p))
     return;
-  const Scratch scratch(s, n * k * static_cast<int64_t>(sizeof(float)) + 16);
+  const Scratch scratch(s, (n * k + (plus ? m * k : 0)) * static_cast<int64_t>(sizeof(float)) + 16);
   if (!scratch.floats()) return;
   turn(s, weight, scratch.floats());
-  const View turned = matrix(scratch.floats(), k, n);
-  matmul(s, dy, In{&turned}, Opt{nullptr}, dx);
+  multiply(s, *dy.view, matrix(scratch.floats(), k, n), plus, scratch.floats() + n * k, dx);
 }
 KERNEL(matmul_input_gradient)
 
-void matmul_weight_gradient(Stream& s, In dy, In x, Out dweight) {  // [m, n], [m, k] -> [n, k]
+// [m, n], [m, k], [n, k] -> [n, k]
+void matmul_weight_gradient(Stream& s, In dy, In x, Opt plus, Out dweight) {
   const int64_t m = dy.size(0), n = dy.size(1), k = x.size(1);
   if (n == 0 || k == 0) return;
-  const Product p{dy.view->data, x.view->data, nullptr,         dweight.view->data, n,
-                  k,             m,            dy.stride(),     x.stride(),         dweight.stride(),
-                  dy.dtype(),    x.dtype(),    dweight.dtype(), true,               true};
+  Product p{dy.view->data, x.view->data, nullptr,         dweight.view->data, n,
+            k,             m,            dy.stride(),     x.stride(),         dweight.stride(),
+            dy.dtype(),    x.dtype(),    dweight.dtype(), true,               true};
+  if (plus) add_to(p, plus);
   if (m > 0 && p.x_type == p.w_type && p.w_stride >= k && p.x_stride >= n &&
       s.blas->multiply(s.handle, p))
     return;
-  const Scratch scratch(s, m * (n + k) * static_cast<int64_t>(sizeof(float)) + 16);
+  const Scratch scratch(s, (m * (n + k) + (plus ? n * k : 0)) * static_cast<int64_t>(sizeof(float)) + 16);
   if (!scratch.floats()) return;
-  float* other = scratch.floats() + m * n;
-  turn(s, dy, scratch.floats());
-  turn(s, x, other);
-  const View left = matrix(scratch.floats(), n, m), right = matrix(other, k, m);
-  matmul(s, In{&left}, In{&right}, Opt{nullptr}, dweight);
+  float *left = scratch.floats(), *right = left + m * n;
+  turn(s, dy, left);
+  turn(s, x, right);
+  multiply(s, matrix(left, n, m), matrix(right, k, m), plus, right + m * k, dweight);
 }
 KERNEL(matmul_weight_gradient)
 

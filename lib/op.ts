@@ -82,7 +82,7 @@ export function mismatch(op: Op, signature: string): string | undefined {
 
 /** Told of every call, before it runs and after it; see `observing`. */
 export interface Observer {
-  /** Outputs as they were allocated, with undefined contents. */
+  /** Outputs with undefined contents: those that are no inputs too. */
   readonly before: (results: readonly Tensor[]) => void;
   /** `written`: what the call made or updated, by name. */
   readonly after: (
@@ -173,8 +173,8 @@ function placed(
   return tensor;
 }
 
-function beforeCall(told: Observer, results: Readonly<Record<string, Tensor>>): void {
-  observing(undefined, () => told.before(Object.values(results)));
+function beforeCall(told: Observer, args: readonly unknown[], made: readonly Tensor[]): void {
+  observing(undefined, () => told.before(made.filter((result) => !args.includes(result))));
 }
 
 function afterCall(
@@ -276,7 +276,7 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
           : Tensor.empty(shape, dtype, device);
         values.push(only.handle(opName, name));
       }
-      if (observer) beforeCall(observer, results);
+      if (observer) beforeCall(observer, Object.values(args), Object.values(results));
       native().run(device.handle, kernel.id, ...values);
     } catch (error) {
       for (const name in results) if (!into?.[name]) results[name]!.dispose();

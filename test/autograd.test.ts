@@ -1,11 +1,13 @@
 /** The tape: fan-out, views, micro-batches, rematerialisation, what it refuses, what it leaves behind. */
 import { grad, noGrad } from '../lib/autograd/grad';
-import { remat } from '../lib/autograd/remat';
+import { derivedBy, remat } from '../lib/autograd/remat';
 import { activate } from '../lib/ops/experts';
 import { accumulate, add, cast, fill, mul, negExp } from '../lib/ops/elementwise';
 import { matmul } from '../lib/ops/matmul';
+import { rmsNorm } from '../lib/ops/norm';
 import { causalConv1dPacked } from '../lib/ops/scan';
 import { sinkhorn } from '../lib/ops/routing';
+import { observing } from '../lib/op';
 import { scope, Tensor } from '../lib/tensor';
 import { onEach } from './devices';
 
@@ -143,6 +145,48 @@ describe.each(onEach)('on %s', (_, on) => {
     made.push(value, again.value, ...sums);
   });
 
+  it('overwrites what is given where it is asked to, also where nothing is given to it', async () => {
+    const [x, weight] = [matrix([2, 3]), matrix([5, 7, 11, 13], 2)];
+    const [unused, part] = [matrix([1, 2]), matrix([1, 2, 3, 4], 4)];
+    const parameters = [x, weight, unused, part];
+    const into = parameters.map(({ shape, size }) => matrix(Array<number>(size).fill(NaN), shape[1]));
+    // A product's weight first, then the same as a factor; and columns of a parameter.
+    const y = () => scope(() => mul(add(matmul({ x, weight }), x), add(part.columns(1, 3), x)));
+    const { value, gradients: all } = grad(y, parameters, { into, overwrite: true });
+    made.push(value);
+    expect(all).toEqual(into);
+    const { value: again, gradients: plain } = grad(y, parameters);
+    made.push(again, ...plain);
+    for (const [i, tensor] of plain.entries())
+      expect([...(await all[i]!.data())]).toEqual([...(await tensor.data())]);
+    expect([...(await all[3]!.data())]).toEqual([0, 33, 64, 0]);
+  });
+
+  it('has products add to what is there, once for each use', async () => {
+    const [x, weight] = [matrix([2, 3]), matrix([5, 7, 11, 13], 2)];
+    const twice = () => add(matmul({ x, weight }), matmul({ x, weight }));
+    expect(await gradients(() => scope(twice), x, weight)).toEqual([
+      [32, 40],
+      [4, 6, 4, 6],
+    ]);
+    // x and the weight are one tensor: y = x xᵀ; and what a rule gave to two inputs stays as it is.
+    const square = () => add(matmul({ x, weight: x }), matmul({ x, weight: x }));
+    expect(await gradients(() => scope(square), x)).toEqual([[8, 12]]);
+    const mixed = () => {
+      const both = add(x, x);
+      return add(mul(both, both), add(matmul({ x: both, weight }), both));
+    };
+    expect(await gradients(() => scope(mixed), x, weight)).toEqual([
+      [50, 66],
+      [4, 6, 4, 6],
+    ]);
+    const into = [matrix([1, 1]), matrix([1, 1, 1, 1], 2)];
+    const { value } = grad(() => scope(twice), [x, weight], { into });
+    made.push(value);
+    expect([...(await into[1]!.data())]).toEqual([5, 7, 5, 7]);
+    expect([...(await into[0]!.data())]).toEqual([33, 41]);
+  });
+
   it('computes again instead of keeping, to the same bits', async () => {
     const [x, weight] = [matrix([0.1, 0.2, 0.3]), matrix([1.5, -2.5, 3.5])];
     const layer = (input: Tensor) => mul(negExp({ x: mul(input, weight) }), input);
@@ -171,6 +215,52 @@ describe.each(onEach)('on %s', (_, on) => {
       return used;
     };
     expect(kept((input) => remat(layer, input))).toBeLessThan(kept(layer) / 2);
+  });
+
+  it('computes a tensor again for the steps that need it, once, to the same bits', async () => {
+    const [x, weight] = [matrix([0.1, 0.2, 0.3]), matrix([1.5, -2.5, 3.5])];
+    const plain = (tensor: Tensor): Tensor => tensor;
+    const again = (tensor: Tensor, input: Tensor) => derivedBy(tensor, negExp, { x: input });
+    // Its own step keeps what it gives, two others what they are given; one is derived from one.
+    const layer = (mark: typeof again) => () =>
+      scope(() => {
+        const y = mark(negExp({ x }), x);
+        const z = mark(negExp({ x: y }), y);
+        return mul(mul(mul(y, weight), y), z);
+      });
+    const run = async (mark: typeof again) => {
+      const calls: string[] = [];
+      const after = (name: string) => void calls.push(name);
+      const { value, gradients: all } = grad(layer(mark), [x, weight]);
+      made.push(value, ...all);
+      const { value: told, gradients: more } = observing({ before: () => {}, after }, () =>
+        grad(layer(mark), [x, weight]),
+      );
+      made.push(told, ...more);
+      const bits = await Promise.all(all.map(async (each) => [...(await each.data())]));
+      return { bits, count: calls.filter((name) => name === 'neg_exp').length };
+    };
+    const kept = await run(plain);
+    expect(await run(again)).toEqual({ bits: kept.bits, count: kept.count + 2 });
+  });
+
+  it('keeps nothing of what is computed again', () => {
+    const x = matrix(Array<number>(1000).fill(0.1));
+    const norm = { x, weight: x.reshape([1000]) };
+    made.push(norm.weight);
+    const run = (mark: (y: Tensor) => Tensor) => {
+      const before = on.memoryUsage().used;
+      let used = 0;
+      const { value, gradients: all } = grad(() => {
+        const y = scope(() => cast({ x: mul(mark(rmsNorm(norm)), x), dtype: 'f32' }));
+        used = on.memoryUsage().used - before;
+        return y;
+      }, [x]);
+      made.push(value, ...all);
+      return used;
+    };
+    const kept = run((y) => y);
+    expect(kept - run((y) => derivedBy(y, rmsNorm, norm))).toBeGreaterThanOrEqual(4000);
   });
 
   it('refuses what it cannot differentiate, and is usable afterwards', async () => {

@@ -1,7 +1,19 @@
 import { accumulate, add, cast, fill } from '../ops/elementwise';
 import type { Range } from '../shape';
 import { keep, scope, sizeOf, Tensor } from '../tensor';
-import { recording, release, track, untrack, variableOf, type Step, type Tape, type Variable } from './tape';
+import {
+  recording,
+  release,
+  track,
+  untrack,
+  valuesOf,
+  variableOf,
+  type Call,
+  type InputGradients,
+  type Step,
+  type Tape,
+  type Variable,
+} from './tape';
 
 /** Any tensor as rows, in place. */
 const matrix = (tensor: Tensor): Tensor =>
@@ -11,11 +23,15 @@ const matrix = (tensor: Tensor): Tensor =>
       ? tensor.reshape([1, tensor.size])
       : tensor.reshape([tensor.shape[0]!, sizeOf(tensor.shape.slice(1))]);
 
+/** Columns of a gradient as a matrix. */
+const widthOf = (shape: readonly number[]): number =>
+  shape.length === 1 ? shape[0]! : sizeOf(shape.slice(1));
+
 /** Makes zeros of what nothing was written to. */
 function settle(variable: Variable): void {
   const { grad, holes } = variable;
   if (!grad || !holes) return;
-  scope(() => holes.forEach(([begin, end]) => fill({ x: grad.columns(begin, end) })));
+  scope(() => holes.forEach(([begin, end]) => fill({ x: matrix(grad).columns(begin, end) })));
   delete variable.holes;
 }
 
@@ -34,33 +50,63 @@ function place(variable: Variable): Tensor {
   return own;
 }
 
-/**
- * The part of its base's gradient that some columns' will be, if nothing was written to it yet: a rule that
- * takes it has to write to it.
- */
-function takeHole({ from }: Variable): Tensor | undefined {
-  if (!from?.columns || from.base.from) return undefined;
-  const { base, again, columns } = from;
-  if (!base.grad) {
-    base.grad = keep(Tensor.empty(base.shape, base.dtype, base.device));
-    base.owned = true;
-    base.holes = [[0, base.shape[1]!]];
-  }
-  if (!base.holes?.some((each) => within(columns, each))) return undefined;
-  const [begin, end] = columns;
-  const rest = base.holes.flatMap((each): Range[] =>
-    within(columns, each)
-      ? [
-          [each[0], begin],
-          [end, each[1]],
-        ]
-      : [each],
-  );
-  base.holes = rest.filter(([first, last]) => first < last);
-  return again(base.grad);
+/** The columns of a base's gradient that a variable's is, and how it is seen there. */
+interface Spot {
+  readonly base: Variable;
+  readonly columns: Range;
+  readonly view: (grad: Tensor) => Tensor;
+}
+
+/** None for what is no columns of a base, such as some of its rows. */
+function spotOf(variable: Variable): Spot | undefined {
+  const { from, shape } = variable;
+  if (!from) return { base: variable, columns: [0, widthOf(shape)], view: (grad) => grad };
+  const under = spotOf(from.base);
+  if (!under) return undefined;
+  const { base, columns: all } = under;
+  const view = (grad: Tensor) => from.again(under.view(grad));
+  if (!from.columns)
+    return sizeOf(shape) === sizeOf(from.base.shape) ? { base, columns: all, view } : undefined;
+  const rows = base.shape.length === 1 ? 1 : base.shape[0];
+  if (from.base.shape[0] !== rows) return undefined;
+  const [begin, end] = from.columns;
+  return { base, columns: [all[0] + begin, all[0] + end], view };
 }
 
 const within = ([begin, end]: Range, [first, last]: Range) => first <= begin && end <= last;
+
+/**
+ * Where a variable's gradient may be written as a whole, in its base's, if nothing was yet: who asks must do
+ * so. Its rows may lie apart only if `apart` says so.
+ */
+function roomOf(variable: Variable, apart: boolean): Tensor | undefined {
+  const spot = spotOf(variable);
+  if (!spot) return undefined;
+  const { base, columns, view } = spot;
+  if (!base.grad) {
+    if (base === variable) return undefined;
+    base.grad = keep(Tensor.empty(base.shape, base.dtype, base.device));
+    base.owned = true;
+    base.holes = [[0, widthOf(base.shape)]];
+  }
+  if (!base.holes?.some((each) => within(columns, each))) return undefined;
+  const found = view(base.grad);
+  if (!apart && !found.dense) return undefined;
+  const [begin, end] = columns;
+  const rest = base.holes
+    .flatMap((each): Range[] =>
+      within(columns, each)
+        ? [
+            [each[0], begin],
+            [end, each[1]],
+          ]
+        : [each],
+    )
+    .filter(([first, last]) => first < last);
+  if (rest.length > 0) base.holes = rest;
+  else delete base.holes;
+  return found;
+}
 
 /** Adds a gradient to a variable's. */
 export function give(variable: Variable, gradient: Tensor, call: string): void {
@@ -68,7 +114,10 @@ export function give(variable: Variable, gradient: Tensor, call: string): void {
   if (gradient.dtype !== dtype || gradient.shape.join() !== shape.join()) {
     throw new TypeError(`${call}: its gradient rule gave ${gradient}, expected ${dtype}[${shape.join(',')}]`);
   }
-  if (variable.from || (variable.grad && variable.owned)) {
+  const room = roomOf(variable, true);
+  if (room) {
+    cast({ x: matrix(gradient), out: { y: matrix(room) } });
+  } else if (variable.from || (variable.grad && variable.owned)) {
     accumulate({ x: matrix(gradient), sum: matrix(place(variable)) });
   } else if (variable.grad) {
     const sum = keep(add(matrix(variable.grad), matrix(gradient)).reshape(shape));
@@ -78,6 +127,53 @@ export function give(variable: Variable, gradient: Tensor, call: string): void {
   } else {
     // Another handle: the rule may have given the same tensor to two inputs.
     variable.grad = keep(gradient.reshape(shape));
+  }
+}
+
+/** Where the rule of one step may write the gradients of its inputs, and what it may add to. */
+class Rooms {
+  readonly #inputs: Readonly<Record<string, Variable>>;
+  readonly #written = new Map<string, Tensor>();
+  readonly #summed = new Set<Variable>();
+
+  constructor(inputs: Readonly<Record<string, Variable>>) {
+    this.#inputs = inputs;
+  }
+
+  readonly room: Call['room'] = (name, rows) => {
+    const variable = this.#inputs[name];
+    const found = variable && roomOf(variable, rows === 'apart');
+    if (found) this.#written.set(name, found);
+    return found;
+  };
+
+  readonly sum: Call['sum'] = (name) => {
+    const out = this.room(name, 'apart');
+    if (out) return { out };
+    const variable = this.#inputs[name];
+    const grad = variable?.grad;
+    if (!grad || variable.holes || this.#summed.has(variable)) return {};
+    if (variable.owned) {
+      this.#summed.add(variable);
+      this.#written.set(name, grad);
+      return { plus: grad, out: grad };
+    }
+    // It may be somebody else's too: a sum of its own takes its place.
+    const plus = grad.reshape(grad.shape);
+    grad.dispose();
+    delete variable.grad;
+    return { plus };
+  };
+
+  /** Gives the inputs what the rule made. */
+  give(gradients: InputGradients, call: string): void {
+    for (const [name, variable] of Object.entries(this.#inputs)) {
+      const gradient = gradients[name];
+      const written = this.#written.get(name);
+      if (written && gradient !== written)
+        throw new Error(`${call}: its gradient rule asked for room for ${name} and did not write there`);
+      if (gradient && !written) give(variable, gradient, call);
+    }
   }
 }
 
@@ -93,23 +189,15 @@ export function backward(tape: Tape, watch?: Watch): void {
     try {
       if (Object.values(grad).some((value) => value !== undefined)) {
         scope(() => {
-          const rooms = new Map<string, Tensor>();
-          const room = (name: string) => {
-            const found = inputs[name] && takeHole(inputs[name]);
-            if (found) rooms.set(name, found);
-            return found;
-          };
-          const gradients = vjp({ args, results, grad, inputs, room });
+          const rooms = new Rooms(inputs);
+          const { room, sum } = rooms;
+          const gradients = vjp({
+            args: valuesOf(args),
+            results: valuesOf(results),
+            ...{ grad, inputs, room, sum },
+          });
           watch?.(opName, gradients);
-          for (const [name, variable] of Object.entries(inputs)) {
-            const gradient = gradients[name];
-            const known = rooms.get(name);
-            if (known && gradient !== known)
-              throw new TypeError(
-                `${opName}: its gradient rule took room for ${name}, expected it to use that`,
-              );
-            if (gradient && !known) give(variable, gradient, opName);
-          }
+          rooms.give(gradients, opName);
         });
       }
     } finally {
@@ -126,6 +214,8 @@ export function backward(tape: Tape, watch?: Watch): void {
 export interface GradOptions {
   /** Gradients are added to these instead of to new tensors: for micro-batches. */
   readonly into?: readonly Tensor[];
+  /** They take the place of what is there instead of being added. */
+  readonly overwrite?: boolean;
   /** The gradient of `fn`'s result; without it, ones. */
   readonly seed?: Tensor;
   /**
@@ -154,7 +244,7 @@ export interface Gradients {
 export function grad(
   fn: () => Tensor,
   parameters: readonly Tensor[],
-  { into, seed, copies = new Map<Tensor, Tensor>(), watch }: GradOptions = {},
+  { into, overwrite = false, seed, copies = new Map<Tensor, Tensor>(), watch }: GradOptions = {},
 ): Gradients {
   if (into && into.length !== parameters.length)
     throw new TypeError(`grad: into has ${into.length} tensors, expected ${parameters.length}`);
@@ -175,6 +265,7 @@ export function grad(
         if (!into) return;
         leaf.grad = into[i]!;
         leaf.owned = true;
+        if (overwrite) leaf.holes = [[0, widthOf(leaf.shape)]];
       });
       if (seed) give(result, seed, 'grad: seed');
       else fill({ x: matrix(place(result)), value: 1 });

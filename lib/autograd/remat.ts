@@ -1,6 +1,19 @@
-import { scope, type Tensor } from '../tensor';
+import { scope, Tensor } from '../tensor';
 import { backward, give } from './grad';
-import { alias, isRecording, note, recording, track, variableOf, type Tape } from './tape';
+import {
+  alias,
+  derive,
+  Derived,
+  hold,
+  isRecording,
+  note,
+  recording,
+  track,
+  valuesOf,
+  variableOf,
+  type Step,
+  type Tape,
+} from './tape';
 
 /**
  * `fn(...inputs)`, whose intermediate tensors are computed again on the way back instead of being
@@ -30,4 +43,24 @@ export function remat(fn: (...inputs: readonly Tensor[]) => Tensor, ...inputs: r
     outputs: { result: track(result) },
   });
   return result;
+}
+
+/**
+ * Says that `op(args)` gives what `tensor` is, to the bit: while gradients are recorded it is then not kept
+ * for the steps that need it, but computed from `args` on the way back, once for those that follow. Where `args`
+ * are kept anyway, only time is paid for the memory of `tensor`. Returns `tensor`.
+ */
+export function derivedBy<A extends object>(tensor: Tensor, op: (args: A) => Tensor, args: A): Tensor {
+  if (!isRecording()) return tensor;
+  const kept = Object.fromEntries(
+    Object.entries(args).map(([name, arg]: [string, unknown]) => [
+      name,
+      arg instanceof Tensor ? hold(arg) : arg,
+    ]),
+  ) as Step['args'];
+  const derived = new Derived(() => op(valuesOf(kept) as A));
+  derive(tensor, derived);
+  // A step without gradients: its turn comes when those that need the tensor have had theirs.
+  note({ opName: 'derived', vjp: () => ({}), args: kept, results: {}, inputs: {}, outputs: {}, derived });
+  return tensor;
 }

@@ -32,20 +32,49 @@ export interface Call {
   readonly grad: Readonly<Record<string, Tensor | undefined>>;
   /** Shape and dtype of the inputs whose gradients are wanted. */
   readonly inputs: Readonly<Record<string, Variable>>;
-  /** Where the gradient of an input may be written to instead of to a new tensor; its rows may lie apart. */
-  readonly room: (name: string) => Tensor | undefined;
+  /** Where the gradient of an input is to be written instead of to a new tensor, if there is a place for it. */
+  readonly room: (name: string, rows?: 'apart') => Tensor | undefined;
+  /**
+   * The same for rules that can add: `plus`, where there is one, is to be added to what they make, and may be `out`.
+   * Its rows may lie apart.
+   */
+  readonly sum: (name: string) => { readonly plus?: Tensor; readonly out?: Tensor };
 }
 
 /** Gradients of the inputs, by name: each of its input's dtype and shape, or left out. */
 export type InputGradients = Readonly<Record<string, Tensor | undefined>>;
 export type Vjp = (call: Call) => InputGradients;
 
+/** A tensor that a step needs on the way back, and that is computed again there instead of being kept. */
+export class Derived {
+  readonly #compute: () => Tensor;
+  #value: Tensor | undefined;
+
+  constructor(compute: () => Tensor) {
+    this.#compute = compute;
+  }
+
+  /** The tensor, computed when it is first asked for. */
+  get value(): Tensor {
+    return (this.#value ??= recording(undefined, () => keep(this.#compute())));
+  }
+
+  dispose(): void {
+    this.#value?.dispose();
+    this.#value = undefined;
+  }
+}
+
+type Saved<T> = Readonly<Record<string, T | Derived>>;
+
 /** A call on the tape. */
 export interface Step {
   readonly opName: string;
   readonly vjp: Vjp;
-  readonly args: Arguments;
-  readonly results: Tensors;
+  readonly args: Saved<Arguments[string]>;
+  readonly results: Saved<Tensor>;
+  /** Goes when the step does: later ones alone have used it. */
+  readonly derived?: Derived;
   readonly inputs: Readonly<Record<string, Variable>>;
   readonly outputs: Readonly<Record<string, Variable>>;
 }
@@ -54,6 +83,7 @@ export interface Step {
 export type Tape = Step[];
 
 const variables = new WeakMap<Tensor, Variable>();
+const derivations = new WeakMap<Tensor, Derived>();
 let current: Tape | undefined;
 
 export const variableOf = (tensor: Tensor): Variable | undefined => variables.get(tensor);
@@ -69,6 +99,20 @@ export function track(tensor: Tensor, variable?: Variable): Variable {
 export function untrack(tensor: Tensor): void {
   variables.delete(tensor);
 }
+
+/** From now on steps that need `tensor` keep `derived` instead. */
+export function derive(tensor: Tensor, derived: Derived): void {
+  derivations.set(tensor, derived);
+}
+
+/** What a step keeps to have `tensor` on the way back. */
+export const hold = (tensor: Tensor): Tensor | Derived => derivations.get(tensor) ?? alias(tensor);
+
+/** What was saved, as tensors. */
+export const valuesOf = <T>(saved: Saved<T>): Readonly<Record<string, T>> =>
+  Object.fromEntries(
+    Object.entries(saved).map(([name, each]) => [name, each instanceof Derived ? (each.value as T) : each]),
+  );
 
 /** The same memory under a handle of its own, which outlives the scopes around it. */
 export function alias(tensor: Tensor): Tensor {
@@ -116,19 +160,19 @@ export function checkRecordable(op: Recorded, args: Readonly<Record<string, unkn
 export function record(op: Recorded, args: Arguments, results: Tensors): void {
   const inputs: Record<string, Variable> = {};
   const outputs: Record<string, Variable> = {};
-  const saved: Record<string, Tensor | number | boolean | undefined> = {};
-  const kept: Record<string, Tensor> = {};
+  const saved: Record<string, Arguments[string] | Derived> = {};
+  const kept: Record<string, Tensor | Derived> = {};
   for (const [name, arg] of Object.entries(args)) {
     if (!(arg instanceof Tensor)) saved[name] = arg;
     else {
       const variable = variables.get(arg);
       if (variable) inputs[name] = variable;
-      if (op.saves.includes(name)) saved[name] = alias(arg);
+      if (op.saves.includes(name)) saved[name] = hold(arg);
     }
   }
   for (const [name, result] of Object.entries(results)) {
     if (result.dtype !== 'i32') outputs[name] = track(result); // choices have no gradients
-    if (op.saves.includes(name)) kept[name] = alias(result);
+    if (op.saves.includes(name)) kept[name] = hold(result);
   }
   note({ opName: op.opName, vjp: op.vjp!, args: saved, results: kept, inputs, outputs });
 }
@@ -138,7 +182,8 @@ export function note(step: Step): void {
 }
 
 /** Frees what a step kept. */
-export function release({ args, results }: Step): void {
+export function release({ args, results, derived }: Step): void {
+  derived?.dispose();
   for (const value of [...Object.values(args), ...Object.values(results)])
     if (value instanceof Tensor) value.dispose();
 }

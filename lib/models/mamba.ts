@@ -3,9 +3,10 @@ import type { JsonObject } from '../io/json';
 import * as init from '../nn/init';
 import { Linear } from '../nn/linear';
 import { MambaMixer, type Batch, type MixerConfig } from '../nn/mamba';
+import { normed } from '../nn/normed';
 import type { Weights } from '../nn/weights';
 import { embedding } from '../ops/matmul';
-import { addRmsNorm, normMatmul, rmsNorm } from '../ops/norm';
+import { normMatmul } from '../ops/norm';
 import { scope, type DType, type Tensor } from '../tensor';
 import type { Backbone, CommonConfig, Family, ModelDTypes, StatePart } from './family';
 import { Fields } from './fields';
@@ -218,8 +219,8 @@ class MambaBackbone implements Backbone {
     weight: Tensor,
     eps: number,
   ): readonly [Tensor, Tensor] {
-    if (!mixed) return [rmsNorm({ x: residual, weight, eps, dtype: this.#activations }), residual];
-    const { y, sum } = addRmsNorm({ x: mixed, residual, weight, eps });
+    const dtype = this.#activations;
+    const { y, sum } = normed({ x: mixed, residual, normWeight: weight, eps, dtype });
     return [y, sum];
   }
 

@@ -26,15 +26,6 @@ const mostBytes = 512 << 20;
 
 const matrix = (tensor: Tensor) => (tensor.shape.length === 2 ? tensor : tensor.reshape([1, tensor.size]));
 
-/** A sum of several parts, the first of which is kept as the sum. */
-class Sum {
-  total: Tensor | undefined;
-  add(part: Tensor): void {
-    if (this.total) accumulate({ x: matrix(part), sum: matrix(this.total) });
-    else this.total = keep(part);
-  }
-}
-
 /**
  * `factor · Σ cross-entropy(x · weightᵀ + bias, labels)`, f32[1], without all logits at once: some rows
  * at a time, in the dtype of x, whose gradients are computed together with their losses.
@@ -42,12 +33,13 @@ class Sum {
 export function linearCrossEntropy(given: LinearCrossEntropy): Tensor {
   const { x, weight, bias, labels, factor, most = mostBytes } = given;
   const [t, v] = [x.shape[0]!, weight.shape[0]!];
-  const rows = Math.max(1, Math.floor(most / (v * (x.dtype === 'f32' ? 4 : 2))));
+  const least = Math.max(1, Math.floor(most / (v * (x.dtype === 'f32' ? 4 : 2))));
+  const rows = Math.ceil(t / Math.ceil(t / least)); // parts of one size
   const of = (tensor: Tensor | undefined) => (isRecording() && tensor ? variableOf(tensor) : undefined);
   const variables = { x: of(x), weight: of(weight), bias: of(bias) };
   const dx = variables.x && keep(Tensor.empty(x.shape, x.dtype, x.device));
-  const dweight = new Sum();
-  const dbias = new Sum();
+  let dweight: Tensor | undefined;
+  let dbias: Tensor | undefined;
   const loss = noGrad(() =>
     scope(() => {
       const losses = Tensor.empty([t], 'f32', x.device);
@@ -63,9 +55,15 @@ export function linearCrossEntropy(given: LinearCrossEntropy): Tensor {
             out: { loss: out },
           });
           if (dx) matmulInputGradient({ dy: logits, weight, out: { dx: dx.rows(begin, end) } });
-          if (variables.weight)
-            dweight.add(matmulWeightGradient({ dy: logits, x: part, dtype: variables.weight.dtype }));
-          if (variables.bias) dbias.add(columnSums({ x: logits }));
+          if (variables.weight) {
+            const { dtype } = variables.weight;
+            const sum = { plus: dweight, out: { dweight } };
+            dweight = keep(matmulWeightGradient({ dy: logits, x: part, dtype, ...sum }));
+          }
+          if (!variables.bias) return;
+          const sums = columnSums({ x: logits });
+          if (dbias) accumulate({ x: matrix(sums), sum: matrix(dbias) });
+          else dbias = keep(sums);
         });
       const sum = columnSums({ x: losses.reshape([t, 1]) });
       return mul(matrix(sum), matrix(factor)).reshape([1]);
@@ -73,7 +71,7 @@ export function linearCrossEntropy(given: LinearCrossEntropy): Tensor {
   );
   const inputs = Object.fromEntries(Object.entries(variables).filter(([, variable]) => variable));
   if (Object.keys(inputs).length === 0) return loss;
-  const gradients = { x: dx, weight: dweight.total, bias: dbias.total };
+  const gradients = { x: dx, weight: dweight, bias: dbias };
   note({
     opName: 'linear_cross_entropy',
     // They are those of the value itself; on the way back they only meet the gradient of it.

@@ -1,3 +1,4 @@
+import { derivedBy } from '../autograd/remat';
 import { isRecording } from '../autograd/tape';
 import { accumulate, fill, negExp, zeroSlots } from '../ops/elementwise';
 import { matmul } from '../ops/matmul';
@@ -216,15 +217,8 @@ export class MambaMixer {
       const dtRank = dtWeight.shape[1]!;
       const input = xz.columns(0, dInner);
       if (muted) zeroSlots({ pool: input, slots: muted });
-      const u = causalConv1dPacked({
-        x: input,
-        weight: convWeight,
-        bias: this.#convBias,
-        offsets,
-        slots,
-        state: convState,
-        silu: true,
-      });
+      const conv = { x: input, weight: convWeight, bias: this.#convBias, offsets, slots, silu: true };
+      const u = derivedBy(causalConv1dPacked({ ...conv, state: convState }), causalConv1dPacked, conv);
       if (muted) zeroSlots({ pool: u, slots: muted });
       const dbc = matmul({ x: u, weight: filled?.xProj ?? this.#xProj.weight }); // [t, dtRank + 2 dState]
       const part = (begin: number, size: number) => {
@@ -233,9 +227,10 @@ export class MambaMixer {
         return weight ? rmsNorm({ x, weight, eps: this.#config.rmsEps! }) : x;
       };
       const group = (begin: number) => part(begin, dState).reshape([tokens, 1, dState]);
+      const toDelta = { x: part(0, dtRank), weight: dtWeight };
       return selectiveScanPacked({
         u,
-        delta: matmul({ x: part(0, dtRank), weight: dtWeight }),
+        delta: derivedBy(matmul(toDelta), matmul, toDelta),
         A,
         B: group(dtRank),
         C: group(dtRank + dState),

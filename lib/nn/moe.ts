@@ -1,9 +1,9 @@
 import { noGrad } from '../autograd/grad';
+import { derivedBy } from '../autograd/remat';
 import { isRecording } from '../autograd/tape';
 import { cast } from '../ops/elementwise';
 import { expertCombine } from '../ops/experts';
 import { matmul } from '../ops/matmul';
-import { addRmsNorm, rmsNorm } from '../ops/norm';
 import {
   jitter,
   limitExperts,
@@ -13,9 +13,10 @@ import {
   sinkhorn,
   sortExperts,
 } from '../ops/routing';
-import { keep, scope, type DType, type Tensor } from '../tensor';
+import { keep, scope, type Tensor } from '../tensor';
 import { Experts, type ExpertSizes } from './experts';
 import * as init from './init';
+import { normed, type Entering } from './normed';
 import type { Weights } from './weights';
 
 /**
@@ -74,16 +75,6 @@ export function capacityOf(config: MoEConfig, tokens: number): number {
   return Math.min(tokens * config.topK, Math.ceil(share * (config.capacityFactor ?? 1)));
 }
 
-/** What a layer starts with: the residual, and what the layer before adds to it. */
-export interface Entering {
-  readonly x?: Tensor | undefined; // [t, dModel]
-  readonly residual: Tensor; // f32[t, dModel]
-  readonly normWeight: Tensor; // [dModel]
-  readonly eps: number;
-  /** Of what leaves. */
-  readonly dtype: DType;
-}
-
 /** A mixture of experts: ops only, of shapes that tokens alone decide, so that it can be captured. */
 export class MoE {
   readonly config: MoEConfig;
@@ -104,7 +95,8 @@ export class MoE {
     const { experts: e, jitter: epsilon } = this.config;
     return scope(() => {
       // Gradients of the router are f32 as it is itself.
-      const plain = isRecording() && x.dtype !== 'f32' ? cast({ x, dtype: 'f32' }) : x;
+      const wide = { x, dtype: 'f32' } as const;
+      const plain = isRecording() && x.dtype !== 'f32' ? derivedBy(cast(wide), cast, wide) : x;
       const heard = seed && epsilon > 0 ? jitter({ x, seed, epsilon }) : plain;
       const logits = matmul({ x: heard, weight: this.router, bias: this.routerBias, dtype: 'f32' });
       const { chosen, kept, weights } = this.#route(logits, seed !== undefined);
@@ -164,14 +156,9 @@ export class MoE {
     return { x, residual, normWeight, eps, dtype, k, sigmoid: router !== 'softmax', normalize };
   }
 
-  #layerByOps(
-    { x, residual, normWeight: weight, eps, dtype }: Entering,
-    options: MoEOptions,
-  ): { readonly y: Tensor; readonly sum: Tensor } {
+  #layerByOps(entering: Entering, options: MoEOptions): { readonly y: Tensor; readonly sum: Tensor } {
     return scope(() => {
-      const { y, sum } = x
-        ? addRmsNorm({ x, residual, weight, eps })
-        : { y: rmsNorm({ x: residual, weight, eps, dtype }), sum: residual };
+      const { y, sum } = normed(entering);
       return { y: this.forward(y, options), sum };
     });
   }

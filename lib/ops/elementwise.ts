@@ -1,12 +1,13 @@
 import type { InputGradients } from '../autograd/tape';
 import { op, positional } from '../op';
 import type { Tensor } from '../tensor';
-import { embeddingBackward } from './matmul-backward';
+import { rowsGradient } from './matmul-backward';
 
-/** The same values in another dtype, dense. */
+/** The same values in another dtype, dense unless `out` says where. */
 export const cast = op('cast', {
   in: { x: 'T[t,d]' },
   out: { y: 'Y[t,d]' },
+  strided: ['y'],
   vjp: ({ grad, inputs }): InputGradients => ({ x: cast({ x: grad['y']!, dtype: inputs['x']!.dtype }) }),
 });
 
@@ -26,24 +27,26 @@ export const fill = op('fill', { in: { x: 'T[t,d]!' }, attrs: { value: 0 }, out:
 export const accumulate = op('accumulate', { in: { x: 'T[t,d]', sum: 'S[t,d]!' }, out: {} });
 
 /** `a · b`, element by element. */
-export const mul: (...tensors: readonly Tensor[]) => Tensor = positional(
-  op('mul', {
-    in: { a: 'T[t,d]', b: 'T[t,d]' },
-    out: { y: 'T[t,d]' },
-    saves: ['a', 'b'],
-    vjp: ({ args, grad }): InputGradients => ({
-      a: mul(grad['y']!, args['b'] as Tensor),
-      b: mul(grad['y']!, args['a'] as Tensor),
-    }),
+const product = op('mul', {
+  in: { a: 'T[t,d]', b: 'T[t,d]' },
+  out: { y: 'T[t,d]' },
+  saves: ['a', 'b'],
+  vjp: ({ args, grad }): InputGradients => ({
+    a: mul(grad['y']!, args['b'] as Tensor),
+    b: mul(grad['y']!, args['a'] as Tensor),
   }),
-);
+});
+export const mul: (...tensors: readonly Tensor[]) => Tensor = positional(product);
 
 /** `-exp(x)`: A from the parameter A_log. */
 export const negExp = op('neg_exp', {
   in: { x: 'f32[t,d]' },
   out: { y: 'f32[t,d]' },
   saves: ['y'],
-  vjp: ({ results, grad }) => ({ x: mul(grad['y']!, results['y']!) }), // d(-e^x)/dx is -e^x itself
+  // d(-e^x)/dx is -e^x itself.
+  vjp: ({ results, grad, room }): InputGradients => ({
+    x: product({ a: grad['y']!, b: results['y']!, out: { y: room('x') } }),
+  }),
 });
 
 /** Rows of `x` by number, in the order of `rows`. */
@@ -51,13 +54,8 @@ export const takeRows = op('take_rows', {
   in: { x: 'T[t,d]', rows: 'i32[m]' },
   out: { y: 'T[m,d]' },
   saves: ['rows'],
-  vjp: ({ args, grad, inputs: { x } }): InputGradients => ({
-    x: embeddingBackward({
-      dy: grad['y']!,
-      ids: args['rows'] as Tensor,
-      rows: x!.shape[0]!,
-      dtype: x!.dtype,
-    }),
+  vjp: ({ args, grad, inputs, sum }): InputGradients => ({
+    x: rowsGradient(args['rows'] as Tensor, grad['y']!, inputs['x']!, sum('x')),
   }),
 });
 

@@ -25,17 +25,19 @@ export const expertMatmul = op('expert_matmul', {
   out: { y: 'Y[a,n]' },
   check: placesOfRows,
   saves: ['x', 'weight', 'order', 'offsets'],
-  vjp: ({ args, grad, inputs }): InputGradients => productGradients(args, grad['y']!, inputs),
+  vjp: (call): InputGradients => productGradients(call, call.grad['y']!),
 });
 
 /** Of `expertMatmul` with these arguments, from the gradient of what it gives. */
-function productGradients(args: Call['args'], dy: Tensor, inputs: Call['inputs']): InputGradients {
+function productGradients({ args, inputs, room }: Call, dy: Tensor): InputGradients {
   const [order, offsets] = [args['order'] as Tensor, args['offsets'] as Tensor];
   const [x, k, dtype] = [args['x'] as Tensor, args['k'] as number | undefined, inputs['weight']?.dtype];
   return {
     x: inputs['x'] && inputGradient(args, dy, inputs['x']),
-    weight: inputs['weight'] && expertWeightGradient({ dy, x, order, offsets, k, dtype }),
-    bias: inputs['bias'] && expertColumnSums({ dy, offsets }),
+    weight:
+      inputs['weight'] &&
+      expertWeightGradient({ dy, x, order, offsets, k, dtype, out: { dweight: room('weight') } }),
+    bias: inputs['bias'] && expertColumnSums({ dy, offsets, out: { sum: room('bias') } }),
   };
 }
 
@@ -86,14 +88,15 @@ export const expertUp = op('expert_up', {
       ? undefined
       : `order has ${size('a')} places, expected ${size('t')! * size('k')!}: k, which is ${size('k')}, for each row of x`),
   saves: ['x', 'weight', 'bias', 'order', 'offsets'],
-  vjp: ({ args, grad, inputs }): InputGradients => {
+  vjp: (call): InputGradients => {
+    const { args, grad } = call;
     const { kind, h } = args as Readonly<Record<string, number>>;
     const up = expertMatmul(productOf(args)); // once more: it was not kept
     const dup = Tensor.empty(up.shape, up.dtype, up.device);
     const halves = (all: Tensor) => [all.columns(0, h!), all.columns(h!, 2 * h!)] as const;
     const [[x, factor], [dx, dfactor]] = up.shape[1] === h ? [[up], [dup]] : [halves(up), halves(dup)];
     activateBackward({ x, factor, dy: grad['y']!, kind, out: { dx, dfactor } });
-    return productGradients(args, dup, inputs);
+    return productGradients(call, dup);
   },
 });
 
@@ -124,11 +127,12 @@ export const expertDown = op('expert_down', {
   out: { y: 'T[t,n]' },
   check: rowOfEachWeight('x'),
   saves: ['x', 'weight', 'bias', 'order', 'place', 'offsets', 'weights'],
-  vjp: ({ args, grad, inputs }): InputGradients => {
+  vjp: (call): InputGradients => {
+    const { args, grad } = call;
     const x = expertMatmul(productOf(args)); // once more: it was not kept
     const [place, weights] = [args['place'] as Tensor, args['weights'] as Tensor];
     const { dx, dweights } = expertCombineBackward({ x, place, weights, dy: grad['y']! });
-    return { ...productGradients(args, dx, inputs), weights: dweights };
+    return { ...productGradients(call, dx), weights: dweights };
   },
 });
 
@@ -210,7 +214,7 @@ export const activate = op('activate', {
       factor,
       dy: grad['y']!,
       kind: args['kind'] as number | undefined,
-      out: { dx: room('x'), ...(factor && { dfactor: room('factor') }) },
+      out: { dx: room('x', 'apart'), ...(factor && { dfactor: room('factor', 'apart') }) },
     });
     return { x: dx, factor: dfactor };
   },

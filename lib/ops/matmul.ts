@@ -1,8 +1,8 @@
-import type { Call, InputGradients } from '../autograd/tape';
+import type { Call, InputGradients, Variable } from '../autograd/tape';
 import { op } from '../op';
 import type { Tensor } from '../tensor';
 import { cast } from './elementwise';
-import { columnSums, embeddingBackward, matmulInputGradient, matmulWeightGradient } from './matmul-backward';
+import { columnSums, matmulInputGradient, matmulWeightGradient, rowsGradient } from './matmul-backward';
 
 /**
  * `y = x · weightᵀ + bias`, accumulated in f32. The weight keeps its own dtype and is never expanded
@@ -13,16 +13,25 @@ export const matmul = op('matmul', {
   in: { x: 'T[m,k]', weight: 'W[n,k]', bias: 'f32[n]?' },
   out: { y: 'Y[m,n]' },
   saves: ['x', 'weight'],
-  vjp: ({ args, grad, inputs }): InputGradients => productGradients(args, inputs, grad['y']!),
+  vjp: (call): InputGradients => productGradients(call, call.grad['y']!),
 });
 
 /** The gradients of a product's operands, from that of the product. */
-const productGradients = (args: Call['args'], inputs: Call['inputs'], dy: Tensor): InputGradients => ({
-  x: inputs['x'] && matmulInputGradient({ dy, weight: args['weight'] as Tensor, dtype: inputs['x'].dtype }),
-  weight:
-    inputs['weight'] && matmulWeightGradient({ dy, x: args['x'] as Tensor, dtype: inputs['weight'].dtype }),
-  bias: inputs['bias'] && columnSums({ x: dy }),
-});
+function productGradients({ args, inputs, room, sum }: Call, dy: Tensor): InputGradients {
+  const xGradient = ({ dtype }: Variable) => {
+    const { plus, out } = sum('x');
+    return matmulInputGradient({ dy, weight: args['weight'] as Tensor, plus, dtype, out: { dx: out } });
+  };
+  const weightGradient = ({ dtype }: Variable) => {
+    const { plus, out } = sum('weight');
+    return matmulWeightGradient({ dy, x: args['x'] as Tensor, plus, dtype, out: { dweight: out } });
+  };
+  return {
+    x: inputs['x'] && xGradient(inputs['x']),
+    weight: inputs['weight'] && weightGradient(inputs['weight']),
+    bias: inputs['bias'] && columnSums({ x: dy, out: { sum: room('bias') } }),
+  };
+}
 
 /**
  * `sum = residual + x · weightᵀ + bias`, all of it in f32: what a layer adds to the residual is not
@@ -32,10 +41,12 @@ export const matmulAdd = op('matmul_add', {
   in: { x: 'T[m,k]', weight: 'W[n,k]', bias: 'f32[n]?', residual: 'f32[m,n]' },
   out: { sum: 'f32[m,n]' },
   saves: ['x', 'weight'],
-  vjp: ({ args, grad: { sum: dsum }, inputs }): InputGradients => {
+  vjp: (call): InputGradients => {
+    const { grad, inputs } = call;
+    const dsum = grad['sum']!;
     const dtype = inputs['x']?.dtype ?? 'f32';
-    const dy = dtype === 'f32' ? dsum! : cast({ x: dsum!, dtype });
-    return { ...productGradients(args, inputs, dy), residual: inputs['residual'] && dsum };
+    const dy = dtype === 'f32' ? dsum : cast({ x: dsum, dtype });
+    return { ...productGradients(call, dy), residual: inputs['residual'] && dsum };
   },
 });
 
@@ -44,12 +55,7 @@ export const embedding = op('embedding', {
   in: { ids: 'i32[t]', weight: 'W[v,d]' },
   out: { y: 'Y[t,d]' },
   saves: ['ids'],
-  vjp: ({ args, grad: { y: dy }, inputs: { weight } }): InputGradients => ({
-    weight: embeddingBackward({
-      dy: dy!,
-      ids: args['ids'] as Tensor,
-      rows: weight!.shape[0]!,
-      dtype: weight!.dtype,
-    }),
+  vjp: ({ args, grad, inputs, sum }): InputGradients => ({
+    weight: rowsGradient(args['ids'] as Tensor, grad['y']!, inputs['weight']!, sum('weight')),
   }),
 });

@@ -14,11 +14,12 @@ export const rmsNorm = op('rms_norm', {
   attrs: { eps: 1e-5 },
   out: { y: 'Y[t,d]' },
   saves: ['x', 'weight'],
-  vjp: ({ args, grad }): InputGradients => {
+  vjp: ({ args, grad, room }): InputGradients => {
     const { dx, dweight } = rmsNormBackward({
       ...normOf(args),
       weight: args['weight'] as Tensor,
       dy: grad['y']!,
+      out: { dweight: room('weight') },
     });
     return { x: dx, weight: dweight };
   },
@@ -26,16 +27,17 @@ export const rmsNorm = op('rms_norm', {
 
 const normOf = (args: Call['args']) => ({ x: args['x'] as Tensor, eps: args['eps'] as number | undefined });
 
-/** The gradients of `residual + x`, from those of it and of its norm. */
+/** The gradients of `residual + x`, from those of it and of its norm; `room` for the weight's, if it has one. */
 function sumGradients(
   sum: Tensor,
   weight: Tensor,
   eps: number | undefined,
   dtype: Tensor['dtype'],
+  room: () => Tensor | undefined,
   dy?: Tensor,
   dsum?: Tensor,
 ) {
-  if (dy) return addRmsNormBackward({ sum, weight, dy, dsum, eps });
+  if (dy) return addRmsNormBackward({ sum, weight, dy, dsum, eps, out: { dweight: room() } });
   return { dx: dtype === 'f32' ? dsum! : cast({ x: dsum!, dtype }), dresidual: dsum!, dweight: undefined };
 }
 
@@ -45,13 +47,14 @@ export const addRmsNorm = op('add_rms_norm', {
   attrs: { eps: 1e-5 },
   out: { y: 'T[t,d]', sum: 'f32[t,d]' },
   saves: ['sum', 'weight'],
-  vjp: ({ args, results, grad, inputs }): InputGradients => {
+  vjp: ({ args, results, grad, inputs, room }): InputGradients => {
     const dtype = inputs['x']?.dtype ?? 'f32';
     const { dx, dresidual, dweight } = sumGradients(
       results['sum']!,
       args['weight'] as Tensor,
       args['eps'] as number | undefined,
       dtype,
+      () => room('weight'),
       grad['y'],
       grad['sum'],
     );
@@ -70,7 +73,7 @@ export const normMatmul = op('norm_matmul', {
   attrs: { eps: 1e-5 },
   out: { y: 'Y[t,n]', sum: 'f32[t,d]', normed: 'T[t,d]' },
   saves: ['sum', 'normed', 'normWeight', 'weight'],
-  vjp: ({ args, results, grad: { y: dy, sum: dsum, normed }, inputs }): InputGradients => {
+  vjp: ({ args, results, grad: { y: dy, sum: dsum, normed }, inputs, room }): InputGradients => {
     const weight = args['weight'] as Tensor;
     const { dtype } = results['normed']!;
     const fromY = dy && matmulInputGradient({ dy, weight, dtype });
@@ -80,6 +83,7 @@ export const normMatmul = op('norm_matmul', {
       args['normWeight'] as Tensor,
       args['eps'] as number | undefined,
       dtype,
+      () => room('normWeight'),
       dnormed,
       dsum,
     );
@@ -102,11 +106,12 @@ export const layerNorm = op('layer_norm', {
   attrs: { eps: 1e-5 },
   out: { y: 'Y[t,d]' },
   saves: ['x', 'weight'],
-  vjp: ({ args, grad, inputs }): InputGradients => {
+  vjp: ({ args, grad, inputs, room }): InputGradients => {
     const { dx, dweight, dbias } = layerNormBackward({
       ...normOf(args),
       weight: args['weight'] as Tensor | undefined,
       dy: grad['y']!,
+      out: { dweight: room('weight'), dbias: room('bias') },
     });
     return { x: dx, weight: dweight, bias: inputs['bias'] && dbias };
   },

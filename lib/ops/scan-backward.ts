@@ -35,7 +35,7 @@ export const selectiveScanBackward = op('selective_scan_backward', {
     dz: '=z',
     ddeltaBias: '=deltaBias',
   },
-  strided: ['dz'],
+  strided: ['dB', 'dC', 'dz'],
   check: scanComplaint,
 });
 

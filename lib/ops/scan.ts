@@ -46,6 +46,8 @@ export const selectiveScanPacked = op('selective_scan', {
   saves: ['u', 'delta', 'A', 'B', 'C', 'D', 'z', 'deltaBias', 'offsets'],
   vjp: ({ args, grad, room }): InputGradients => {
     const tensor = (name: string) => args[name] as Tensor;
+    // Rows may lie apart where there is one for each token.
+    const roomOf = (name: string) => room(name, tensor(name).shape.length === 3 ? 'apart' : undefined);
     const { du, ddelta, dA, dB, dC, dD, dz, ddeltaBias } = selectiveScanBackward({
       u: tensor('u'),
       delta: tensor('delta'),
@@ -58,7 +60,14 @@ export const selectiveScanPacked = op('selective_scan', {
       offsets: tensor('offsets'),
       dy: grad['y']!,
       deltaSoftplus: args['deltaSoftplus'] as boolean | undefined,
-      out: { dz: room('z') },
+      out: {
+        dA: room('A'),
+        dB: roomOf('B'),
+        dC: roomOf('C'),
+        dD: room('D'),
+        dz: room('z', 'apart'),
+        ddeltaBias: room('deltaBias'),
+      },
     });
     return { u: du, delta: ddelta, A: dA, B: dB, C: dC, D: dD, z: dz, deltaBias: ddeltaBias };
   },
@@ -90,7 +99,7 @@ export const causalConv1dPacked = op('causal_conv1d', {
       offsets: args['offsets'] as Tensor,
       silu: args['silu'] as boolean | undefined,
       dy: grad['y']!,
-      out: { dx: room('x') },
+      out: { dx: room('x', 'apart'), dweight: room('weight'), dbias: room('bias') },
     });
     return { x: dx, weight: dweight, bias: dbias };
   },

@@ -8,7 +8,7 @@ import { openSafetensors, writeSafetensors } from '../io/safetensors';
 import type { Tensor } from '../tensor';
 import type { Trainer } from './trainer';
 
-const version = 1;
+const version = 2; // 1 had the parameters in other places
 const tensorsFile = 'training.safetensors';
 const stateFile = 'training.json'; // written last: a folder without it is not complete
 const pattern = /^step-(\d+)$/;

@@ -36,7 +36,7 @@ export interface AdamW {
 
 /** Starts of parameters, in elements: what cuBLASLt and 16-byte accesses like. */
 const alignment = 64;
-const [smallest, largest] = [1 << 16, 1 << 24];
+const [smallest, largest] = [1 << 16, 1 << 23];
 
 /** Weights decay; A_log, D, biases and norms, Δ's bias among them, do not (Gu and Dao 2023, appendix E.2.1). */
 export const decays = (name: string, shape: readonly number[]): boolean =>
@@ -53,8 +53,8 @@ export class Parameters {
   readonly #dtype: FloatFormat;
   readonly #averaged: boolean;
   readonly #cleared: boolean;
-  /** Of the block that each kind is being put into. */
-  readonly #filled = new Map<boolean, { readonly block: Block; used: number }>();
+  /** What there is of each block. */
+  readonly #rooms: { readonly block: Block; used: number }[] = [];
 
   /** `cleared` false leaves the contents undefined, for who only wants the sizes. */
   constructor(device: Device, dtype: FloatFormat, averaged: boolean, cleared = true) {
@@ -81,18 +81,15 @@ export class Parameters {
     return { parameter: placed.parameter, used: placed.copy ?? placed.parameter };
   };
 
+  /** In the first block of a kind that has room: the gaps that large parameters leave take small ones. */
   #room(kind: boolean, size: number): { readonly block: Block; used: number } {
-    const last = this.#filled.get(kind);
-    if (last && last.used + size <= last.block.parameter.size) return last;
-    const before = last?.block.parameter.size ?? smallest / 4;
-    const room = {
-      block: this.#block(
-        kind,
-        Math.max(Math.ceil(size / alignment) * alignment, Math.min(largest, before * 4)),
-      ),
-      used: 0,
-    };
-    this.#filled.set(kind, room);
+    const own = this.#rooms.filter(({ block }) => block.decays === kind);
+    const found = own.find(({ block, used }) => used + size <= block.parameter.size);
+    if (found) return found;
+    const before = own.at(-1)?.block.parameter.size ?? smallest / 4;
+    const least = Math.ceil(size / alignment) * alignment;
+    const room = { block: this.#block(kind, Math.max(least, Math.min(largest, before * 4))), used: 0 };
+    this.#rooms.push(room);
     return room;
   }
 
@@ -155,7 +152,7 @@ export class Parameters {
     for (const { gradient } of this.blocks) addSquares({ x: gradient, sum });
   }
 
-  /** A step of AdamW as `control` has it; gradients start anew from 0. */
+  /** A step of AdamW as `control` has it. */
   update(control: Tensor, { beta1, beta2, eps, decay }: AdamW, average: number | undefined): void {
     for (const block of this.blocks) {
       const { parameter, gradient, m, v, copy } = block;
@@ -163,7 +160,6 @@ export class Parameters {
       adamw({ parameter, m, v, gradient, control, copy, beta1, beta2, eps, decay: own });
       if (block.average && average !== undefined)
         moveAverage({ average: block.average, x: parameter, decay: average });
-      fill({ x: matrix(gradient) });
     }
   }
 

@@ -58,11 +58,12 @@ export class Passes {
   }
 
   /**
-   * Queues the gradients of a batch, as a share of `count` labels, and adds them to those before; it is
-   * number `part` of the step after `steps` others.
+   * Queues the gradients of a batch, as a share of `count` labels; it is number `part` of the `parts` of the step
+   * after `steps` others. Those of several are added up; those of one take the place of what was there.
    */
-  add(batch: TrainingBatch, count: number, steps = 0, part = 0): void {
-    const pass = this.#pass(batch.ids.length, batch.offsets);
+  add(batch: TrainingBatch, count: number, steps = 0, part = 0, parts = 1): void {
+    const pass = this.#pass(batch.ids.length, batch.offsets, parts === 1);
+    if (parts > 1 && part === 0) this.#parameters.clearGradients();
     pass.ids.set(batch.ids);
     pass.labels.set(batch.labels);
     pass.offsets.set(batch.offsets);
@@ -77,14 +78,13 @@ export class Passes {
       const ints = (values: Int32Array) => Tensor.from(values, [values.length], { device: this.#device });
       const [ids, labels, offsets] = [ints(batch.ids), ints(batch.labels), ints(batch.offsets)];
       const slots = ints(new Int32Array(batch.offsets.length - 1));
-      this.#record({ ids, labels, offsets, slots }, this.#bound(batch.offsets));
+      this.#record({ ids, labels, offsets, slots }, this.#bound(batch.offsets), true);
     });
   }
 
-  /** The same while `observer` is told of each op; nothing of it is added anywhere. */
+  /** The same while `observer` is told of each op. */
   observe(observer: Observer, batch: TrainingBatch, count: number, steps: number, part: number): void {
     observing(observer, () => this.addDirectly(batch, count, steps, part));
-    this.#parameters.clearGradients();
     this.#optimizer.loss.set(Float32Array.of(0));
   }
 
@@ -104,9 +104,9 @@ export class Passes {
     this.#update.replay();
   }
 
-  /** Records the passes of batches of such sequences, for when they come. */
+  /** Records the passes of batches of such sequences, for when each is a step by itself. */
   prepare(offsets: Int32Array): void {
-    this.#pass(offsets.at(-1)!, offsets);
+    this.#pass(offsets.at(-1)!, offsets, true);
   }
 
   /** What the routers of the last step that was queued did, if there are any. */
@@ -124,9 +124,9 @@ export class Passes {
     };
   }
 
-  #pass(tokens: number, offsets: Int32Array): Pass {
+  #pass(tokens: number, offsets: Int32Array, alone: boolean): Pass {
     const longest = this.#bound(offsets);
-    const key = [tokens, offsets.length, longest].join(':');
+    const key = [tokens, offsets.length, longest, alone].join(':');
     const known = this.#passes.get(key);
     if (known) {
       this.#passes.delete(key); // the last used stays longest
@@ -140,7 +140,7 @@ export class Passes {
     }
     const inputs = this.#inputs(tokens, offsets);
     try {
-      const graph = capture(this.#device, () => scope(() => this.#record(inputs, longest)));
+      const graph = capture(this.#device, () => scope(() => this.#record(inputs, longest, alone)));
       const pass = { ...inputs, graph };
       this.#passes.set(key, pass);
       return pass;
@@ -154,7 +154,8 @@ export class Passes {
     return this.#model.backbone.bounded ? boundOf(offsets) : undefined;
   }
 
-  #record({ ids, labels, offsets, slots }: Inputs, longest: number | undefined): void {
+  /** `alone`: gradients take the place of those before. */
+  #record({ ids, labels, offsets, slots }: Inputs, longest: number | undefined, alone: boolean): void {
     const { leaves, copies } = this.#parameters;
     const { scale, loss } = this.#optimizer;
     const one = (x: Tensor) => x.reshape([1, 1]);
@@ -173,7 +174,7 @@ export class Passes {
         return routers ? routers.close(own) : own;
       },
       leaves.map(({ parameter }) => parameter),
-      { into: leaves.map(({ gradient }) => gradient), copies },
+      { into: leaves.map(({ gradient }) => gradient), overwrite: alone, copies },
     );
     accumulate({ x: one(own!), sum: one(loss) });
     value.dispose();

@@ -136,7 +136,7 @@ export class Trainer {
     const count = countLabels(all);
     if (count === 0) throw new RangeError('step: labels are all -100, expected some that count');
     const learningRate = learningRateAt(this.#steps, this.options.schedule);
-    all.forEach((batch, i) => this.#passes.add(batch, count, this.#steps, i));
+    all.forEach((batch, i) => this.#passes.add(batch, count, this.#steps, i, all.length));
     this.#passes.update(learningRate);
     this.#fresh = false;
     const step = ++this.#steps;

@@ -60,7 +60,7 @@ const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
   rms_norm_backward: several,
   add_rms_norm_backward: several,
   layer_norm_backward: several,
-  embedding_backward: (sizes) => ({ ...sizes, t: sizes['rows'] === 0 ? 0 : sizes['t']! }),
+  embedding_backward: (sizes) => ({ ...sizes, v: sizes['rows']!, t: sizes['rows'] === 0 ? 0 : sizes['t']! }),
   s4d_scan: (sizes) => ({ ...sizes, ...pool(sizes) }),
   s4d_scan_backward: (sizes) => ({ ...sizes, ...pool(sizes) }),
   fft_conv: convolved,

@@ -23,16 +23,22 @@ function product(left: Values, right: Values, turned: boolean): Values {
   return y;
 }
 
+/** y, with `plus` added where it is given. */
+function withSum(y: Values, plus: Values | undefined): Values {
+  plus?.data.forEach((v, i) => (y.data[i]! += v));
+  return y;
+}
+
 function columnSums(x: Values): Values {
   const y = values(x.shape[1]!);
   for (let i = 0; i < x.shape[0]!; i++) row(x, i).forEach((v, j) => (y.data[j]! += v));
   return y;
 }
 
-function embedding({ dy, ids }: Inputs, { rows }: Attrs): Inputs {
+function embedding({ dy, ids, plus }: Inputs, { rows }: Attrs): Inputs {
   const dweight = values(rows as number, dy!.shape[1]!);
   ids!.data.forEach((id, i) => row(dy!, i).forEach((v, j) => (row(dweight, id)[j]! += v)));
-  return { dweight };
+  return { dweight: withSum(dweight, plus) };
 }
 
 function rmsNorm(x: Values, weight: Values, dy: Values, eps: number): { dx: Values; dweight: Values } {
@@ -185,8 +191,8 @@ function crossEntropyGradient({ logits, labels, scale }: Inputs): Inputs {
 
 /** By op name. */
 export const gradientReferences: Readonly<Record<string, (inputs: Inputs, attrs: Attrs) => Inputs>> = {
-  matmul_input_gradient: ({ dy, weight }) => ({ dx: product(dy!, weight!, false) }),
-  matmul_weight_gradient: ({ dy, x }) => ({ dweight: product(dy!, x!, true) }),
+  matmul_input_gradient: ({ dy, weight, plus }) => ({ dx: withSum(product(dy!, weight!, false), plus) }),
+  matmul_weight_gradient: ({ dy, x, plus }) => ({ dweight: withSum(product(dy!, x!, true), plus) }),
   column_sums: ({ x }) => ({ sum: columnSums(x!) }),
   embedding_backward: embedding,
   rms_norm_backward: ({ x, weight, dy }, { eps }) => ({ ...rmsNorm(x!, weight!, dy!, eps as number) }),

@@ -26,26 +26,45 @@ View matrix(float* data, int64_t rows, int64_t columns) {
   return {data, {rows, columns}, columns, 2, DType::f32};
 }
 
+// y = x w^T, or that and `plus`, which y may be itself: then sums of f32 wait in `room`.
+void multiply(Stream& s, const View& x, const View& w, Opt plus, float* room, Out y) {
+  if (!plus) return matmul(s, In{&x}, In{&w}, Opt{nullptr}, y);
+  const int64_t rows = y.size(0), columns = y.size(1);
+  const View sums = matrix(room, rows, columns);
+  matmul(s, In{&x}, In{&w}, Opt{nullptr}, Out{&sums});
+  with_float(y.dtype(), [&](auto type) {
+    using Y = decltype(type);
+    s.parallel(rows, 4096 / (columns + 1) + 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; i++)
+        for (int64_t j = 0; j < columns; j += kLanes)
+          store_some(y.row<Y>(i) + j,
+                     load_some(room + i * columns + j, columns - j) + load_some(plus.row<Y>(i) + j, columns - j),
+                     columns - j);
+    });
+  });
+}
+
 }  // namespace
 
-void matmul_input_gradient(Stream& s, In dy, In weight, Out dx) {  // [m, n], [n, k] -> [m, k]
+// [m, n], [n, k], [m, k] -> [m, k]
+void matmul_input_gradient(Stream& s, In dy, In weight, Opt plus, Out dx) {
   const int64_t n = weight.size(0), k = weight.size(1);
-  const Room room(s, n * k);
+  const Room room(s, n * k + (plus ? dy.size(0) * k : 0));
   if (!room) return;
   turn(s, weight, room.floats());
-  const View turned = matrix(room.floats(), k, n);
-  matmul(s, dy, In{&turned}, Opt{nullptr}, dx);
+  multiply(s, *dy.view, matrix(room.floats(), k, n), plus, room.floats() + n * k, dx);
 }
 KERNEL(matmul_input_gradient)
 
-void matmul_weight_gradient(Stream& s, In dy, In x, Out dweight) {  // [m, n], [m, k] -> [n, k]
+// [m, n], [m, k], [n, k] -> [n, k]
+void matmul_weight_gradient(Stream& s, In dy, In x, Opt plus, Out dweight) {
   const int64_t m = dy.size(0), n = dy.size(1), k = x.size(1);
-  const Room room(s, m * (n + k));
+  const Room room(s, m * (n + k) + (plus ? n * k : 0));
   if (!room) return;
-  turn(s, dy, room.floats());
-  turn(s, x, room.floats() + m * n);
-  const View left = matrix(room.floats(), n, m), right = matrix(room.floats() + m * n, k, m);
-  matmul(s, In{&left}, In{&right}, Opt{nullptr}, dweight);
+  float *left = room.floats(), *right = left + m * n;
+  turn(s, dy, left);
+  turn(s, x, right);
+  multiply(s, matrix(left, n, m), matrix(right, k, m), plus, right + m * k, dweight);
 }
 KERNEL(matmul_weight_gradient)
 
@@ -69,21 +88,22 @@ void column_sums(Stream& s, In x, Out sum) {  // [t, d] -> [d]
 }
 KERNEL(column_sums)
 
-// Threads take columns, so that rows are added in order. Sums are f32.
-void embedding_backward(Stream& s, In dy, In ids, int64_t rows, Out dweight) {
+// Threads take columns, so that rows are added in order. Sums are f32, or dweight itself where it is.
+void embedding_backward(Stream& s, In dy, In ids, Opt plus, int64_t rows, Out dweight) {
   const int64_t t = dy.size(0), d = dy.size(1);
   const int32_t* id = ids.data<int32_t>();
   for (int64_t i = 0; i < t; i++)
     if (id[i] < 0 || id[i] >= rows)
       return s.fail("ids[%lld] is %d, expected 0 to %lld", static_cast<long long>(i), id[i],
                     static_cast<long long>(rows - 1));
-  const bool direct = dweight.dtype() == DType::f32;
+  const bool direct = dweight.dtype() == DType::f32 && !plus;
   const Room room(s, direct ? 0 : rows * d);
   if (!room) return;
   float* sums = direct ? dweight.data<float>() : room.floats();
   const int64_t stride = direct ? dweight.stride() : d;
   with_float(dy.dtype(), [&](auto yt) {
     with_float(dweight.dtype(), [&](auto wt) {
+      using W = decltype(wt);
       s.parallel(d, kLanes, [&](int64_t begin, int64_t end, int) {
         const auto some = static_cast<size_t>(end - begin) * sizeof(float);
         for (int64_t i = 0; i < rows; i++) memset(sums + i * stride + begin, 0, some);
@@ -92,9 +112,11 @@ void embedding_backward(Stream& s, In dy, In ids, int64_t rows, Out dweight) {
             add_to(sums + id[i] * stride + j, load_some(dy.row<decltype(yt)>(i) + j, end - j),
                    end - j);
         for (int64_t i = 0; i < rows && !direct; i++)
-          for (int64_t j = begin; j < end; j += kLanes)
-            store_some(dweight.row<decltype(wt)>(i) + j, load_some(sums + i * d + j, end - j),
-                       end - j);
+          for (int64_t j = begin; j < end; j += kLanes) {
+            Vec total = load_some(sums + i * d + j, end - j);
+            if (plus) total += load_some(plus.row<W>(i) + j, end - j);
+            store_some(dweight.row<W>(i) + j, total, end - j);
+          }
       });
     });
   });
