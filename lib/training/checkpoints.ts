@@ -89,6 +89,12 @@ export async function findCheckpoints(folder: string): Promise<string[]> {
   return names.filter((name) => pattern.test(name)).sort((a, b) => steps(a) - steps(b));
 }
 
+/** Steps of the newest checkpoint in a folder; 0 where there is none. */
+export async function stepsIn(folder: string): Promise<number> {
+  const newest = (await findCheckpoints(folder)).at(-1);
+  return newest === undefined ? 0 : Number(pattern.exec(newest)![1]);
+}
+
 /**
  * Takes up the newest checkpoint in `folder`: false where there is none. One that is damaged is passed
  * over, and `onWarning` says so. Returns what was saved as `data`, and the checkpoint's path.
