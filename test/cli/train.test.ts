@@ -95,6 +95,29 @@ describe('train', () => {
     expect(readdirSync(at('parts', 'training')).filter((name) => name.startsWith('step-'))).toHaveLength(5);
   });
 
+  it('goes on where its own folder is in that of the data, which it does not learn from', async () => {
+    mkdirSync(at('around', 'mine'), { recursive: true });
+    writeFileSync(at('around', 'a.txt'), text);
+    writeFileSync(at('around', 'mine', 'b.txt'), text); // not the training's
+    const child = start([
+      ...['train', at('around'), '--out', at('around', 'model'), ...small],
+      ...['--steps', '100000', '--json'],
+    ]);
+    const end = ended(child);
+    await once(child.stdout, 'data');
+    child.kill('SIGINT');
+    expect((await end).code).toBe(130);
+    const again = await run(['train', '--resume', at('around', 'model'), '--dry-run']);
+    expect([again.code, again.stderr]).toEqual([0, expect.stringContaining(' bytes of 2 files')]);
+    const resumed = start(['train', '--resume', at('around', 'model'), '--json']);
+    const last = ended(resumed);
+    await once(resumed.stdout, 'data');
+    resumed.kill('SIGINT');
+    expect((await last).code).toBe(130);
+    const same = await refused(['train', at('around', 'model'), '--out', at('around', 'model')]);
+    expect(same.message).toContain('model has a training already');
+  });
+
   it('ends in order on SIGTERM', async () => {
     const first = start(training('term', '--steps', '100000', '--json'));
     const end = ended(first);
@@ -239,6 +262,12 @@ describe('train refuses', () => {
       () => ['train', at('no.txt'), '--out', at('none')],
       2,
       'no.txt does not exist',
+    ],
+    [
+      'the folder of the data for the model',
+      () => ['train', at('folder'), '--out', at('folder')],
+      2,
+      'folder is the folder of --out, expected another',
     ],
     ['data shorter than a sequence', () => plain('--length', '100000'), 2, 'data has 7'],
     [
