@@ -114,6 +114,15 @@ describe('train', () => {
     await once(resumed.stdout, 'data');
     resumed.kill('SIGINT');
     expect((await last).code).toBe(130);
+    // One of the two is held out as a whole.
+    for (const names of [['a.txt'], ['mine', 'b.txt']]) writeFileSync(at('around', ...names), `${text}more`);
+    const changed = await run(['train', '--resume', at('around', 'model')]);
+    expect([changed.code, changed.stderr]).toEqual([
+      1,
+      expect.stringMatching(
+        /error: --resume: the data have changed since; file [ab]\.txt has \d+ tokens, and had \d+\n$/,
+      ),
+    ]);
     const same = await refused(['train', at('around', 'model'), '--out', at('around', 'model')]);
     expect(same.message).toContain('model has a training already');
   });
