@@ -226,6 +226,20 @@ describe('train', () => {
     expect(resumed.code).toBe(0);
   });
 
+  it.each([
+    [['train', ''], 'data'],
+    [['train', 'text.txt', '--out', ''], '--out'],
+    [['train', 'text.txt', '--out', 'x', '--validation', ''], '--validation'],
+    [['train', '--resume', ''], '--resume'],
+    [['generate', '', 'hello'], 'model'],
+    [['eval', TEXT_MODEL, ''], 'file'],
+    [['convert', TEXT_MODEL, ''], 'folder'],
+    [['reproduce', 'induction-heads', '--output', ''], '--output'],
+  ])('refuses the empty path of %p', async (args, name) => {
+    const { code, stderr } = await run(args);
+    expect([code, stderr]).toEqual([2, `error: ${name} is empty, expected a path\n`]);
+  });
+
   it('says what it would do, and does nothing', async () => {
     const { code, stdout, stderr } = await run(training('dry', '--dry-run', '--tokenizer', TEXT_MODEL));
     expect([code, stdout]).toEqual([0, '']);
@@ -323,6 +337,12 @@ describe('train refuses', () => {
       '--experts is given, but --family has no experts',
     ],
     ['a learning rate below 0', () => plain('--learning-rate', '-1'), 2, '--learning-rate is -1'],
+    [
+      'a smallest learning rate above the largest',
+      () => plain('--learning-rate', '0.001', '--minimum-learning-rate', '0.01'),
+      2,
+      '--minimum-learning-rate is 0.01, expected at most learningRate, which is 0.001',
+    ],
     ['a decay of averages above 1', () => plain('--ema', '1.5'), 2, '--ema is 1.5'],
     [
       'a warm-up beyond the end',
