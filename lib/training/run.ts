@@ -68,7 +68,7 @@ export class Run {
     await mkdir(folder, { recursive: true });
     if (resume) {
       const found = await loadCheckpoint(folder, this.#trainer, onWarning);
-      if (!found) throw new TrainingError(`train: ${folder} holds no checkpoint that could be gone on from`);
+      if (!found) throw await nothingToGoOnFrom(folder);
       this.#takeUp(found.data);
       this.#savedAt = this.#trainer.steps;
       this.#checkpoint = found.path;
@@ -249,6 +249,15 @@ export class Run {
     await this.#draw(true);
     await this.#log?.close();
   }
+}
+
+async function nothingToGoOnFrom(folder: string): Promise<TrainingError> {
+  const failed = join(folder, failedName);
+  const state = (await findCheckpoints(failed)).at(-1);
+  const kept = state === undefined ? '' : `; ${join(failed, state)} has the state before a step that failed`;
+  return new TrainingError(
+    `train: ${folder} holds no checkpoint that could be gone on from; the command that began the training begins it anew${kept}`,
+  );
 }
 
 /** @throws TrainingError where a folder's disk has less than `bytes` free. */
