@@ -1,8 +1,8 @@
-import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Argument, Command, InvalidArgumentError } from 'commander';
 import { device as openDevice, setThreads } from '../device';
 import { writeAtomically, writeFully } from '../io/atomic';
+import { makeFolder } from '../io/folder';
 import { packageVersion } from '../loader';
 import { follow, type CourseResult } from '../tasks/course';
 import { inductionHeads } from '../tasks/induction-heads';
@@ -98,7 +98,7 @@ async function run(name: string, flags: Flags): Promise<void> {
   await checkSteps(folder, flags.layers, flags.steps ?? task.recipe.steps);
   if (flags.threads !== undefined) setThreads(flags.threads);
   const device = openDevice(flags.device);
-  await mkdir(folder, { recursive: true });
+  await makeFolder(folder);
   const { steps, rows, learningRate, seed } = flags;
   const recipe = {
     ...task.recipe,

@@ -1,5 +1,6 @@
-import { mkdir, readdir, realpath, rm, stat } from 'node:fs/promises';
+import { readdir, realpath, rm, stat } from 'node:fs/promises';
 import { isAbsolute, join, relative, resolve } from 'node:path';
+import { makeFolder } from '../io/folder';
 import type { Tokenizer } from '../io/tokenizer';
 import type { TrainingBatch } from '../training/batch';
 import { Corpus } from '../training/corpus';
@@ -88,7 +89,7 @@ function tokenized(tokenizer: Tokenizer, folder: string, onProgress: (what: stri
   return async (name: string, files: readonly string[]): Promise<Corpus> => {
     const path = join(folder, `${name}.bin`);
     if (!(await stat(path).catch(() => undefined))) {
-      await mkdir(folder, { recursive: true });
+      await makeFolder(folder);
       onProgress(`tokenizing ${files.length} file${files.length === 1 ? '' : 's'}`);
       await writeTokens(path, tokenizer, files);
     }

@@ -1,8 +1,9 @@
 import { createHash } from 'node:crypto';
-import { mkdir, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { readdir, readFile, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { FormatError } from '../errors';
 import { writeAtomically, writeFully } from '../io/atomic';
+import { makeFolder } from '../io/folder';
 import { isObject, parseJsonObject, type JsonObject } from '../io/json';
 import { openSafetensors, writeSafetensors } from '../io/safetensors';
 import type { Tensor } from '../tensor';
@@ -40,7 +41,7 @@ export async function saveCheckpoint(
   const name = `step-${String(trainer.steps).padStart(8, '0')}`;
   const [target, temporary] = [join(folder, name), join(folder, `.${name}.${process.pid}.tmp`)];
   await rm(temporary, { recursive: true, force: true });
-  await mkdir(temporary, { recursive: true });
+  await makeFolder(temporary);
   try {
     const digests: Record<string, string> = {};
     const sources = [...tensorsOf(trainer)].map(([name, tensor]) => ({

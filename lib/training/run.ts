@@ -1,6 +1,7 @@
-import { mkdir, statfs } from 'node:fs/promises';
+import { statfs } from 'node:fs/promises';
 import { join } from 'node:path';
 import { TrainingError } from '../errors';
+import { makeFolder } from '../io/folder';
 import { isObject } from '../io/json';
 import { countLabels, type TrainingBatch } from './batch';
 import { checkpointBytes, findCheckpoints, loadCheckpoint, saveCheckpoint } from './checkpoints';
@@ -65,7 +66,7 @@ export class Run {
   async begin(): Promise<void> {
     const { folder, resume, keep = 2, onWarning } = this.#options;
     if (folder === undefined) return;
-    await mkdir(folder, { recursive: true });
+    await makeFolder(folder);
     if (resume) {
       const found = await loadCheckpoint(folder, this.#trainer, onWarning);
       if (!found) throw await nothingToGoOnFrom(folder);

@@ -253,6 +253,11 @@ describe('train', () => {
     expect((await run(['generate', at(family), 'line', '-n', '2'])).code).toBe(0);
   });
 
+  it('tells of a folder that cannot be made', async () => {
+    const { code, stderr } = await run(['train', at('text.txt'), '--out', '/proc/x', ...small]);
+    expect([code, stderr]).toEqual([1, expect.stringMatching(/error: ENOENT: .*mkdir '\/proc\/x'\n$/)]);
+  });
+
   it('tells of a full disk', async () => {
     mkdirSync(at('full', 'training'), { recursive: true });
     symlinkSync('/dev/full', at('full', 'training', 'log.jsonl'));
