@@ -50,7 +50,6 @@ export function convertCommand(): Command {
 async function run(model: string, target: string, flags: Flags): Promise<void> {
   const signal = interruption();
   const progress = new Progress();
-  if (target === '') throw new UsageError('folder is empty, expected where to write the model');
   const folder = resolve(target);
   await checkTarget(folder, target, flags.force);
   const { revision, cacheDir, offline } = flags;
