@@ -1,3 +1,5 @@
+import { checkRecord } from '../arguments';
+
 /** Packed sequences for one pass, on the host. */
 export interface TrainingBatch {
   /** [t] */
@@ -26,7 +28,9 @@ export const longestOf = (offsets: Int32Array): number =>
   offsets.reduce((most, end, i) => (i > 0 ? Math.max(most, end - offsets[i - 1]!) : most), 0);
 
 /** @throws TypeError, RangeError that name what is wrong with a batch. */
-export function checkBatch(call: string, { ids, labels, offsets }: TrainingBatch): void {
+export function checkBatch(call: string, batch: TrainingBatch): void {
+  checkRecord(call, batch, 'batch');
+  const { ids, labels, offsets } = batch;
   for (const [name, value] of Object.entries({ ids, labels, offsets }))
     if (!(value instanceof Int32Array)) throw new TypeError(`${call}: ${name} is no Int32Array`);
   if (ids.length === 0) throw new RangeError(`${call}: ids is empty, expected tokens`);

@@ -1,3 +1,4 @@
+import { checkRecord } from '../arguments';
 import { device as openDevice, type Device } from '../device';
 import { DisposedError, FormatError, TrainingError } from '../errors';
 import { CausalLM } from '../generation/causal-lm';
@@ -65,6 +66,8 @@ export class Trainer {
 
   /** A fresh model of the family and sizes of `json`, what config.json would hold. */
   static async fromConfig(json: JsonObject, options: TrainerOptions): Promise<Trainer> {
+    checkRecord('Trainer.fromConfig', json, 'config');
+    checkRecord('Trainer.fromConfig', options, 'options');
     return Trainer.#make('Trainer.fromConfig', json, options, {});
   }
 

@@ -164,6 +164,15 @@ describe('a trainer', () => {
     trainer.dispose();
   });
 
+  it('refuses arguments that are missing, by name', async () => {
+    const make = Trainer.fromConfig.bind(Trainer) as (...given: unknown[]) => Promise<Trainer>;
+    await expect(make()).rejects.toThrow(/^Trainer\.fromConfig: config is undefined, expected/);
+    await expect(make(config)).rejects.toThrow(/^Trainer\.fromConfig: options is undefined, expected/);
+    const trainer = await make(config, options);
+    expect(() => trainer.step(undefined as never)).toThrow(/^step: batch is undefined, expected/);
+    trainer.dispose();
+  });
+
   it('saves what from_pretrained loads, and evaluates it to the same loss', async () => {
     const trainer = await Trainer.fromConfig(config, { ...options, average: 0.9 });
     await run(trainer, 0, 5);
