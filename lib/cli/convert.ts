@@ -1,10 +1,11 @@
 import { existsSync } from 'node:fs';
-import { mkdir, mkdtemp, readdir, realpath, rename, rm, rmdir, stat } from 'node:fs/promises';
+import { mkdtemp, readdir, realpath, rename, rm, rmdir, stat } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
 import { Command, Option } from 'commander';
 import { device as openDevice } from '../device';
 import { CausalLM, storedDtype } from '../generation/causal-lm';
 import { readModelFolder } from '../generation/model-folder';
+import { makeFolder } from '../io/folder';
 import { openCheckpoint, type Checkpoint } from '../io/checkpoint';
 import { convertedChunks, type FloatFormat } from '../io/convert';
 import { resolveModel } from '../io/hub';
@@ -49,7 +50,6 @@ export function convertCommand(): Command {
 async function run(model: string, target: string, flags: Flags): Promise<void> {
   const signal = interruption();
   const progress = new Progress();
-  if (target === '') throw new UsageError('folder is empty, expected where to write the model');
   const folder = resolve(target);
   await checkTarget(folder, target, flags.force);
   const { revision, cacheDir, offline } = flags;
@@ -110,7 +110,7 @@ function reader(checkpoint: Checkpoint, progress: Progress, signal: AbortSignal)
 
 /** Has `write` fill a folder beside `folder`, and puts it, or its files, in place once it is whole. */
 async function appear(folder: string, write: (path: string) => Promise<void>): Promise<void> {
-  const temporary = await mkdir(dirname(folder), { recursive: true })
+  const temporary = await makeFolder(dirname(folder))
     .then(() => mkdtemp(join(dirname(folder), `.${basename(folder)}.`)))
     .catch((error: Error) => {
       throw new UsageError(`${oneLine(folder)}: folder cannot be made; ${error.message}`, { cause: error });

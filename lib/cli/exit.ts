@@ -38,6 +38,8 @@ const flags: readonly (readonly [RegExp, string])[] = [
   [/^device: name\b/, '--device'],
   [/^device: (?=')/, 'device '],
   [/^device: (?=SELECTIVE_SCAN_)/, ''],
+  [/^restore: state is of other data; /, '--resume: the data have changed since; '],
+  [/^restore: (?=state\b)/, '--resume: '],
   [/^restore: /, '--load-state: '],
   [/^fromPretrained: (?=(dtype|stateDtype)\b)/, '--'],
   [/^resolveModel: (?=revision\b)/, '--'],

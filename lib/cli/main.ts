@@ -5,7 +5,7 @@ import { benchCommand } from './bench';
 import { convertCommand } from './convert';
 import { doctorCommand } from './doctor';
 import { evalCommand } from './eval';
-import { report } from './exit';
+import { report, UsageError } from './exit';
 import { generateCommand } from './generate';
 import { inspectCommand } from './inspect';
 import { reproduceCommand } from './reproduce';
@@ -27,6 +27,20 @@ function throwing(command: Command): Command {
   return command;
 }
 
+/** An empty path would mean the current folder, or be found wanting at the end: `--out "$UNSET"`. */
+function refuseEmptyPaths(command: Command): void {
+  const isPath = (text: string) => /^(data|model|file|folder|path|out)$/.test(text);
+  const refuse = (name: string, value: unknown) => {
+    if ([value].flat().includes('')) throw new UsageError(`${name} is empty, expected a path`);
+  };
+  command.registeredArguments.forEach((argument, i) => {
+    if (isPath(argument.name())) refuse(argument.name(), command.processedArgs[i]);
+  });
+  for (const option of command.options)
+    if (isPath(/<([a-z-]+)>/.exec(option.flags)?.[1] ?? ''))
+      refuse(option.long!, command.getOptionValue(option.attributeName()));
+}
+
 const program = new Command('selective-scan')
   .description('Mamba language models on the CPU and on NVIDIA GPUs.')
   .version(packageVersion(), '-V, --version', 'print the version')
@@ -39,7 +53,8 @@ const program = new Command('selective-scan')
   .addCommand(verifyCommand())
   .addCommand(benchCommand())
   .addCommand(reproduceCommand())
-  .addHelpText('after', help);
+  .addHelpText('after', help)
+  .hook('preAction', (_, command) => refuseEmptyPaths(command));
 
 // Whoever writes is told of a failed write by its callback.
 process.stdout.on('error', () => undefined);

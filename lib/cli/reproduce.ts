@@ -1,8 +1,8 @@
-import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Argument, Command, InvalidArgumentError } from 'commander';
 import { device as openDevice, setThreads } from '../device';
 import { writeAtomically, writeFully } from '../io/atomic';
+import { makeFolder } from '../io/folder';
 import { packageVersion } from '../loader';
 import { follow, type CourseResult } from '../tasks/course';
 import { inductionHeads } from '../tasks/induction-heads';
@@ -10,6 +10,7 @@ import { drawResults } from '../tasks/plot';
 import { remarks, resultsOf, tableRows, type Results } from '../tasks/results';
 import { selectiveCopying } from '../tasks/selective-copying';
 import { mostSeed, type Layers, type Task } from '../tasks/task';
+import { stepsIn } from '../training/checkpoints';
 import { number } from './arguments';
 import { whole, wholes } from './bench-flags';
 import { interruption, UsageError } from './exit';
@@ -93,10 +94,11 @@ async function run(name: string, flags: Flags): Promise<void> {
   const signal = interruption();
   const task = tasks.find((task) => task.name === name)!;
   check(task, flags);
+  const folder = flags.output ?? task.name;
+  await checkSteps(folder, flags.layers, flags.steps ?? task.recipe.steps);
   if (flags.threads !== undefined) setThreads(flags.threads);
   const device = openDevice(flags.device);
-  const folder = flags.output ?? task.name;
-  await mkdir(folder, { recursive: true });
+  await makeFolder(folder);
   const { steps, rows, learningRate, seed } = flags;
   const recipe = {
     ...task.recipe,
@@ -138,6 +140,17 @@ function check(task: Task, { seed = 0, length, testLengths = [], rows, steps }: 
   if ((rows ?? 1) * (length ?? task.length) > 2 ** 28)
     throw new UsageError(`--rows is ${rows}, expected at most ${2 ** 28} tokens in a step`);
   if ((steps ?? 1) > 1e9) throw new UsageError(`--steps is ${steps}, expected at most 1e9`);
+}
+
+/** Figures of a longer training are none of a shorter one. */
+async function checkSteps(folder: string, layers: readonly Layers[], steps: number): Promise<void> {
+  for (const each of layers) {
+    const done = await stepsIn(join(folder, each));
+    if (done > steps)
+      throw new UsageError(
+        `--steps is ${steps}, expected ${done} or more; so many are done in ${join(folder, each)}, take another --output for fewer`,
+      );
+  }
 }
 
 async function finish(task: Task, results: Results, folder: string, { json, plot }: Flags): Promise<void> {

@@ -1,5 +1,6 @@
-import { mkdir, readdir, rm, stat } from 'node:fs/promises';
-import { join, relative, resolve } from 'node:path';
+import { readdir, realpath, rm, stat } from 'node:fs/promises';
+import { isAbsolute, join, relative, resolve } from 'node:path';
+import { makeFolder } from '../io/folder';
 import type { Tokenizer } from '../io/tokenizer';
 import type { TrainingBatch } from '../training/batch';
 import { Corpus } from '../training/corpus';
@@ -34,8 +35,8 @@ export async function openData(
   onProgress: (what: string) => void,
 ): Promise<TrainingData> {
   const { validationShare = 0.05, documents, seed = 0, length = 256, batch = 8, microBatches = 1 } = settings;
-  const held = settings.validation && (await expanded(settings.validation, '--validation'));
-  const all = await expanded(settings.data ?? [], 'data');
+  const held = settings.validation && (await expanded(settings.validation, '--validation', settings.out));
+  const all = await expanded(settings.data ?? [], 'data', settings.out);
   const files = held ? all.filter((file) => !held.includes(file)) : all;
   if (files.length === 0)
     throw new UsageError(
@@ -88,7 +89,7 @@ function tokenized(tokenizer: Tokenizer, folder: string, onProgress: (what: stri
   return async (name: string, files: readonly string[]): Promise<Corpus> => {
     const path = join(folder, `${name}.bin`);
     if (!(await stat(path).catch(() => undefined))) {
-      await mkdir(folder, { recursive: true });
+      await makeFolder(folder);
       onProgress(`tokenizing ${files.length} file${files.length === 1 ? '' : 's'}`);
       await writeTokens(path, tokenizer, files);
     }
@@ -101,8 +102,12 @@ export async function forgetTokens(folder: string): Promise<void> {
   for (const name of ['tokens.bin', 'validation.bin']) await rm(join(folder, name), { force: true });
 }
 
-/** Files as they are; of folders the files in them and below, without hidden ones. */
-async function expanded(paths: readonly string[], what: string): Promise<string[]> {
+/**
+ * Files as they are; of folders the files in them and below, without hidden ones and without what the training
+ * itself has in `out`.
+ */
+async function expanded(paths: readonly string[], what: string, out: string | undefined): Promise<string[]> {
+  const own = out === undefined ? undefined : await realpath(out).catch(() => resolve(out));
   const files: string[] = [];
   for (const path of paths.map((path) => resolve(path))) {
     const stats = await stat(path).catch((error: NodeJS.ErrnoException) => {
@@ -113,18 +118,24 @@ async function expanded(paths: readonly string[], what: string): Promise<string[
       files.push(path);
       continue;
     }
+    const real = await realpath(path);
+    if (real === own)
+      throw new UsageError(`${what}: ${oneLine(path)} is the folder of --out, expected another`);
     const entries = await readdir(path, { withFileTypes: true, recursive: true });
     const inside = entries
       .filter((entry) => entry.isFile())
-      .map((entry) => join(entry.parentPath, entry.name))
-      .filter(
-        (file) =>
-          !relative(path, file)
-            .split(/[\\/]/)
-            .some((part) => part.startsWith('.')),
-      );
+      .map((entry) => relative(path, join(entry.parentPath, entry.name)))
+      .filter((file) => !file.split(/[\\/]/).some((part) => part.startsWith('.')))
+      .filter((file) => own === undefined || !within(real, own) || !within(own, join(real, file)))
+      .map((file) => join(path, file));
     if (inside.length === 0) throw new UsageError(`${what}: ${oneLine(path)} is a folder without files`);
     files.push(...inside);
   }
   return [...new Set(files)].sort();
+}
+
+/** Whether a path is in a folder or below. */
+function within(folder: string, path: string): boolean {
+  const from = relative(folder, path);
+  return from !== '' && !isAbsolute(from) && from.split(/[\\/]/)[0] !== '..';
 }

@@ -222,7 +222,9 @@ function wantedOf({ kind }: Setting, value: unknown): string | undefined {
     case 'flag':
       return typeof value === 'boolean' ? undefined : 'true or false';
     case 'paths':
-      return Array.isArray(value) && value.length > 0 && value.every((path) => typeof path === 'string')
+      return Array.isArray(value) &&
+        value.length > 0 &&
+        value.every((path) => typeof path === 'string' && path !== '')
         ? undefined
         : 'a list of paths';
     case 'model':

@@ -1,10 +1,11 @@
 import { existsSync } from 'node:fs';
-import { mkdir, mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { Command, Option } from 'commander';
 import { setThreads } from '../device';
 import { TrainingError } from '../errors';
+import { makeFolder } from '../io/folder';
 import type { JsonObject } from '../io/json';
 import { writeJson } from '../models/save';
 import { findCheckpoints } from '../training/checkpoints';
@@ -153,7 +154,7 @@ async function execute(
   const write = (record: object) => void (flags.json && process.stdout.write(`${JSON.stringify(record)}\n`));
   try {
     if (flags.resume === undefined) {
-      await mkdir(folder, { recursive: true });
+      await makeFolder(folder);
       await writeJson(settingsFile(out), kept(settings, config));
     }
     signal.throwIfAborted();

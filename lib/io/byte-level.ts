@@ -1,5 +1,5 @@
-import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
+import { makeFolder } from './folder';
 import { writeAtomically, writeFully } from './atomic';
 
 /** The printable characters that stand for the 256 bytes in byte-level vocabularies (Radford et al. 2019). */
@@ -38,7 +38,7 @@ export function byteLevelTokenizer(): object {
 
 /** Writes it into `folder`, with what transformers wants beside it: for models of bytes that do not say so themselves. */
 export async function writeByteLevelTokenizer(folder: string): Promise<void> {
-  await mkdir(folder, { recursive: true });
+  await makeFolder(folder);
   const config = { tokenizer_class: 'PreTrainedTokenizerFast', clean_up_tokenization_spaces: false };
   for (const [name, json] of [
     ['tokenizer.json', byteLevelTokenizer()],

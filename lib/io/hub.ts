@@ -1,7 +1,8 @@
-import { copyFile, mkdir, readFile, rm, stat, symlink } from 'node:fs/promises';
+import { copyFile, readFile, rm, stat, symlink } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { dirname, isAbsolute, join, relative, resolve } from 'node:path';
 import { FormatError } from '../errors';
+import { makeFolder } from './folder';
 import { writeAtomically } from './atomic';
 import { isIndex, MAX_INDEX_BYTES, parseIndex, WEIGHTS } from './checkpoint';
 import { authorizedFetch, downloadFile, NetworkError, type Progress, type RemoteFile } from './download';
@@ -206,10 +207,10 @@ async function store(repository: Repository, snapshot: string, file: RemoteFile)
   if ((await sizeOf(pointer)) === file.size) return;
   const blob = join(repository.folder, 'blobs', file.digest.hex);
   if ((await sizeOf(blob)) !== file.size) {
-    await mkdir(dirname(blob), { recursive: true });
+    await makeFolder(dirname(blob));
     await downloadFile(file, blob, repository);
   }
-  await mkdir(dirname(pointer), { recursive: true });
+  await makeFolder(dirname(pointer));
   await rm(pointer, { force: true });
   await symlink(relative(dirname(pointer), blob), pointer).catch(async (error: NodeJS.ErrnoException) => {
     if (error.code !== 'EEXIST') await copyFile(blob, pointer); // Windows without the right to make links
@@ -224,7 +225,7 @@ async function sizeOf(path: string): Promise<number | undefined> {
 async function writeRef({ folder, revision }: Repository, commit: string): Promise<void> {
   const path = join(folder, 'refs', revision);
   if ((await readFile(path, 'utf8').catch(() => '')) === commit) return;
-  await mkdir(dirname(path), { recursive: true });
+  await makeFolder(dirname(path));
   await writeAtomically(path, async (file) => file.writeFile(commit));
 }
 

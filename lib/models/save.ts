@@ -1,6 +1,7 @@
-import { mkdir, readFile, rm, stat } from 'node:fs/promises';
+import { readFile, rm, stat } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { kindOf } from '../arguments';
+import { makeFolder } from '../io/folder';
 import { writeAtomically, writeFully } from '../io/atomic';
 import { MAX_INDEX_BYTES, parseIndex, WEIGHTS } from '../io/checkpoint';
 import type { FloatFormat } from '../io/convert';
@@ -84,7 +85,7 @@ export async function writeModel(
   extras: Extras,
   read: (name: string, tensor: Tensor) => ReturnType<TensorSource['read']>,
 ): Promise<void> {
-  await mkdir(folder, { recursive: true });
+  await makeFolder(folder);
   const tensors = [...parameters].map(([name, tensor]): TensorSource => ({
     name,
     dtype: stored[tensor.dtype as FloatFormat],

@@ -1,7 +1,7 @@
-import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Device } from '../device';
 import { FormatError } from '../errors';
+import { makeFolder } from '../io/folder';
 import { isObject } from '../io/json';
 import { loadCheckpoint, saveCheckpoint } from '../training/checkpoints';
 import { Log } from '../training/log';
@@ -119,7 +119,7 @@ class Course {
   async resume(): Promise<void> {
     const { folder, onWarning } = this.#options;
     if (folder === undefined) return;
-    await mkdir(folder, { recursive: true });
+    await makeFolder(folder);
     this.#log = new Log(join(folder, 'log.jsonl'));
     const loaded = await loadCheckpoint(folder, this.#trainer, onWarning);
     if (!loaded) return;

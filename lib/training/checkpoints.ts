@@ -1,14 +1,15 @@
 import { createHash } from 'node:crypto';
-import { mkdir, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { readdir, readFile, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { FormatError } from '../errors';
 import { writeAtomically, writeFully } from '../io/atomic';
-import { isObject, parseJsonObject } from '../io/json';
+import { makeFolder } from '../io/folder';
+import { isObject, parseJsonObject, type JsonObject } from '../io/json';
 import { openSafetensors, writeSafetensors } from '../io/safetensors';
 import type { Tensor } from '../tensor';
 import type { Trainer } from './trainer';
 
-const version = 2; // 1 had the parameters in other places
+const version = 3; // 1 had the parameters in other places, 2 no digest of the state
 const tensorsFile = 'training.safetensors';
 const stateFile = 'training.json'; // written last: a folder without it is not complete
 const pattern = /^step-(\d+)$/;
@@ -40,7 +41,7 @@ export async function saveCheckpoint(
   const name = `step-${String(trainer.steps).padStart(8, '0')}`;
   const [target, temporary] = [join(folder, name), join(folder, `.${name}.${process.pid}.tmp`)];
   await rm(temporary, { recursive: true, force: true });
-  await mkdir(temporary, { recursive: true });
+  await makeFolder(temporary);
   try {
     const digests: Record<string, string> = {};
     const sources = [...tensorsOf(trainer)].map(([name, tensor]) => ({
@@ -50,14 +51,14 @@ export async function saveCheckpoint(
       read: async () => {
         const { buffer, byteOffset, byteLength } = await tensor.data();
         const bytes = new Uint8Array(buffer, byteOffset, byteLength);
-        digests[name] = createHash('sha256').update(bytes).digest('hex');
+        digests[name] = sha256(bytes);
         return bytes;
       },
     }));
     const state = { version, steps: trainer.steps, layout: layoutOf(trainer), data: data ?? null };
     await writeSafetensors(join(temporary, tensorsFile), sources);
     await writeAtomically(join(temporary, stateFile), (file) =>
-      writeFully(file, Buffer.from(`${JSON.stringify({ ...state, digests })}\n`)),
+      writeFully(file, sealed({ ...state, digests })),
     );
     await rm(target, { recursive: true, force: true });
     await rename(temporary, target);
@@ -87,6 +88,12 @@ export async function findCheckpoints(folder: string): Promise<string[]> {
   const names = await readdir(folder).catch(() => [] as string[]);
   const steps = (name: string) => Number(pattern.exec(name)![1]);
   return names.filter((name) => pattern.test(name)).sort((a, b) => steps(a) - steps(b));
+}
+
+/** Steps of the newest checkpoint in a folder; 0 where there is none. */
+export async function stepsIn(folder: string): Promise<number> {
+  const newest = (await findCheckpoints(folder)).at(-1);
+  return newest === undefined ? 0 : Number(pattern.exec(newest)![1]);
 }
 
 /**
@@ -121,11 +128,29 @@ class OtherModel extends FormatError {
   }
 }
 
+const sha256 = (bytes: Uint8Array) => createHash('sha256').update(bytes).digest('hex');
+
+/** JSON whose last field is the digest of all that is before it. */
+function sealed(state: object): Buffer {
+  const text = Buffer.from(JSON.stringify(state).slice(0, -1));
+  return Buffer.concat([text, Buffer.from(`,"digest":"${sha256(text)}"}\n`)]);
+}
+
+/** What `sealed` made. @throws FormatError where a byte is another. */
+function unsealed(bytes: Buffer, path: string): JsonObject {
+  const state = parseJsonObject(bytes, path);
+  if (state['version'] !== version)
+    throw new FormatError(`version is ${String(state['version'])}, expected ${version}`);
+  const text = bytes.subarray(0, Math.max(0, bytes.lastIndexOf(',"digest":"')));
+  if (!bytes.subarray(text.length).equals(Buffer.from(`,"digest":"${sha256(text)}"}\n`)))
+    throw new FormatError(`${stateFile} is not what was written`);
+  return state;
+}
+
 /** Everything is read and checked before anything is written. */
 async function readCheckpoint(path: string, trainer: Trainer) {
-  const state = parseJsonObject(await readFile(join(path, stateFile)), join(path, stateFile));
-  const { version: written, steps, layout, digests, data } = state;
-  if (written !== version) throw new FormatError(`version is ${String(written)}, expected ${version}`);
+  const state = unsealed(await readFile(join(path, stateFile)), join(path, stateFile));
+  const { steps, layout, digests, data } = state;
   if (!Number.isSafeInteger(steps) || typeof layout !== 'string' || !isObject(digests))
     throw new FormatError(`${stateFile} lacks what it should hold`);
   const contents: (readonly [Tensor, Uint8Array])[] = [];
@@ -138,8 +163,7 @@ async function readCheckpoint(path: string, trainer: Trainer) {
         throw new FormatError(`tensor ${name} is missing or of another shape`);
       const bytes = new Uint8Array(info.end - info.begin);
       await file.read(info, bytes);
-      if (createHash('sha256').update(bytes).digest('hex') !== digests[name])
-        throw new FormatError(`tensor ${name} is not what was written`);
+      if (sha256(bytes) !== digests[name]) throw new FormatError(`tensor ${name} is not what was written`);
       contents.push([tensor, bytes]);
     }
   } finally {

@@ -96,6 +96,11 @@ export class Corpus {
     return this.#spans.map(({ path }) => path);
   }
 
+  /** Each file's name and how many tokens it has, held-out ones of it too. */
+  get sizes(): readonly (readonly [name: string, tokens: number])[] {
+    return this.#spans.map(({ path, fileTokens }) => [path.split(/[\\/]/).at(-1)!, fileTokens]);
+  }
+
   /** Names and sizes, by which a saved position is known to be of the same data. */
   get fingerprint(): string {
     const spans = this.#spans.map(({ path, begin, end }) => [path.split(/[\\/]/).at(-1), begin, end]);

@@ -89,6 +89,10 @@ export function completeOptions(call: string, options: TrainingOptions): Complet
     throw new TypeError(`${call}: schedule is ${String(schedule)}, expected constant or cosine`);
   const warmup = options.warmup ?? Math.min(1000, Math.floor(steps / 10));
   const minimumLearningRate = options.minimumLearningRate ?? learningRate / 10;
+  if (minimumLearningRate > learningRate)
+    throw new RangeError(
+      `${call}: minimumLearningRate is ${minimumLearningRate}, expected at most learningRate, which is ${learningRate}`,
+    );
   return {
     steps,
     learningRate,

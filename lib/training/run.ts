@@ -1,6 +1,7 @@
-import { mkdir, statfs } from 'node:fs/promises';
+import { statfs } from 'node:fs/promises';
 import { join } from 'node:path';
 import { TrainingError } from '../errors';
+import { makeFolder } from '../io/folder';
 import { isObject } from '../io/json';
 import { countLabels, type TrainingBatch } from './batch';
 import { checkpointBytes, findCheckpoints, loadCheckpoint, saveCheckpoint } from './checkpoints';
@@ -65,10 +66,10 @@ export class Run {
   async begin(): Promise<void> {
     const { folder, resume, keep = 2, onWarning } = this.#options;
     if (folder === undefined) return;
-    await mkdir(folder, { recursive: true });
+    await makeFolder(folder);
     if (resume) {
       const found = await loadCheckpoint(folder, this.#trainer, onWarning);
-      if (!found) throw new TrainingError(`train: ${folder} holds no checkpoint that could be gone on from`);
+      if (!found) throw await nothingToGoOnFrom(folder);
       this.#takeUp(found.data);
       this.#savedAt = this.#trainer.steps;
       this.#checkpoint = found.path;
@@ -249,6 +250,15 @@ export class Run {
     await this.#draw(true);
     await this.#log?.close();
   }
+}
+
+async function nothingToGoOnFrom(folder: string): Promise<TrainingError> {
+  const failed = join(folder, failedName);
+  const state = (await findCheckpoints(failed)).at(-1);
+  const kept = state === undefined ? '' : `; ${join(failed, state)} has the state before a step that failed`;
+  return new TrainingError(
+    `train: ${folder} holds no checkpoint that could be gone on from; the command that began the training begins it anew${kept}`,
+  );
 }
 
 /** @throws TrainingError where a folder's disk has less than `bytes` free. */

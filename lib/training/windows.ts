@@ -172,16 +172,23 @@ export class Windows implements BatchSource {
 
   /** Where it is: after the batches that `next` gave. */
   state(): unknown {
-    return { epoch: this.#cut.epoch, at: this.#at, data: this.#fingerprint() };
+    const files = this.#corpus.sizes;
+    return { epoch: this.#cut.epoch, at: this.#at, data: this.#fingerprint(), files };
   }
 
-  /** Goes on from a `state`. @throws FormatError where it is of other data or options. */
+  /** Goes on from a `state`. @throws FormatError where it is of other data, with a file's name, or other options. */
   restore(state: unknown): void {
-    const { epoch, at, data } = isObject(state) ? state : {};
+    const { epoch, at, data, files } = isObject(state) ? state : {};
     const count = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
     if (!count(epoch) || !count(at)) throw new FormatError('restore: state holds no position in a corpus');
-    if (data !== this.#fingerprint())
-      throw new FormatError('restore: state is of other files, or of other options of Windows');
+    if (data !== this.#fingerprint()) {
+      const changed = changeOf(files, this.#corpus.sizes);
+      throw new FormatError(
+        changed === undefined
+          ? 'restore: state is of other parts of the files, or of other options of Windows'
+          : `restore: state is of other data; ${changed}`,
+      );
+    }
     const cut = this.#cutOf(epoch);
     if (at > cut.windows)
       throw new FormatError(`restore: state is at window ${at}, expected at most ${cut.windows}`);
@@ -194,6 +201,26 @@ export class Windows implements BatchSource {
     const text = JSON.stringify([this.#corpus.fingerprint, length, shuffle, seed, documents]);
     return createHash('sha256').update(text).digest('hex');
   }
+}
+
+/** A file that differs between those of a state and those that are there. */
+function changeOf(before: unknown, now: Corpus['sizes']): string | undefined {
+  if (!Array.isArray(before)) return undefined;
+  const had = (before as unknown[]).map((file): readonly unknown[] => (Array.isArray(file) ? file : []));
+  const without = <T extends readonly unknown[]>(
+    files: readonly T[],
+    others: readonly (readonly unknown[])[],
+  ) => {
+    const known = new Set(others.map((file) => JSON.stringify(file)));
+    return files.filter((file) => !known.has(JSON.stringify(file)));
+  };
+  const [added, lost] = [without(now, had), without(had, now)];
+  const sizes = new Map(lost.map(([name, tokens]) => [name, String(tokens)]));
+  const grown = added.find(([name]) => sizes.has(name));
+  if (grown) return `file ${grown[0]} has ${grown[1]} tokens, and had ${sizes.get(grown[0])}`;
+  if (added[0]) return `file ${added[0][0]}, of ${added[0][1]} tokens, was not there`;
+  if (lost[0]) return `file ${String(lost[0][0])}, of ${String(lost[0][1])} tokens, is not there`;
+  return undefined;
 }
 
 interface Ahead {

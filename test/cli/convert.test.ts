@@ -160,7 +160,7 @@ describe('convert', () => {
     ],
     ['a model that is not there', 2, /expected a folder that exists/, () => [folder.at('none'), 'made']],
     ['another dtype', 2, /--dtype/, () => [BIN, 'made', '--dtype', 'f64']],
-    ['a target without a name', 2, /folder is empty, expected where to write/, () => [BIN, '']],
+    ['a target without a name', 2, /folder is empty, expected a path/, () => [BIN, '']],
     ['a target that nothing can be in', 2, /cannot be made; /, () => [BIN, join(BIN, 'config.json', 'x')]],
     ['no target', 2, /missing required argument 'folder'/, () => [BIN]],
   ])('refuses %s', async (_, wanted, message, args) => {

@@ -36,6 +36,22 @@ it('goes on where it ended', async () => {
   expect(other.stderr).toMatch(/^error: .*take another folder\n$/);
 });
 
+it('refuses fewer steps than are done, before any work, and goes on with more', async () => {
+  const args = ['induction-heads', ...small, '--layers', 's4d,mamba', '--test-lengths', '32'];
+  const out = ['--output', folder.at('out'), '--json'];
+  expect((await reproduce(...args, '--layers', 'mamba', ...out)).code).toBe(0);
+  const results = readFileSync(folder.at('out', 'results.json'), 'utf8');
+  const { code, stdout, stderr } = await reproduce(...args, '--steps', '3', ...out);
+  expect([code, stdout]).toEqual([2, '']);
+  expect(stderr).toBe(
+    `error: --steps is 3, expected 4 or more; so many are done in ${folder.at('out', 'mamba')}, take another --output for fewer\n`,
+  );
+  expect(readFileSync(folder.at('out', 'results.json'), 'utf8')).toBe(results);
+  expect(readdirSync(folder.at('out'))).not.toContain('s4d');
+  const more = await reproduce(...args, '--layers', 'mamba', '--steps', '5', ...out);
+  expect([more.code, JSON.parse(more.stdout)]).toMatchObject([0, { runs: [{ recipe: { steps: 5 } }] }]);
+});
+
 it.each([
   [['parity'], /Allowed choices are induction-heads, selective-copying/],
   [['induction-heads', '--layers', 'h3'], /It is not a list of some of mamba, s4d/],

@@ -95,6 +95,38 @@ describe('train', () => {
     expect(readdirSync(at('parts', 'training')).filter((name) => name.startsWith('step-'))).toHaveLength(5);
   });
 
+  it('goes on where its own folder is in that of the data, which it does not learn from', async () => {
+    mkdirSync(at('around', 'mine'), { recursive: true });
+    writeFileSync(at('around', 'a.txt'), text);
+    writeFileSync(at('around', 'mine', 'b.txt'), text); // not the training's
+    const child = start([
+      ...['train', at('around'), '--out', at('around', 'model'), ...small],
+      ...['--steps', '100000', '--json'],
+    ]);
+    const end = ended(child);
+    await once(child.stdout, 'data');
+    child.kill('SIGINT');
+    expect((await end).code).toBe(130);
+    const again = await run(['train', '--resume', at('around', 'model'), '--dry-run']);
+    expect([again.code, again.stderr]).toEqual([0, expect.stringContaining(' bytes of 2 files')]);
+    const resumed = start(['train', '--resume', at('around', 'model'), '--json']);
+    const last = ended(resumed);
+    await once(resumed.stdout, 'data');
+    resumed.kill('SIGINT');
+    expect((await last).code).toBe(130);
+    // One of the two is held out as a whole.
+    for (const names of [['a.txt'], ['mine', 'b.txt']]) writeFileSync(at('around', ...names), `${text}more`);
+    const changed = await run(['train', '--resume', at('around', 'model')]);
+    expect([changed.code, changed.stderr]).toEqual([
+      1,
+      expect.stringMatching(
+        /error: --resume: the data have changed since; file [ab]\.txt has \d+ tokens, and had \d+\n$/,
+      ),
+    ]);
+    const same = await refused(['train', at('around', 'model'), '--out', at('around', 'model')]);
+    expect(same.message).toContain('model has a training already');
+  });
+
   it('ends in order on SIGTERM', async () => {
     const first = start(training('term', '--steps', '100000', '--json'));
     const end = ended(first);
@@ -194,6 +226,20 @@ describe('train', () => {
     expect(resumed.code).toBe(0);
   });
 
+  it.each([
+    [['train', ''], 'data'],
+    [['train', 'text.txt', '--out', ''], '--out'],
+    [['train', 'text.txt', '--out', 'x', '--validation', ''], '--validation'],
+    [['train', '--resume', ''], '--resume'],
+    [['generate', '', 'hello'], 'model'],
+    [['eval', TEXT_MODEL, ''], 'file'],
+    [['convert', TEXT_MODEL, ''], 'folder'],
+    [['reproduce', 'induction-heads', '--output', ''], '--output'],
+  ])('refuses the empty path of %p', async (args, name) => {
+    const { code, stderr } = await run(args);
+    expect([code, stderr]).toEqual([2, `error: ${name} is empty, expected a path\n`]);
+  });
+
   it('says what it would do, and does nothing', async () => {
     const { code, stdout, stderr } = await run(training('dry', '--dry-run', '--tokenizer', TEXT_MODEL));
     expect([code, stdout]).toEqual([0, '']);
@@ -205,6 +251,11 @@ describe('train', () => {
     const { code, stderr } = await run(training(family, '--family', family, '--steps', '2'));
     expect([code, stderr]).toEqual([0, expect.stringContaining('held-out loss')]);
     expect((await run(['generate', at(family), 'line', '-n', '2'])).code).toBe(0);
+  });
+
+  it('tells of a folder that cannot be made', async () => {
+    const { code, stderr } = await run(['train', at('text.txt'), '--out', '/proc/x', ...small]);
+    expect([code, stderr]).toEqual([1, expect.stringMatching(/error: ENOENT: .*mkdir '\/proc\/x'\n$/)]);
   });
 
   it('tells of a full disk', async () => {
@@ -239,6 +290,12 @@ describe('train refuses', () => {
       () => ['train', at('no.txt'), '--out', at('none')],
       2,
       'no.txt does not exist',
+    ],
+    [
+      'the folder of the data for the model',
+      () => ['train', at('folder'), '--out', at('folder')],
+      2,
+      'folder is the folder of --out, expected another',
     ],
     ['data shorter than a sequence', () => plain('--length', '100000'), 2, 'data has 7'],
     [
@@ -285,6 +342,12 @@ describe('train refuses', () => {
       '--experts is given, but --family has no experts',
     ],
     ['a learning rate below 0', () => plain('--learning-rate', '-1'), 2, '--learning-rate is -1'],
+    [
+      'a smallest learning rate above the largest',
+      () => plain('--learning-rate', '0.001', '--minimum-learning-rate', '0.01'),
+      2,
+      '--minimum-learning-rate is 0.01, expected at most learningRate, which is 0.001',
+    ],
     ['a decay of averages above 1', () => plain('--ema', '1.5'), 2, '--ema is 1.5'],
     [
       'a warm-up beyond the end',

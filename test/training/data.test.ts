@@ -156,7 +156,18 @@ describe('windows', () => {
     const again = make();
     again.restore(data);
     expect(await take(again, 30)).toEqual(rest);
-    expect(() => make(2).restore(data)).toThrow('restore: state is of other files, or of other options');
+    expect(() => make(2).restore(data)).toThrow(
+      'restore: state is of other parts of the files, or of other options',
+    );
+    const others = async (...files: string[]) => {
+      const other = await Corpus.open(files);
+      return () => new Windows(other, { length: 10, rows: 4, seed: 1, documents: 'separate' }).restore(data);
+    };
+    const [a, b] = [folder.at('a'), folder.at('b')];
+    expect(await others(a, b, file('c', 9))).toThrow('of other data; file c, of 9 tokens, was not there');
+    expect(await others(a)).toThrow('restore: state is of other data; file b, of 77 tokens, is not there');
+    appendFileSync(b, 'more');
+    expect(await others(a, b)).toThrow('restore: state is of other data; file b has 81 tokens, and had 77');
     expect(() => make().restore({ epoch: 0 })).toThrow('restore: state holds no position');
   });
 

@@ -1,5 +1,5 @@
 /** The loop around the steps: its checkpoints, log and curves, and what it does when things go wrong. */
-import { access, mkdtemp, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
+import { access, mkdir, mkdtemp, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import {
@@ -196,7 +196,12 @@ it('refuses what cannot be meant, before any work', async () => {
   await refused({ folder: join(folder, 'a') }, /a has checkpoints of a training already; go on with it/);
   await refused(
     { folder: join(folder, 'none'), resume: true },
-    /none holds no checkpoint that could be gone on from/,
+    /none holds no checkpoint that could be gone on from; the command that began the training begins it anew$/,
+  );
+  await mkdir(join(folder, 'lost', 'failed', 'step-00000003'), { recursive: true });
+  await refused(
+    { folder: join(folder, 'lost'), resume: true },
+    /anew; .*lost\/failed\/step-00000003 has the state before a step that failed$/,
   );
   expect(trainer.steps).toBe(0);
 });

@@ -143,6 +143,27 @@ describe('a trainer', () => {
     other.dispose();
   });
 
+  it('passes over a checkpoint of whose state one bit is another, whichever', async () => {
+    const trainer = await Trainer.fromConfig(config, options);
+    await saveCheckpoint(folder, trainer, { data: { at: 4 } });
+    await run(trainer, 0, 1);
+    const newest = await saveCheckpoint(folder, trainer, { data: { at: 5, epoch: 0, data: 'a0' } });
+    const path = join(newest, 'training.json');
+    const bytes = await readFile(path);
+    for (const field of ['version', 'steps', 'layout', 'data', 'at', 'epoch', 'digests', 'digest']) {
+      const damaged = Buffer.from(bytes);
+      damaged[bytes.lastIndexOf(`"${field}":`) + field.length + 4]! ^= 1;
+      await writeFile(path, damaged);
+      const warnings: string[] = [];
+      const found = await loadCheckpoint(folder, trainer, (message) => warnings.push(message));
+      expect([field, found?.data, trainer.steps]).toEqual([field, { at: 4 }, 0]);
+      expect(warnings).toEqual([expect.stringContaining(`${newest} is damaged and passed over`)]);
+    }
+    await writeFile(path, bytes);
+    expect(await loadCheckpoint(folder, trainer)).toMatchObject({ data: { at: 5 }, path: newest });
+    trainer.dispose();
+  });
+
   it('saves what from_pretrained loads, and evaluates it to the same loss', async () => {
     const trainer = await Trainer.fromConfig(config, { ...options, average: 0.9 });
     await run(trainer, 0, 5);
