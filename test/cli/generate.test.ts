@@ -1,5 +1,14 @@
+import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
-import { copyFileSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  lstatSync,
+  readFileSync,
+  readdirSync,
+  readlinkSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { temporaryFolder } from '../io/folder';
 import { ended, IDS_MODEL, run, start, TEXT_MODEL } from './run';
@@ -253,6 +262,25 @@ describe('generate: state', () => {
     );
     expect(text.stderr).toContain('error: --load-state: bytes are no snapshot');
     expect(other.stderr).toContain('error: --load-state: bytes are the state of another model');
+  });
+
+  it('saves through a link, and replaces nothing that is no file', async () => {
+    symlinkSync('b', folder.at('link'));
+    for (const round of ['new', 'old']) {
+      const saved = await generate('Once', '-n', '1', '--save-state', folder.at('link'));
+      expect([round, saved.code]).toEqual([round, 0]);
+      expect(readlinkSync(folder.at('link'))).toBe('b');
+      expect(lstatSync(folder.at('b')).isFile()).toBe(true);
+    }
+    expect(readdirSync(folder.path).sort()).toEqual(['b', 'link']);
+    execFileSync('mkfifo', [folder.at('pipe')]);
+    symlinkSync('pipe', folder.at('to-pipe'));
+    for (const name of ['pipe', 'to-pipe']) {
+      const { code, stdout, stderr } = await generate('Once', '--save-state', folder.at(name));
+      expect({ code, stdout }).toEqual({ code: 2, stdout: '' });
+      expect(stderr).toBe(`error: --save-state: ${folder.at(name)} is a pipe, expected a file to write\n`);
+    }
+    expect(lstatSync(folder.at('pipe')).isFIFO()).toBe(true);
   });
 
   it('knows before the text whether it can save', async () => {
