@@ -24,6 +24,10 @@ const harmless: Readonly<Record<string, readonly [fits: (value: unknown) => bool
 /** Thousands of times what any model starts with. */
 const mostSpread = 1000;
 
+/** A hundred times what any model has; each is an object with tensors of its own, so that billions never end. */
+const mostLayers = 10_000;
+const mostExperts = 100_000;
+
 /** Reads config.json field by field, so that what was not read can be refused by name. */
 export class Fields {
   readonly #json: JsonObject;
@@ -57,6 +61,20 @@ export class Fields {
       return this.refuse(name, `a whole number, ${least} or more`);
     }
     return value;
+  }
+
+  /** How many layers there are: as many as are made in seconds. */
+  layers(name: string, fallback?: number): number {
+    const value = this.whole(name, fallback);
+    return value <= mostLayers ? value : this.refuse(name, `at most ${mostLayers} layers`);
+  }
+
+  /** How many experts each of `layers` has: as many as are made in seconds. */
+  experts(name: string, fallback: number, layers: number): number {
+    const value = this.whole(name, fallback);
+    return value * layers <= mostExperts
+      ? value
+      : this.refuse(name, `at most ${mostExperts} in all of the ${layers} layers`);
   }
 
   /** A number that f32 holds, larger than 0 unless `zero` is allowed. */

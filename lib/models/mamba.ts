@@ -30,7 +30,7 @@ function config(json: JsonObject): MambaConfig {
       `${1 / hiddenSize} to ${(2 ** 31 - 1) / hiddenSize} for hidden_size ${hiddenSize}`,
     );
   const dState = fields.whole('state_size', 16);
-  const numLayers = fields.whole('num_hidden_layers', 32);
+  const numLayers = fields.layers('num_hidden_layers', 32);
   const vocabSize = fields.whole('vocab_size', 50280);
   const automatic = json['time_step_rank'] === undefined || json['time_step_rank'] === 'auto';
   fields.ignore(...(automatic ? ['time_step_rank'] : []));

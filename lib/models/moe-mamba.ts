@@ -47,7 +47,8 @@ function config(json: JsonObject): MoEMambaConfig {
     dtInit: 'random',
     initializerRange,
   };
-  const experts = fields.whole('num_experts', 42);
+  const numLayers = fields.layers('num_hidden_layers', 16);
+  const experts = fields.experts('num_experts', 42, numLayers);
   const topK = fields.whole('num_experts_per_tok', 1);
   if (topK > experts) fields.refuse('num_experts_per_tok', `at most num_experts, which is ${experts}`);
   const jitter = fields.positive('router_jitter', 0, true);
@@ -71,7 +72,7 @@ function config(json: JsonObject): MoEMambaConfig {
     modelType: 'moe_mamba',
     vocabSize,
     hiddenSize,
-    numLayers: fields.whole('num_hidden_layers', 16),
+    numLayers,
     eosTokenId: fields.ids('eos_token_id', vocabSize),
     padTokenId: fields.id('pad_token_id', vocabSize),
     json,

@@ -44,7 +44,7 @@ function config(json: JsonObject): S4DModelConfig {
     modelType: 's4d',
     vocabSize,
     hiddenSize,
-    numLayers: fields.whole('num_hidden_layers', 6),
+    numLayers: fields.layers('num_hidden_layers', 6),
     eosTokenId: fields.ids('eos_token_id', vocabSize),
     padTokenId: fields.id('pad_token_id', vocabSize),
     json,
