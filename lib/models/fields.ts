@@ -86,6 +86,12 @@ export class Fields {
     return value as number;
   }
 
+  /** What keeps a norm from dividing by zero: above 0, at most 1. */
+  epsilon(name: string, fallback: number): number {
+    const value = this.positive(name, fallback);
+    return value <= 1 ? value : this.refuse(name, 'at most 1');
+  }
+
   /** A spread of random numbers: one that leaves what is computed of them within f32. */
   spread(name: string, fallback: number): number {
     const value = this.positive(name, fallback);

@@ -50,7 +50,7 @@ function config(json: JsonObject): MambaConfig {
     dtInit: fields.choice('time_step_init_scheme', ['random', 'constant']),
     initializerRange: fields.spread('initializer_range', 0.1),
   };
-  const layerNormEpsilon = fields.positive('layer_norm_epsilon', 1e-5, true);
+  const layerNormEpsilon = fields.epsilon('layer_norm_epsilon', 1e-5);
   const tieWordEmbeddings = fields.flag('tie_word_embeddings', true);
   const eosTokenId = fields.ids('eos_token_id', vocabSize);
   const padTokenId = fields.id('pad_token_id', vocabSize);

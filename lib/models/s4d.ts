@@ -50,7 +50,7 @@ function config(json: JsonObject): S4DModelConfig {
     json,
     mixer,
     execution: fields.choice('execution', s4dModes),
-    layerNormEpsilon: fields.positive('layer_norm_epsilon', 1e-5, true),
+    layerNormEpsilon: fields.epsilon('layer_norm_epsilon', 1e-5),
     tieWordEmbeddings: fields.flag('tie_word_embeddings', false),
     initializerRange: fields.spread('initializer_range', 0.02),
   };

@@ -39,6 +39,12 @@ describe('config.json', () => {
       ]),
     ),
     [{ layer_norm_epsilon: -1e-5 }, /layer_norm_epsilon is -0\.00001, expected a positive number/],
+    [{ layer_norm_epsilon: 0 }, /layer_norm_epsilon is 0, expected a positive number/],
+    [{ layer_norm_epsilon: 1e18 }, /layer_norm_epsilon is 1000000000000000000, expected at most 1/],
+    [
+      { model_type: 'moe_mamba', capacity_factor: 1e18 },
+      /capacity_factor is .*, expected at most num_experts/,
+    ],
     [{ expand: 0.01 }, /expand is 0\.01/],
     ...[
       'use_bias',
