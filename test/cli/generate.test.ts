@@ -120,6 +120,10 @@ describe('generate: options', () => {
     [['--top-p', 'x'], "option '--top-p <p>' argument 'x' is invalid"],
     [['--seed', '1.5'], "option '--seed <n>' argument '1.5' is invalid"],
     [['--max-new-tokens', '0'], '--max-new-tokens is 0, expected a whole number from 1'],
+    [
+      ['--min-new-tokens', '10', '-n', '6'],
+      '--min-new-tokens is 10, expected at most maxNewTokens, which is 6',
+    ],
     [['--min-p', '-1'], '--min-p is -1, expected a number from 0'],
     [['--threads', '0'], '--threads is 0, expected a whole number from 1 to 256'],
     [['--device', 'tpu'], "--device is 'tpu', expected cpu, cuda or cuda:<index>"],
@@ -232,6 +236,21 @@ describe('generate: state', () => {
     expect([first.stderr, second.stderr]).toEqual(['', '']);
     expect([...tokens(first.stdout), ...tokens(second.stdout)]).toEqual(tokens(whole.stdout));
     expect(readdirSync(folder.path)).toEqual(['a']);
+  });
+
+  it('saves after Ctrl-C what was said until then', async () => {
+    const ids = ['--ids', '--ignore-eos'];
+    const args = [...ids, '-n', '100000000', '--save-state', folder.at('a')];
+    const child = start(['generate', TEXT_MODEL, '1,2,3', ...args]);
+    const end = ended(child);
+    await once(child.stdout, 'data');
+    child.kill('SIGINT');
+    const { code, stdout: said } = await end;
+    expect(code).toBe(130);
+    const { stdout: more } = await generate('', ...ids, '-n', '4', '--load-state', folder.at('a'));
+    const all = `${said.trim()} ${more.trim()}`;
+    const whole = await generate('1,2,3', ...ids, '-n', String(all.split(' ').length));
+    expect(all).toBe(whole.stdout.trim());
   });
 
   it('takes a prompt in the middle', async () => {
