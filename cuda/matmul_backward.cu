@@ -46,8 +46,9 @@ View matrix(float* data, int64_t rows, int64_t columns) {
   return {data, {rows, columns}, columns, 2, DType::f32};
 }
 
+// The library reads an addend as what y is, also where that is a half.
 void add_to(Product& p, Opt plus) {
-  p.addend = plus.view->data, p.addend_stride = plus.stride();
+  p.addend = static_cast<const float*>(plus.view->data), p.addend_stride = plus.stride();
 }
 
 template <class Y>

@@ -49,8 +49,8 @@ export class Session {
 
   /** `bench` names the file in an output folder; `onGpu` are the dtypes that a GPU is asked for by default. */
   static async open(flags: CommonFlags, bench: string, onGpu: readonly FloatFormat[]): Promise<Session> {
-    if (flags.output !== undefined) await checkOutput('--output', fileIn(flags.output, bench));
-    if (flags.plot !== undefined) await checkOutput('--plot', flags.plot);
+    if (flags.output !== undefined) await checkOutput('--output', fileIn(flags.output, bench), true);
+    if (flags.plot !== undefined) await checkOutput('--plot', flags.plot, true);
     const others = flags.compare === undefined ? [] : await readMeasured(flags.compare);
     return new Session(flags, bench, onGpu, others);
   }

@@ -7,7 +7,7 @@ import { ByteTokenizer } from '../io/bytes';
 import { writeAtomically, writeFully } from '../io/atomic';
 import type { Ids } from '../models/inputs';
 import type { HubOptions } from './arguments';
-import { UsageError } from './exit';
+import { Interrupted, UsageError } from './exit';
 import { parseIds } from './prompt';
 import { note, print, printBytes } from './terminal';
 
@@ -66,6 +66,11 @@ export async function continueText(
   const state = saved ? model.restoreState(saved) : needsState ? model.createState() : undefined;
   const output = new Output(flags);
   const course = new Course(ids.length);
+  const save = async () => {
+    if (!state || flags.saveState === undefined) return;
+    const bytes = await state.snapshot();
+    await writeAtomically(flags.saveState, (file) => writeFully(file, bytes));
+  };
   try {
     if (flags.echo) await output.start(flags.ids ? ids.join(' ') : prompt);
     // The ids of a text are no padding, whichever they are.
@@ -74,14 +79,15 @@ export async function continueText(
       course.note(event);
       await output.token(event);
     }
+  } catch (error) {
+    // After a token the state is whole: it has seen all that was written. Amid a prompt or a draft it is not.
+    if (error instanceof Interrupted && course.newTokens > 0 && flags.drafter === undefined) await save();
+    throw error;
   } finally {
     await output.end();
   }
   const summary = course.end();
-  if (state && flags.saveState !== undefined) {
-    const bytes = await state.snapshot();
-    await writeAtomically(flags.saveState, (file) => writeFully(file, bytes));
-  }
+  await save();
   if (flags.json) await print(`${JSON.stringify({ done: true, ...summary })}\n`);
   if (flags.stats) note(inWords(summary));
 }
@@ -143,6 +149,10 @@ class Course {
 
   constructor(promptTokens: number) {
     this.#promptTokens = promptTokens;
+  }
+
+  get newTokens(): number {
+    return this.#newTokens;
   }
 
   note({ finishReason, speculation }: GeneratedToken): void {

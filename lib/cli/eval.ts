@@ -1,5 +1,5 @@
 import { createReadStream } from 'node:fs';
-import { stat } from 'node:fs/promises';
+import { readFile, stat } from 'node:fs/promises';
 import { Command } from 'commander';
 import { setThreads } from '../device';
 import { FormatError } from '../errors';
@@ -90,6 +90,9 @@ async function sourceOf(name: string): Promise<Source> {
     throw new UsageError(`${oneLine(name)}: ${reason}`, { cause: error });
   });
   if (stats.isDirectory()) throw new UsageError(`${oneLine(name)}: is a folder, expected a file`);
+  // Found later, it would cost what was scored before. (Those of /proc have no size either.)
+  if (stats.isFile() && stats.size === 0 && (await readFile(name)).length === 0)
+    throw new UsageError(`${oneLine(name)}: text is empty, expected something to predict`);
   return { name, size: stats.isFile() ? stats.size : undefined };
 }
 

@@ -87,7 +87,10 @@ export function generateCommand(): Command {
     )
     .optionsGroup('Conversations:')
     .option('--load-state <file>', 'continue what --save-state saved; the prompt may then be empty')
-    .option('--save-state <file>', 'save what the model remembers, to continue later')
+    .option(
+      '--save-state <file>',
+      'save what the model remembers, to continue later; after Ctrl-C too, unless there is a --drafter',
+    )
     .optionsGroup('Where it runs:')
     .option('--device <name>', 'cpu, cuda or cuda:<index> (default: SELECTIVE_SCAN_DEVICE, or cpu)')
     .option('--dtype <name>', 'of the weights: auto, f32, bf16 or f16 (default: as stored)')

@@ -20,6 +20,24 @@ Start here:
 
 selective-scan <command> --help explains a command.`;
 
+/** Commander's own answers to a name that it does not know with all of the help, as if nothing were wrong. */
+function addHelp(command: Command): void {
+  if (command.commands.length === 0) return;
+  command.commands.forEach(addHelp);
+  const own = [...command.commands];
+  command
+    .helpCommand(false)
+    .command('help')
+    .description('display help for command')
+    .argument('[command]')
+    .action(async (name?: string) => {
+      const found = name === undefined ? command : own.find((each) => each.name() === name);
+      // As a command it is refused in the usual words, with the name that may have been meant.
+      if (!found) return void (await command.parseAsync([name!], { from: 'user' }));
+      found.help();
+    });
+}
+
 /** Makes commander throw where it would end the process: what was written may not be out yet. */
 function throwing(command: Command): Command {
   command.exitOverride().showHelpAfterError('(--help lists all options)');
@@ -59,6 +77,7 @@ const program = new Command('selective-scan')
 // Whoever writes is told of a failed write by its callback.
 process.stdout.on('error', () => undefined);
 
+addHelp(program);
 throwing(program)
   .parseAsync()
   .catch((error: unknown) => (process.exitCode = report(error)));

@@ -21,6 +21,8 @@ interface Loads {
 }
 
 const cell = 34;
+/** The mean width of a letter in a text of 13 pixels, on the safe side. */
+const letter = 7.6;
 const left = 90;
 const top = 84;
 const font = 'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif"';
@@ -64,14 +66,16 @@ function describe(layers: readonly Loads[]): string {
 /** A square for each expert of each router: the darker, the more tokens it has seen. */
 function draw(layers: readonly Loads[], tokens: number): string {
   const experts = Math.max(...layers.map(({ load }) => load.length));
-  const width = Math.max(420, left + experts * cell + 110);
   const height = top + layers.length * cell + 24;
   const text = (x: number, y: number, content: string, attributes = '') =>
     `<text x="${x}" y="${y}" fill="#222222" ${attributes}>${content}</text>`;
+  const subtitle = `${tokens} tokens; at the right the load's entropy, as a share of the most`;
+  // Few experts are narrower than the text above them, whose letters are at most so wide in any of the fonts.
+  const width = Math.max(48 + Math.ceil(letter * subtitle.length), left + experts * cell + 110);
   const parts = [
     `<rect width="${width}" height="${height}" fill="#ffffff"/>`,
     text(24, 32, 'Tokens per expert', 'font-size="18" font-weight="600"'),
-    text(24, 54, `${tokens} tokens; at the right the load's entropy, as a share of the most`),
+    text(24, 54, subtitle),
   ];
   for (let j = 0; j < experts; j++)
     parts.push(text(left + (j + 0.5) * cell, top - 8, String(j), 'text-anchor="middle"'));

@@ -91,7 +91,8 @@ const ranges: Readonly<Record<Exclude<keyof RowOptions, 'seed'>, Range>> = {
   topK: { fallback: 0, least: 0, most: int32, whole: true },
   topP: { fallback: 1, least: 0, most: 1, above: true },
   minP: { fallback: 0, least: 0, most: 1 },
-  repetitionPenalty: { fallback: 1, least: 0, most: Infinity, above: true },
+  // A logit may be 1e30: beyond these bounds what is left of it in f32 is no number, or no logit.
+  repetitionPenalty: { fallback: 1, least: 1e-6, most: 1e6 },
 };
 const speculative = ['draftTokens', 'acceptance', 'beta', 'drafterState'] as const;
 const known: readonly string[] = [
@@ -168,9 +169,15 @@ export function rowOptions(options: GenerateOptions, rows: number): RowOptions[]
     }
     const temperature = number('temperature');
     const seed = of('seed', row);
+    const maxNewTokens = number('maxNewTokens');
+    const minNewTokens = number('minNewTokens');
+    if (minNewTokens > maxNewTokens)
+      throw new RangeError(
+        `generate: minNewTokens is ${minNewTokens}, expected at most maxNewTokens, which is ${maxNewTokens}`,
+      );
     return {
-      maxNewTokens: number('maxNewTokens'),
-      minNewTokens: number('minNewTokens'),
+      maxNewTokens,
+      minNewTokens,
       // Within these bounds it and its reciprocal are finite in f32; what lies beyond is no different.
       temperature: doSample ? Math.min(Math.max(temperature, 1e-30), 1e30) : 0,
       topK: number('topK'),

@@ -1,17 +1,22 @@
 import { randomBytes } from 'node:crypto';
-import { open, rename, rm, type FileHandle } from 'node:fs/promises';
-import { dirname } from 'node:path';
+import type { Stats } from 'node:fs';
+import { open, readlink, realpath, rename, rm, stat, type FileHandle } from 'node:fs/promises';
+import { dirname, resolve } from 'node:path';
 
 /**
  * Writes a file so that readers see the old content or the new, never a part: `write` fills a temporary file
  * beside `path`, which replaces it once it is on disk. On any failure (a full disk, a throwing `write`) the old
- * file is as it was, the temporary file is gone, and the error says so.
+ * file is as it was, the temporary file is gone, and the error says so. A link stays, and what it leads to is
+ * replaced; what is no regular file (a device, a pipe) cannot be replaced and is refused.
  */
 export async function writeAtomically(
   path: string,
   write: (file: FileHandle) => Promise<void>,
 ): Promise<void> {
-  const temporary = `${path}.${process.pid}.${randomBytes(4).toString('hex')}.tmp`;
+  const place = await regularFile(path).catch((error: unknown) => {
+    throw explain(error as NodeJS.ErrnoException, path);
+  });
+  const temporary = `${place}.${process.pid}.${randomBytes(4).toString('hex')}.tmp`;
   try {
     const file = await open(temporary, 'wx');
     try {
@@ -20,12 +25,37 @@ export async function writeAtomically(
     } finally {
       await file.close();
     }
-    await rename(temporary, path);
+    await rename(temporary, place);
   } catch (error) {
     await rm(temporary, { force: true });
     throw explain(error as NodeJS.ErrnoException, path);
   }
-  await syncFolder(dirname(path));
+  await syncFolder(dirname(place));
+}
+
+/** Where the links at `path` end: a regular file, or a name that is free. */
+async function regularFile(path: string): Promise<string> {
+  const stats = await stat(path).catch(absent);
+  if (stats) {
+    const strange = irregular(stats);
+    if (strange !== undefined) throw new Error(`${path}: is ${strange}, expected a file to write`);
+    return realpath(path);
+  }
+  // A link to nothing yet is followed by hand; a ring of links has failed above.
+  const next = await readlink(path).catch(() => undefined);
+  return next === undefined ? path : regularFile(resolve(await realpath(dirname(path)), next));
+}
+
+function absent(error: NodeJS.ErrnoException): undefined {
+  if (error.code !== 'ENOENT') throw error;
+}
+
+/** What `stats` are of, in words, unless it is a regular file. */
+export function irregular(stats: Stats): string | undefined {
+  if (stats.isFile()) return undefined;
+  if (stats.isDirectory()) return 'a folder';
+  if (stats.isFIFO()) return 'a pipe';
+  return stats.isSocket() ? 'a socket' : 'a device';
 }
 
 /** Writes all of `bytes` at the file's current position; a single `write` may stop short. */

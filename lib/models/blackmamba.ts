@@ -21,7 +21,7 @@ const initializerRange = 0.02;
 function config(json: JsonObject): BlackMambaConfig {
   const fields = new Fields(json);
   const hiddenSize = fields.whole('hidden_size');
-  const numLayers = fields.whole('num_layers');
+  const numLayers = fields.layers('num_layers');
   const dInner = fields.whole('expansion_factor', 2) * hiddenSize;
   const bias = fields.flag('add_bias_linear', true);
   const wanted = `${numLayers} of "r", "1" to "9", or "r1" to "r9"`;

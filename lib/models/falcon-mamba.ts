@@ -11,7 +11,7 @@ export const falconMamba: Family<MambaConfig> = {
   config(json) {
     const { mixer_rms_eps, intermediate_size, use_falcon_mambapy: _, ...shared } = json;
     const own = new Fields({ mixer_rms_eps, intermediate_size });
-    const rmsEps = own.positive('mixer_rms_eps', 1e-6);
+    const rmsEps = own.epsilon('mixer_rms_eps', 1e-6);
     const config = mamba.config({ ...shared, model_type: 'mamba' });
     // The two may disagree, and transformers then takes intermediate_size.
     const dInner = own.whole('intermediate_size', config.mixer.dInner);

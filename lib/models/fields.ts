@@ -24,6 +24,10 @@ const harmless: Readonly<Record<string, readonly [fits: (value: unknown) => bool
 /** Thousands of times what any model starts with. */
 const mostSpread = 1000;
 
+/** A hundred times what any model has; each is an object with tensors of its own, so that billions never end. */
+const mostLayers = 10_000;
+const mostExperts = 100_000;
+
 /** Reads config.json field by field, so that what was not read can be refused by name. */
 export class Fields {
   readonly #json: JsonObject;
@@ -59,6 +63,20 @@ export class Fields {
     return value;
   }
 
+  /** How many layers there are: as many as are made in seconds. */
+  layers(name: string, fallback?: number): number {
+    const value = this.whole(name, fallback);
+    return value <= mostLayers ? value : this.refuse(name, `at most ${mostLayers} layers`);
+  }
+
+  /** How many experts each of `layers` has: as many as are made in seconds. */
+  experts(name: string, fallback: number, layers: number): number {
+    const value = this.whole(name, fallback);
+    return value * layers <= mostExperts
+      ? value
+      : this.refuse(name, `at most ${mostExperts} in all of the ${layers} layers`);
+  }
+
   /** A number that f32 holds, larger than 0 unless `zero` is allowed. */
   positive(name: string, fallback: number, zero = false): number {
     const value = this.#take(name) ?? fallback;
@@ -66,6 +84,12 @@ export class Fields {
     if (!(inF32 > 0 || (zero && value === 0)) || inF32 === Infinity)
       return this.refuse(name, 'a positive number that f32 can hold');
     return value as number;
+  }
+
+  /** What keeps a norm from dividing by zero: above 0, at most 1. */
+  epsilon(name: string, fallback: number): number {
+    const value = this.positive(name, fallback);
+    return value <= 1 ? value : this.refuse(name, 'at most 1');
   }
 
   /** A spread of random numbers: one that leaves what is computed of them within f32. */

@@ -30,7 +30,7 @@ function config(json: JsonObject): MambaConfig {
       `${1 / hiddenSize} to ${(2 ** 31 - 1) / hiddenSize} for hidden_size ${hiddenSize}`,
     );
   const dState = fields.whole('state_size', 16);
-  const numLayers = fields.whole('num_hidden_layers', 32);
+  const numLayers = fields.layers('num_hidden_layers', 32);
   const vocabSize = fields.whole('vocab_size', 50280);
   const automatic = json['time_step_rank'] === undefined || json['time_step_rank'] === 'auto';
   fields.ignore(...(automatic ? ['time_step_rank'] : []));
@@ -50,7 +50,7 @@ function config(json: JsonObject): MambaConfig {
     dtInit: fields.choice('time_step_init_scheme', ['random', 'constant']),
     initializerRange: fields.spread('initializer_range', 0.1),
   };
-  const layerNormEpsilon = fields.positive('layer_norm_epsilon', 1e-5, true);
+  const layerNormEpsilon = fields.epsilon('layer_norm_epsilon', 1e-5);
   const tieWordEmbeddings = fields.flag('tie_word_embeddings', true);
   const eosTokenId = fields.ids('eos_token_id', vocabSize);
   const padTokenId = fields.id('pad_token_id', vocabSize);

@@ -47,11 +47,16 @@ function config(json: JsonObject): MoEMambaConfig {
     dtInit: 'random',
     initializerRange,
   };
-  const experts = fields.whole('num_experts', 42);
+  const numLayers = fields.layers('num_hidden_layers', 16);
+  const experts = fields.experts('num_experts', 42, numLayers);
   const topK = fields.whole('num_experts_per_tok', 1);
   if (topK > experts) fields.refuse('num_experts_per_tok', `at most num_experts, which is ${experts}`);
   const jitter = fields.positive('router_jitter', 0, true);
   if (jitter >= 1) fields.refuse('router_jitter', 'a number from 0, below 1');
+  const capacityFactor = fields.positive('capacity_factor', 1);
+  // As many times the fair share as there are experts is room for every token.
+  if (capacityFactor > Math.max(experts, 1000))
+    fields.refuse('capacity_factor', 'at most num_experts or 1000');
   const moe: MoEConfig = {
     dModel: hiddenSize,
     dExpert: fields.whole('expert_size', 3 * hiddenSize),
@@ -60,7 +65,7 @@ function config(json: JsonObject): MoEMambaConfig {
     router: fields.choice('router', ['softmax', 'sigmoid', 'sinkhorn']),
     routerBias: fields.flag('router_bias', false),
     normalize: fields.flag('norm_topk_prob', false),
-    capacityFactor: fields.positive('capacity_factor', 1),
+    capacityFactor,
     jitter,
     classicalSinkhorn: fields.flag('classical_sinkhorn', false),
     activation: fields.choice('expert_activation', ['relu', 'gelu', 'silu', 'swiglu', 'geglu']),
@@ -71,13 +76,13 @@ function config(json: JsonObject): MoEMambaConfig {
     modelType: 'moe_mamba',
     vocabSize,
     hiddenSize,
-    numLayers: fields.whole('num_hidden_layers', 16),
+    numLayers,
     eosTokenId: fields.ids('eos_token_id', vocabSize),
     padTokenId: fields.id('pad_token_id', vocabSize),
     json,
     mixer,
     moe,
-    layerNormEpsilon: fields.positive('layer_norm_epsilon', 1e-5, true),
+    layerNormEpsilon: fields.epsilon('layer_norm_epsilon', 1e-5),
     tieWordEmbeddings: fields.flag('tie_word_embeddings', false),
     routerAuxLossCoef: fields.positive('router_aux_loss_coef', 0.01, true),
     routerZLossCoef: fields.positive('router_z_loss_coef', 0, true),

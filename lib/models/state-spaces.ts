@@ -24,7 +24,7 @@ function translated(json: JsonObject): JsonObject {
     // The embedding has a row for each token and then some, as the original pads it.
     vocab_size: Math.ceil(fields.whole('vocab_size', 50277) / multiple) * multiple,
     hidden_size: dModel,
-    num_hidden_layers: fields.whole('n_layer', 64),
+    num_hidden_layers: fields.layers('n_layer', 64),
     layer_norm_epsilon: 1e-5,
     hidden_act: 'silu',
     residual_in_fp32: fields.flag('residual_in_fp32', true),

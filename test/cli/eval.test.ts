@@ -83,6 +83,15 @@ describe('eval', () => {
     expect(ended).toEqual({ code, stdout: '', stderr: expect.stringContaining(`error: ${message}`) });
   });
 
+  it('finds an empty file before it scores another', async () => {
+    writeFileSync(folder.at('empty'), '');
+    const { code, stdout, stderr } = await run([
+      ...['eval', model, folder.at('text.txt'), folder.at('empty'), '--json'],
+    ]);
+    expect({ code, stdout }).toEqual({ code: 2, stdout: '' });
+    expect(stderr).toBe(`error: ${folder.at('empty')}: text is empty, expected something to predict\n`);
+  });
+
   it('refuses bytes for a model of text, by the name of their file', async () => {
     const { code, stderr } = await run(['eval', TEXT_MODEL, folder.at('binary.bin')]);
     expect(code).toBe(1);

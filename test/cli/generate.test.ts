@@ -1,5 +1,14 @@
+import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
-import { copyFileSync, readFileSync, readdirSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  lstatSync,
+  readFileSync,
+  readdirSync,
+  readlinkSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { temporaryFolder } from '../io/folder';
 import { ended, IDS_MODEL, run, start, TEXT_MODEL } from './run';
@@ -111,6 +120,10 @@ describe('generate: options', () => {
     [['--top-p', 'x'], "option '--top-p <p>' argument 'x' is invalid"],
     [['--seed', '1.5'], "option '--seed <n>' argument '1.5' is invalid"],
     [['--max-new-tokens', '0'], '--max-new-tokens is 0, expected a whole number from 1'],
+    [
+      ['--min-new-tokens', '10', '-n', '6'],
+      '--min-new-tokens is 10, expected at most maxNewTokens, which is 6',
+    ],
     [['--min-p', '-1'], '--min-p is -1, expected a number from 0'],
     [['--threads', '0'], '--threads is 0, expected a whole number from 1 to 256'],
     [['--device', 'tpu'], "--device is 'tpu', expected cpu, cuda or cuda:<index>"],
@@ -225,6 +238,21 @@ describe('generate: state', () => {
     expect(readdirSync(folder.path)).toEqual(['a']);
   });
 
+  it('saves after Ctrl-C what was said until then', async () => {
+    const ids = ['--ids', '--ignore-eos'];
+    const args = [...ids, '-n', '100000000', '--save-state', folder.at('a')];
+    const child = start(['generate', TEXT_MODEL, '1,2,3', ...args]);
+    const end = ended(child);
+    await once(child.stdout, 'data');
+    child.kill('SIGINT');
+    const { code, stdout: said } = await end;
+    expect(code).toBe(130);
+    const { stdout: more } = await generate('', ...ids, '-n', '4', '--load-state', folder.at('a'));
+    const all = `${said.trim()} ${more.trim()}`;
+    const whole = await generate('1,2,3', ...ids, '-n', String(all.split(' ').length));
+    expect(all).toBe(whole.stdout.trim());
+  });
+
   it('takes a prompt in the middle', async () => {
     const [a, b] = [promptIds.slice(0, 4), promptIds.slice(4)].map((ids) => ids.join(' ')) as [
       string,
@@ -253,6 +281,25 @@ describe('generate: state', () => {
     );
     expect(text.stderr).toContain('error: --load-state: bytes are no snapshot');
     expect(other.stderr).toContain('error: --load-state: bytes are the state of another model');
+  });
+
+  it('saves through a link, and replaces nothing that is no file', async () => {
+    symlinkSync('b', folder.at('link'));
+    for (const round of ['new', 'old']) {
+      const saved = await generate('Once', '-n', '1', '--save-state', folder.at('link'));
+      expect([round, saved.code]).toEqual([round, 0]);
+      expect(readlinkSync(folder.at('link'))).toBe('b');
+      expect(lstatSync(folder.at('b')).isFile()).toBe(true);
+    }
+    expect(readdirSync(folder.path).sort()).toEqual(['b', 'link']);
+    execFileSync('mkfifo', [folder.at('pipe')]);
+    symlinkSync('pipe', folder.at('to-pipe'));
+    for (const name of ['pipe', 'to-pipe']) {
+      const { code, stdout, stderr } = await generate('Once', '--save-state', folder.at(name));
+      expect({ code, stdout }).toEqual({ code: 2, stdout: '' });
+      expect(stderr).toBe(`error: --save-state: ${folder.at(name)} is a pipe, expected a file to write\n`);
+    }
+    expect(lstatSync(folder.at('pipe')).isFIFO()).toBe(true);
   });
 
   it('knows before the text whether it can save', async () => {

@@ -39,6 +39,8 @@ describe('selective-scan', () => {
 
   it.each([
     [['generat'], "unknown command 'generat'\n(Did you mean generate?)"],
+    [['help', 'nope'], "unknown command 'nope'"],
+    [['help', 'generat'], "unknown command 'generat'\n(Did you mean generate?)"],
     [['generate'], "missing required argument 'model'"],
     [['inspect', 'a', 'b'], 'too many arguments'],
     [['doctor', '--nope'], "unknown option '--nope'"],

@@ -29,6 +29,10 @@ describe('inspect --router', () => {
     const drawing = readFileSync(svg, 'utf8');
     expect(drawing).toMatch(/^<svg [\s\S]*<\/svg>\n$/);
     expect(drawing.match(/fill="#0072b2"/g)).toHaveLength(6);
+    // The text above three experts is wider than they are.
+    const [, width] = /^<svg .*? width="(\d+)"/.exec(drawing)!;
+    const [, subtitle] = /y="54"[^>]*>([^<]*)</.exec(drawing)!;
+    expect(Number(width)).toBeGreaterThan(24 + 7.2 * subtitle!.length);
   });
 
   it('says what is missing', async () => {

@@ -37,6 +37,13 @@ describe('generate refuses', () => {
     ...(['maxNewTokens', 'temperature', 'topP', 'repetitionPenalty'] as const).map(
       (name): [object, RegExp] => [{ [name]: 0 }, new RegExp(`${name} is 0, expected`)],
     ),
+    [
+      { repetitionPenalty: 1e-40 },
+      /repetitionPenalty is 1e-40, expected a number from 0\.000001, at most 1000000/,
+    ],
+    [{ repetitionPenalty: 1e40 }, /repetitionPenalty is 1e\+40, expected a number from/],
+    [{ minNewTokens: 10, maxNewTokens: 6 }, /minNewTokens is 10, expected at most maxNewTokens, which is 6/],
+    [{ minNewTokens: 129 }, /minNewTokens is 129, expected at most maxNewTokens, which is 128/],
     [{ topP: 1.01 }, /topP is 1\.01, expected a number above 0, at most 1/],
     [{ minP: 1.01 }, /minP is 1\.01, expected a number from 0, at most 1/],
     [{ doSample: 1 }, /doSample is .*, expected true or false/],

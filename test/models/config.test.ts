@@ -39,6 +39,12 @@ describe('config.json', () => {
       ]),
     ),
     [{ layer_norm_epsilon: -1e-5 }, /layer_norm_epsilon is -0\.00001, expected a positive number/],
+    [{ layer_norm_epsilon: 0 }, /layer_norm_epsilon is 0, expected a positive number/],
+    [{ layer_norm_epsilon: 1e18 }, /layer_norm_epsilon is 1000000000000000000, expected at most 1/],
+    [
+      { model_type: 'moe_mamba', capacity_factor: 1e18 },
+      /capacity_factor is .*, expected at most num_experts/,
+    ],
     [{ expand: 0.01 }, /expand is 0\.01/],
     ...[
       'use_bias',
@@ -76,6 +82,19 @@ describe('config.json', () => {
     [{ initializer_range: 3e38 }, /initializer_range is 3e\+38, expected at most 1000/],
     [{ time_step_scale: 1e4 }, /time_step_scale is 10000, expected at most 1000/],
     [{ expand: 1e30 }, /expand is 1e\+30, expected 0\.015625 to 33554431\.98/],
+    ...[10_001, 1e5, 1e9].map((layers): [object, RegExp] => [
+      { num_hidden_layers: layers },
+      new RegExp(`num_hidden_layers is ${layers}, expected at most 10000 layers`),
+    ]),
+    [
+      { model_type: 'moe_mamba', num_hidden_layers: 1e9 },
+      /num_hidden_layers is 1000000000, expected at most/,
+    ],
+    [{ model_type: 's4d', num_hidden_layers: 1e9 }, /num_hidden_layers is 1000000000, expected at most/],
+    [
+      { model_type: 'moe_mamba', num_hidden_layers: 2, num_experts: 1e9 },
+      /num_experts is 1000000000, expected at most 100000 in all of the 2 layers/,
+    ],
     [{ model_type: 'moe_mamba', router_jitter: 1 }, /router_jitter is 1, expected a number from 0, below 1/],
     [{ model_type: 'blackmamba' }, /expected one of: .*s4d; files of blackmamba and state-spaces have none/],
     [{ intermediate_size: 100 }, /intermediate_size is 100, expected 128/],
