@@ -53,12 +53,17 @@ describe('a sequence ends', () => {
   it('not before minNewTokens', async () => {
     for (const minNewTokens of [0, 4])
       expect((await run({ minNewTokens })).tokens).toEqual([11, 12, 13, 14, 15]);
-    for (const minNewTokens of [5, 6, 9, 2 ** 31 - 1]) {
+    for (const minNewTokens of [5, 6, 9, 12]) {
       const { tokens } = await run({ minNewTokens, maxNewTokens: 12 });
       expect(tokens.slice(0, 4)).toEqual([11, 12, 13, 14]);
-      expect(tokens.slice(0, Math.min(12, minNewTokens))).not.toContain(15);
-      expect(tokens.length).toBeGreaterThanOrEqual(Math.min(12, minNewTokens));
+      expect(tokens.slice(0, minNewTokens)).not.toContain(15);
+      expect(tokens.length).toBeGreaterThanOrEqual(minNewTokens);
     }
+    const never = { minNewTokens: 2 ** 31 - 1, maxNewTokens: 2 ** 31 - 1 };
+    const tokens: number[] = [];
+    for await (const { token } of model.generate([10], never)) if (tokens.push(token) === 12) break;
+    expect(tokens).toHaveLength(12);
+    expect(tokens).not.toContain(15);
     const rows = await model.generate([[10], [10]], { minNewTokens: [0, 5], maxNewTokens: 5 }).completions();
     expect(rows.map(({ finishReason }) => finishReason)).toEqual(['eos', 'length']);
   });
