@@ -15,8 +15,8 @@ import {
   type Variable,
 } from './tape';
 
-/** Any tensor as rows, in place. */
-const matrix = (tensor: Tensor): Tensor =>
+/** Any tensor as rows, in place. Rows may lie apart. */
+export const matrix = (tensor: Tensor): Tensor =>
   tensor.shape.length === 2
     ? tensor
     : tensor.shape.length === 1

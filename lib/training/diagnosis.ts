@@ -1,19 +1,11 @@
-import { noGrad } from '../autograd/grad';
+import { matrix, noGrad } from '../autograd/grad';
 import type { Model } from '../models/model';
 import { cast, fill, scale } from '../ops/elementwise';
 import { addSquares } from '../ops/optimizer';
-import { keep, scope, sizeOf, Tensor } from '../tensor';
+import { keep, scope, Tensor } from '../tensor';
 import { countLabels, type TrainingBatch } from './batch';
 import type { Parameters } from './parameters';
 import type { Passes } from './step';
-
-/** Rows may lie apart. */
-const matrix = (tensor: Tensor): Tensor =>
-  tensor.shape.length === 2
-    ? tensor
-    : tensor.reshape(
-        tensor.shape.length === 1 ? [1, tensor.size] : [tensor.shape[0]!, sizeOf(tensor.shape.slice(1))],
-      );
 
 /** f32[1]: NaN where any element of `tensor` is not finite, 0 otherwise. */
 function probe(tensor: Tensor, zero: Tensor): Tensor {
