@@ -9,7 +9,7 @@ import { openSafetensors, writeSafetensors } from '../io/safetensors';
 import type { Tensor } from '../tensor';
 import type { Trainer } from './trainer';
 
-const version = 3; // 1 had the parameters in other places, 2 no digest of the state
+const version = 4; // 1 had the parameters in other places, 2 no digest of the state, 3 none of the data
 const tensorsFile = 'training.safetensors';
 const stateFile = 'training.json'; // written last: a folder without it is not complete
 const pattern = /^step-(\d+)$/;

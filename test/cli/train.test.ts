@@ -39,6 +39,7 @@ const training = (out: string, ...args: string[]) => [
   ...small,
   ...args,
 ];
+const sinceOf = (out: string) => String(json(at(out, '.lock'))['since']);
 const json = (path: string) => JSON.parse(readFileSync(path, 'utf8')) as Record<string, unknown>;
 
 describe('train', () => {
@@ -127,6 +128,19 @@ describe('train', () => {
     expect(same.message).toContain('model has a training already');
   });
 
+  it('does not go on with data that were edited since', async () => {
+    writeFileSync(at('text.txt'), text.replace('line 7', 'LINE 7'));
+    const { code, stderr } = await run(['train', '--resume', at('first')]);
+    writeFileSync(at('text.txt'), text);
+    expect([code, stderr]).toEqual([
+      1,
+      expect.stringMatching(
+        /error: --resume: the data have changed since; file text\.txt has other content than before\n$/,
+      ),
+    ]);
+    expect(readdirSync(at('first'))).not.toContain('.lock');
+  });
+
   it('ends in order on SIGTERM', async () => {
     const first = start(training('term', '--steps', '100000', '--json'));
     const end = ended(first);
@@ -134,6 +148,32 @@ describe('train', () => {
     first.kill('SIGTERM');
     expect((await end).code).toBe(143);
     expect(existsSync(at('term', 'model.safetensors'))).toBe(true);
+  });
+
+  it('has its folder for itself, and takes it over from one that has died', async () => {
+    const first = start(training('shared', '--steps', '100000', '--save-every', '1', '--json'));
+    const end = ended(first);
+    await once(first.stdout, 'data');
+    for (const args of [training('shared', '--tokenizer', TEXT_MODEL), ['train', '--resume', at('shared')]]) {
+      const { code, stderr } = await run(args);
+      expect([code, stderr]).toEqual([
+        1,
+        `error: ${at('shared')}: is in use by process ${first.pid} since ${sinceOf('shared')}; wait for its end or choose another folder\n`,
+      ]);
+    }
+    first.kill('SIGKILL');
+    await end;
+    const resumed = start(['train', '--resume', at('shared'), '--json']);
+    const last = ended(resumed);
+    await once(resumed.stdout, 'data');
+    resumed.kill('SIGINT');
+    const { code, stderr } = await last;
+    expect(code).toBe(130);
+    for (const folder of [at('shared'), at('shared', 'training')])
+      expect(stderr).toContain(
+        `warning: ${folder}: was left locked by process ${first.pid}, which has died; going on\n`,
+      );
+    expect([...readdirSync(at('shared')), ...readdirSync(at('shared', 'training'))]).not.toContain('.lock');
   });
 
   it('leaves a second signal to the system, which ends the process at once', () => {
