@@ -3,7 +3,7 @@ import { checkNames, kindOf } from '../arguments';
 import { FormatError } from '../errors';
 import { isObject } from '../io/json';
 import type { BatchSource, TrainingBatch } from './batch';
-import type { Corpus, CorpusPart } from './corpus';
+import { Corpus, type CorpusPart } from './corpus';
 import { changeOf, type FileRecord } from './data-files';
 import { permutation } from './permutation';
 
@@ -27,6 +27,16 @@ export interface WindowOptions {
 const names: readonly (keyof WindowOptions)[] = [
   ...(['length', 'rows', 'shuffle', 'seed', 'epochs', 'documents', 'vocabSize'] as const),
 ];
+
+const mostRows = 2 ** 20;
+const mostTokens = 2 ** 26;
+
+/** What is wrong with so many rows of a batch, if they are more than any memory is for. */
+export function tooManyRows(rows: number, length: number): string | undefined {
+  if (rows > mostRows) return `is ${rows}, expected at most ${mostRows}`;
+  if (rows * length <= mostTokens) return undefined;
+  return `is ${rows}, expected at most ${mostTokens} tokens in a batch; rows of ${length} can be ${Math.floor(mostTokens / length)}`;
+}
 
 /** How a corpus is cut the `epoch`th time. */
 interface Cut {
@@ -58,6 +68,8 @@ export class Windows implements BatchSource {
 
   /** @throws TypeError, RangeError for bad options, and for a corpus that is shorter than a row. */
   constructor(corpus: Corpus, options: WindowOptions) {
+    if (!(corpus instanceof Corpus))
+      throw new TypeError(`Windows: corpus is ${kindOf(corpus)}, expected a Corpus`);
     checkNames('Windows', options, names, 'options');
     const { length, rows, vocabSize } = options;
     const { shuffle = true, seed = 0, epochs = Infinity, documents = 'joined' } = options;
@@ -68,6 +80,8 @@ export class Windows implements BatchSource {
         throw new RangeError(`Windows: ${name} is ${value}, expected a whole number, ${least} or more`);
     };
     for (const [name, value] of Object.entries({ length, rows })) whole(name, value);
+    const wrong = tooManyRows(rows, length);
+    if (wrong !== undefined) throw new RangeError(`Windows: rows ${wrong}`);
     if (vocabSize !== undefined) whole('vocabSize', vocabSize);
     if (epochs !== Infinity) whole('epochs', epochs);
     whole('seed', seed, -Number.MAX_SAFE_INTEGER);

@@ -287,6 +287,15 @@ describe('train', () => {
     expect(existsSync(at('dry'))).toBe(false);
   });
 
+  it('says what does not fit, and how it might', async () => {
+    const args = ['--dry-run', '--batch', '100000', '--length', '256', '--width', '4096'];
+    const { code, stderr } = await run(training('dry', ...args));
+    expect(code).toBe(2);
+    expect(stderr).toMatch(
+      /error: a pass over 100000 rows of 256 tokens does not fit, expected a smaller --batch or --length, .*out of memory: /,
+    );
+  });
+
   it.each(['moe-mamba', 'blackmamba', 's4d'])('trains %s', async (family) => {
     const { code, stderr } = await run(training(family, '--family', family, '--steps', '2'));
     expect([code, stderr]).toEqual([0, expect.stringContaining('held-out loss')]);
@@ -370,6 +379,18 @@ describe('train refuses', () => {
       '--micro-batches is 3, expected a divisor of --batch, which is 8',
     ],
     [
+      'a batch that no memory is for',
+      () => plain('--batch', '1000000', '--dry-run'),
+      2,
+      '--batch is 1000000, expected at most 67108864 tokens in a batch; rows of 256 can be 262144',
+    ],
+    [
+      'rows without number',
+      () => plain('--batch', '1e9', '--length', '1', '--micro-batches', '2'),
+      2,
+      '--batch over --micro-batches is 500000000, expected at most 1048576',
+    ],
+    [
       'a loss scale that nothing uses',
       () => plain('--loss-scale', '8'),
       2,
@@ -386,7 +407,7 @@ describe('train refuses', () => {
       'a smallest learning rate above the largest',
       () => plain('--learning-rate', '0.001', '--minimum-learning-rate', '0.01'),
       2,
-      '--minimum-learning-rate is 0.01, expected at most learningRate, which is 0.001',
+      '--minimum-learning-rate is 0.01, expected at most --learning-rate, which is 0.001',
     ],
     ['a decay of averages above 1', () => plain('--ema', '1.5'), 2, '--ema is 1.5'],
     [

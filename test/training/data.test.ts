@@ -265,6 +265,16 @@ describe('windows', () => {
     await expect(of(70_000).next()).rejects.toThrow('Windows: corpus has token 70000, expected ids from 0');
   });
 
+  it('refuses batches that no memory is for, at once', async () => {
+    const corpus = await Corpus.open([file('a', 24)]);
+    const make = (length: number, rows: number) => () => new Windows(corpus, { length, rows });
+    expect(make(1, 1e9)).toThrow('Windows: rows is 1000000000, expected at most 1048576');
+    expect(make(1e5, 1e4)).toThrow(
+      'Windows: rows is 10000, expected at most 67108864 tokens in a batch; rows of 100000 can be 671',
+    );
+    expect(make(1, 2 ** 20)().batchesPerEpoch).toBe(1);
+  });
+
   it('refuses bad options, and data shorter than a row', async () => {
     const corpus = await Corpus.open([file('a', 8)]);
     const make = (options: object) => () => new Windows(corpus, { length: 4, rows: 1, ...options });
