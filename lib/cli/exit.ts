@@ -58,9 +58,12 @@ const flags: readonly (readonly [RegExp, string])[] = [
 export function inFlags(message: string): string {
   const found = flags.find(([pattern]) => pattern.test(message));
   if (!found) return message;
-  return message
-    .replace(...found)
-    .replace(/^--\w+/, (flag) => flag.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`));
+  const told = message.replace(...found);
+  if (!told.startsWith('--')) return told;
+  // What it is held against is a flag as well: `expected at most maxNewTokens, which is 3`.
+  return told
+    .replace(/(?<![\w-])[a-z]+(?:[A-Z][a-z]+)+(?=, which is\b)/, '--$&')
+    .replace(/--[a-z]\w+/g, (flag) => flag.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`));
 }
 
 /** Says what went wrong, without a stack trace unless SELECTIVE_SCAN_DEBUG=1 asks for one; gives the exit code. */

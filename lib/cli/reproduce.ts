@@ -2,7 +2,7 @@ import { join } from 'node:path';
 import { Argument, Command, InvalidArgumentError } from 'commander';
 import { device as openDevice, setThreads } from '../device';
 import { writeAtomically, writeFully } from '../io/atomic';
-import { makeFolder } from '../io/folder';
+import { lockFolder } from '../io/lock';
 import { packageVersion } from '../loader';
 import { follow, type CourseResult } from '../tasks/course';
 import { inductionHeads } from '../tasks/induction-heads';
@@ -95,10 +95,18 @@ async function run(name: string, flags: Flags): Promise<void> {
   const task = tasks.find((task) => task.name === name)!;
   check(task, flags);
   const folder = flags.output ?? task.name;
+  const lock = await lockFolder(folder, (message) => note(`warning: ${message}`));
+  try {
+    await trainAndTest(task, folder, flags, signal);
+  } finally {
+    await lock.release();
+  }
+}
+
+async function trainAndTest(task: Task, folder: string, flags: Flags, signal: AbortSignal): Promise<void> {
   await checkSteps(folder, flags.layers, flags.steps ?? task.recipe.steps);
   if (flags.threads !== undefined) setThreads(flags.threads);
   const device = openDevice(flags.device);
-  await makeFolder(folder);
   const { steps, rows, learningRate, seed } = flags;
   const recipe = {
     ...task.recipe,

@@ -5,7 +5,7 @@ import { readJson, type JsonObject } from '../io/json';
 import { loadTokenizer, type Tokenizer } from '../io/tokenizer';
 import { familyOf } from '../models';
 import { completeOptions } from '../training/options';
-import { planTraining } from '../training/plan';
+import { planTraining, type TrainingPlan } from '../training/plan';
 import { Trainer, type TrainerOptions } from '../training/trainer';
 import { UsageError } from './exit';
 import { forgetTokens, openData, type TrainingData } from './train-data';
@@ -17,7 +17,7 @@ import { note } from './terminal';
 export interface Job {
   readonly config: JsonObject;
   readonly data: TrainingData;
-  readonly plan: ReturnType<typeof planTraining>;
+  readonly plan: TrainingPlan;
   readonly options: TrainerOptions;
   /** The folder that `--from` means. */
   readonly from: string | undefined;
@@ -47,8 +47,21 @@ export async function prepare(
   signal.throwIfAborted();
   const options = trainerOptions(settings, data);
   const { batch = 8, microBatches = 1, length = 256 } = settings;
-  const plan = planTraining(json, options, { rows: batch / microBatches, length });
+  const plan = planned(json, options, { rows: batch / microBatches, length });
   return { config: json, data, plan, options, from };
+}
+
+function planned(...[json, options, batch]: Parameters<typeof planTraining>): TrainingPlan {
+  try {
+    return planTraining(json, options, batch);
+  } catch (error) {
+    const { message } = error as Error;
+    if (!message.includes('out of memory')) throw error;
+    throw new UsageError(
+      `a pass over ${batch.rows} rows of ${batch.length} tokens does not fit, expected a smaller --batch or --length, or more --micro-batches; ${message}`,
+      { cause: error },
+    );
+  }
 }
 
 /** The tokenizer that makes tokens of texts; undefined where bytes are tokens. */

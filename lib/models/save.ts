@@ -35,10 +35,12 @@ const architectures: ReadonlyMap<string, string> = new Map([
   ['falcon_mamba', 'FalconMambaForCausalLM'],
 ]);
 
+/** A link is replaced, not written through: what it leads to may be of others, as in a snapshot of the hub. */
+const writeInPlace = (path: string, content: Buffer) =>
+  writeAtomically(path, (file) => writeFully(file, content), { links: 'replace' });
+
 export async function writeJson(path: string, json: unknown): Promise<void> {
-  await writeAtomically(path, (file) =>
-    writeFully(file, Buffer.from(`${JSON.stringify(json, undefined, 2)}\n`)),
-  );
+  await writeInPlace(path, Buffer.from(`${JSON.stringify(json, undefined, 2)}\n`));
 }
 
 /**
@@ -58,7 +60,10 @@ async function removeShards(folder: string): Promise<void> {
   await rm(path, { force: true });
 }
 
-/** Writes a folder that transformers' `from_pretrained` reads. Matrices keep their dtype, the rest is f32. */
+/**
+ * Writes a folder that transformers' `from_pretrained` reads. Matrices keep their dtype, the rest is f32. Links in
+ * it are replaced by files.
+ */
 export async function savePretrained(
   folder: string,
   config: CommonConfig,
@@ -106,7 +111,7 @@ export async function writeModel(
   if (extras.tokenizerFolder !== undefined && resolve(extras.tokenizerFolder) !== resolve(folder)) {
     for (const name of tokenizerFiles) {
       const content = await readFile(join(extras.tokenizerFolder, name)).catch(() => undefined);
-      if (content) await writeAtomically(join(folder, name), (file) => writeFully(file, content));
+      if (content) await writeInPlace(join(folder, name), content);
     }
   }
   await removeShards(folder);

@@ -99,6 +99,13 @@ describe('eval', () => {
       `error: ${folder.at('binary.bin')}: text is not valid UTF-8 between bytes 0 and 300`,
     );
   });
+
+  it('looks at all files before it scores the first', async () => {
+    const files = [folder.at('text.txt'), folder.at('binary.bin')];
+    const { code, stdout, stderr } = await run(['eval', TEXT_MODEL, ...files, '--json']);
+    expect([code, stdout]).toEqual([1, '']);
+    expect(stderr).toContain(`error: ${files[1]}: text is not valid UTF-8`);
+  });
 });
 
 describe('generate for a model of bytes', () => {

@@ -1,4 +1,5 @@
-import { readdirSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { lockFolder } from '../../lib/io/lock';
 import { temporaryFolder } from '../io/folder';
 import { run } from './run';
 
@@ -50,6 +51,16 @@ it('refuses fewer steps than are done, before any work, and goes on with more', 
   expect(readdirSync(folder.at('out'))).not.toContain('s4d');
   const more = await reproduce(...args, '--layers', 'mamba', '--steps', '5', ...out);
   expect([more.code, JSON.parse(more.stdout)]).toMatchObject([0, { runs: [{ recipe: { steps: 5 } }] }]);
+});
+
+it('leaves a folder alone that another process is in', async () => {
+  const lock = await lockFolder(folder.at('out'));
+  const args = ['induction-heads', ...small, '--output', folder.at('out')];
+  const { code, stderr } = await reproduce(...args);
+  expect([code, stderr]).toEqual([1, expect.stringContaining(`out: is in use by process ${process.pid}`)]);
+  expect(readdirSync(folder.at('out'))).toEqual(['.lock']);
+  await lock.release();
+  expect(existsSync(folder.at('out'))).toBe(false);
 });
 
 it.each([

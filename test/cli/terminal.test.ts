@@ -40,6 +40,14 @@ describe('size', () => {
 describe('inFlags', () => {
   it.each([
     ['generate: topP is 2, expected a number above 0', '--top-p is 2, expected a number above 0'],
+    [
+      'generate: minNewTokens is 5, expected at most maxNewTokens, which is 3',
+      '--min-new-tokens is 5, expected at most --max-new-tokens, which is 3',
+    ],
+    [
+      'Trainer.fromConfig: minimumLearningRate is 2, expected at most learningRate, which is 1',
+      '--minimum-learning-rate is 2, expected at most --learning-rate, which is 1',
+    ],
     ['generate: maxNewTokens is 0, expected 1', '--max-new-tokens is 0, expected 1'],
     ['generate: eosTokenId holds -1, expected token ids', '--eos holds -1, expected token ids'],
     [

@@ -1,4 +1,4 @@
-import { cpSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { cpSync, lstatSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { open as openFile, type FileHandle } from 'node:fs/promises';
 import { join } from 'node:path';
 import { AutoModelForCausalLM, DisposedError, rowsToBatch, Trainer } from '../../lib';
@@ -201,6 +201,29 @@ describe('savePretrained', () => {
     expect(await logitsOf(again, [1])).toEqual(await logitsOf(second, [1]));
     expect(readdirSync(folder.path).sort()).toEqual(['config.json', 'model.safetensors']);
     for (const model of [first, loaded, second, again]) model.dispose();
+  });
+
+  it('leaves what links lead to, as in a snapshot of the hub', async () => {
+    const [blobs, snapshot] = [folder.at('blobs'), folder.at('snapshots', 'main')];
+    cpSync(join(FIXTURES, 'mamba-text'), blobs, { recursive: true });
+    cpSync(join(FIXTURES, 'mamba-sharded-bf16', 'model.safetensors.index.json'), join(blobs, 'index'));
+    mkdirSync(snapshot, { recursive: true });
+    const contents = () => readdirSync(blobs).map((name) => [name, readFileSync(join(blobs, name), 'hex')]);
+    const before = contents();
+    for (const [name] of before)
+      symlinkSync(
+        join('..', '..', 'blobs', name!),
+        join(snapshot, name === 'index' ? 'model.safetensors.index.json' : name!),
+      );
+    const model = await open('mamba-tiny');
+    await model.savePretrained(snapshot);
+    expect(contents()).toEqual(before);
+    const files = ['config.json', 'generation_config.json', 'model.safetensors'];
+    for (const name of files) expect(lstatSync(join(snapshot, name)).isFile()).toBe(true);
+    expect(readdirSync(snapshot)).not.toContain('model.safetensors.index.json');
+    for (const name of files.slice(0, 2))
+      expect(json(snapshot, name)).toEqual(json(FIXTURES, 'mamba-tiny', name));
+    model.dispose();
   });
 
   it('leaves the old file when the disk is full', async () => {
