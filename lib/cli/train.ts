@@ -7,6 +7,7 @@ import { setThreads } from '../device';
 import { TrainingError } from '../errors';
 import { makeFolder } from '../io/folder';
 import type { JsonObject } from '../io/json';
+import { lockFolder } from '../io/lock';
 import { writeJson } from '../models/save';
 import { findCheckpoints } from '../training/checkpoints';
 import { train } from '../training/train';
@@ -69,9 +70,10 @@ async function run(
   const { out } = settings;
   if (out === undefined && !flags.dryRun)
     throw new UsageError('--out is missing, expected a folder for the model');
-  if (out !== undefined && flags.resume === undefined && !flags.dryRun) await checkNew(out);
   const scratch = flags.dryRun ? await mkdtemp(join(tmpdir(), 'selective-scan-')) : undefined;
+  const lock = scratch ? undefined : await lockFolder(out!, (message) => note(`warning: ${message}`));
   try {
+    if (!scratch && flags.resume === undefined) await checkNew(out!);
     const job = await prepare(
       settings,
       scratch ?? join(out!, 'training'),
@@ -82,6 +84,7 @@ async function run(
     if (!flags.dryRun) await execute(job, settings as Settings & { out: string }, flags, signal);
   } finally {
     if (scratch) await rm(scratch, { recursive: true, force: true });
+    await lock?.release();
   }
 }
 

@@ -3,6 +3,7 @@ import { checkNames, kindOf } from '../arguments';
 import { FormatError } from '../errors';
 import { openForReading } from '../io/json';
 import { readFully } from '../io/safetensors';
+import { checkSize, digestOf, type FileRecord } from './data-files';
 import { permutation } from './permutation';
 
 export interface CorpusOptions {
@@ -22,6 +23,7 @@ interface Span {
   readonly path: string;
   /** Of the file, in tokens. */
   readonly fileTokens: number;
+  readonly digest: string;
   /** Where in the file the span begins and ends, in tokens. */
   readonly begin: number;
   readonly end: number;
@@ -67,7 +69,10 @@ export class Corpus {
     this.#blocks = blocks;
   }
 
-  /** @throws FormatError for a file that is missing, empty or no whole number of tokens. */
+  /**
+   * Reads the files once, for their digests; of those above 16 MiB a part.
+   * @throws FormatError for a file that is missing, empty or no whole number of tokens.
+   */
   static async open(files: readonly string[], options: CorpusOptions = {}): Promise<Corpus> {
     checkNames('Corpus.open', options, names, 'options');
     const { tokens = 'bytes', separator } = options;
@@ -80,8 +85,9 @@ export class Corpus {
       throw new RangeError(`Corpus.open: separator is ${String(separator)}, expected a token id`);
     const spans: Omit<Span, 'at'>[] = [];
     for (const path of files) {
-      const fileTokens = (await bytesOf(path, sizes[tokens])) / sizes[tokens];
-      spans.push({ path, fileTokens, begin: 0, end: fileTokens });
+      const bytes = await bytesOf(path, sizes[tokens]);
+      const fileTokens = bytes / sizes[tokens];
+      spans.push({ path, fileTokens, digest: await digestOf(path, bytes), begin: 0, end: fileTokens });
     }
     return new Corpus(spans, tokens, separator, new Map());
   }
@@ -96,15 +102,19 @@ export class Corpus {
     return this.#spans.map(({ path }) => path);
   }
 
-  /** Each file's name and how many tokens it has, held-out ones of it too. */
-  get sizes(): readonly (readonly [name: string, tokens: number])[] {
-    return this.#spans.map(({ path, fileTokens }) => [path.split(/[\\/]/).at(-1)!, fileTokens]);
+  /** Each file's name, how many tokens it has, held-out ones of it too, and a digest of its content. */
+  get records(): readonly FileRecord[] {
+    return this.#spans.map(({ path, fileTokens, digest }) => [
+      path.split(/[\\/]/).at(-1)!,
+      fileTokens,
+      digest,
+    ]);
   }
 
-  /** Names and sizes, by which a saved position is known to be of the same data. */
+  /** Names, sizes and contents, by which a saved position is known to be of the same data. */
   get fingerprint(): string {
-    const spans = this.#spans.map(({ path, begin, end }) => [path.split(/[\\/]/).at(-1), begin, end]);
-    return JSON.stringify([this.#format, this.#separator ?? null, spans]);
+    const spans = this.#spans.map(({ begin, end }) => [begin, end]);
+    return JSON.stringify([this.#format, this.#separator ?? null, spans, this.records]);
   }
 
   /**
@@ -238,9 +248,7 @@ async function bytesOf(path: string, item: number): Promise<number> {
 async function readBlock(path: string, size: number, block: number): Promise<Buffer> {
   const file = await openForReading(path);
   try {
-    const now = (await file.stat()).size;
-    if (now !== size)
-      throw new FormatError(`${path}: file has ${now} bytes, expected ${size}; it was changed meanwhile`);
+    await checkSize(file, path, size);
     const begin = block * blockBytes;
     const buffer = Buffer.allocUnsafeSlow(Math.min(blockBytes, size - begin));
     await readFully(file, buffer, begin, path);

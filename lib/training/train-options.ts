@@ -1,7 +1,7 @@
 import { checkNames, kindOf } from '../arguments';
 import type { BatchSource, TrainingBatch } from './batch';
 import type { EvaluationRecord, StepRecord } from './log';
-import type { Trainer } from './trainer';
+import { checkTrainer, type Trainer } from './trainer';
 
 export interface TrainOptions {
   readonly source: BatchSource;
@@ -55,6 +55,7 @@ const names: readonly (keyof TrainOptions)[] = [
 
 /** @throws TypeError, RangeError that name the option. */
 export function checkTrainOptions(trainer: Trainer, options: TrainOptions): void {
+  checkTrainer('train', trainer);
   checkNames('train', options, names, 'options');
   if (typeof (options.source as Partial<BatchSource> | undefined)?.next !== 'function')
     throw new TypeError(`train: source is ${kindOf(options.source)}, expected a BatchSource`);

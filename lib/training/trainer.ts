@@ -1,4 +1,4 @@
-import { checkRecord } from '../arguments';
+import { checkRecord, kindOf } from '../arguments';
 import { device as openDevice, type Device } from '../device';
 import { DisposedError, FormatError, TrainingError } from '../errors';
 import { CausalLM } from '../generation/causal-lm';
@@ -73,11 +73,14 @@ export class Trainer {
 
   /** Goes on from a model, a folder or hub id: its parameters alone, not what an optimizer had of them. */
   static async fromPretrained(pathOrId: string, options: TrainerOptions): Promise<Trainer> {
+    const call = 'Trainer.fromPretrained';
+    if (typeof pathOrId !== 'string')
+      throw new TypeError(`${call}: pathOrId is ${kindOf(pathOrId)}, expected a folder or a hub id`);
+    checkRecord(call, options, 'options');
     const folder = await resolveModel(pathOrId, {});
     const { stored, config, generationConfig, isOfBytes } = await readModelFolder(folder);
     const checkpoint = await openCheckpoint(folder, stored.rename);
     const tokenizer = !isOfBytes && (await loadTokenizer(folder)) ? folder : undefined;
-    const call = 'Trainer.fromPretrained';
     try {
       const complete = { tokenizer, ...options };
       return await Trainer.#make(call, config.json, complete, { checkpoint }, generationConfig);
@@ -247,6 +250,11 @@ export class Trainer {
     this.model.dispose();
     this.parameters.dispose();
   }
+}
+
+export function checkTrainer(call: string, trainer: unknown): void {
+  if (!(trainer instanceof Trainer))
+    throw new TypeError(`${call}: trainer is ${kindOf(trainer)}, expected a Trainer`);
 }
 
 /** Why a step cannot have been meant, if so. */

@@ -1,4 +1,5 @@
-import { readdirSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { lockFolder } from '../../lib/io/lock';
 import { temporaryFolder } from '../io/folder';
 import { run } from './run';
 
@@ -52,8 +53,20 @@ it('refuses fewer steps than are done, before any work, and goes on with more', 
   expect([more.code, JSON.parse(more.stdout)]).toMatchObject([0, { runs: [{ recipe: { steps: 5 } }] }]);
 });
 
+it('leaves a folder alone that another process is in', async () => {
+  const lock = await lockFolder(folder.at('out'));
+  const args = ['induction-heads', ...small, '--output', folder.at('out')];
+  const { code, stderr } = await reproduce(...args);
+  expect([code, stderr]).toEqual([1, expect.stringContaining(`out: is in use by process ${process.pid}`)]);
+  expect(readdirSync(folder.at('out'))).toEqual(['.lock']);
+  await lock.release();
+  expect(existsSync(folder.at('out'))).toBe(false);
+});
+
 it.each([
   [['parity'], /Allowed choices are induction-heads, selective-copying/],
+  [['induction-heads', '--steps', '1,2'], /argument '1,2' is invalid. It is not a whole number from 1 on\./],
+  [['induction-heads', '--plot', '/nowhere/x.svg'], /^error: --plot: folder \/nowhere does not exist or/],
   [['induction-heads', '--layers', 'h3'], /It is not a list of some of mamba, s4d/],
   [['induction-heads', '--seed', '-1'], /^error: --seed is -1, expected a whole number from 0 to 1048575\n/],
   [['selective-copying', '--length', '20'], /^error: --length has 20, expected 32 to 16777216 tokens\n/],
