@@ -14,7 +14,7 @@ import { stepsIn } from '../training/checkpoints';
 import { number } from './arguments';
 import { whole, wholes } from './bench-flags';
 import { interruption, UsageError } from './exit';
-import { checkOutput } from './output-file';
+import { checkFolder, checkOutput } from './output-file';
 import { note, print, table } from './terminal';
 
 const tasks: readonly Task[] = [inductionHeads, selectiveCopying];
@@ -101,6 +101,7 @@ async function run(name: string, flags: Flags): Promise<void> {
   check(task, flags);
   if (flags.plot !== undefined) await checkOutput('--plot', flags.plot);
   const folder = flags.output ?? task.name;
+  await checkFolder('--output', folder);
   const lock = await lockFolder(folder, (message) => note(`warning: ${message}`));
   try {
     await trainAndTest(task, folder, flags, signal);

@@ -67,6 +67,7 @@ it.each([
   [['parity'], /Allowed choices are induction-heads, selective-copying/],
   [['induction-heads', '--steps', '1,2'], /argument '1,2' is invalid. It is not a whole number from 1 on\./],
   [['induction-heads', '--plot', '/nowhere/x.svg'], /^error: --plot: folder \/nowhere does not exist or/],
+  [['induction-heads', '--output', __filename], /^error: --output: .* is a file, expected a folder\n/],
   [['induction-heads', '--layers', 'h3'], /It is not a list of some of mamba, s4d/],
   [['induction-heads', '--seed', '-1'], /^error: --seed is -1, expected a whole number from 0 to 1048575\n/],
   [['selective-copying', '--length', '20'], /^error: --length has 20, expected 32 to 16777216 tokens\n/],
@@ -76,7 +77,7 @@ it.each([
     /^error: --rows is 99999999, expected at most 268435456 tokens/,
   ],
 ])('refuses %p', async (args, message) => {
-  const { code, stderr } = await reproduce(...args, '--output', folder.at('out'));
+  const { code, stderr } = await reproduce(args[0]!, '--output', folder.at('out'), ...args.slice(1));
   expect([code, stderr]).toEqual([2, expect.stringMatching(message)]);
   expect(readdirSync(folder.path)).toEqual([]);
 });
