@@ -13,5 +13,7 @@ const { logits } = await model.forward({ inputIds: [ids] });
 const options = { maxNewTokens: Number(count), doSample: false };
 const [{ tokens }] = await model.generate([ids], options).completions();
 const decoded = tokenizer?.decode(ids);
-console.log(JSON.stringify({ ids, decoded, shape: logits.shape, logits: [...(await logits.data())], tokens }));
+console.log(
+  JSON.stringify({ ids, decoded, shape: logits.shape, logits: [...(await logits.data())], tokens }),
+);
 model.dispose();
