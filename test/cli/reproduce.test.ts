@@ -1,7 +1,7 @@
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { lockFolder } from '../../lib/io/lock';
 import { temporaryFolder } from '../io/folder';
-import { run } from './run';
+import { ended, run, start } from './run';
 
 const folder = temporaryFolder();
 const small = ['--steps', '4', '--rows', '2', '--length', '32', '--test-sequences', '3'];
@@ -51,6 +51,23 @@ it('refuses fewer steps than are done, before any work, and goes on with more', 
   expect(readdirSync(folder.at('out'))).not.toContain('s4d');
   const more = await reproduce(...args, '--layers', 'mamba', '--steps', '5', ...out);
   expect([more.code, JSON.parse(more.stdout)]).toMatchObject([0, { runs: [{ recipe: { steps: 5 } }] }]);
+});
+
+it.each([
+  ['SIGINT', 130],
+  ['SIGTERM', 143],
+] as const)('saves at %s, and goes on from there', async (signal, code) => {
+  const args = ['induction-heads', ...small, '--layers', 'mamba', '--output', folder.at('out')];
+  const child = start(['reproduce', ...args, '--steps', '100000']);
+  const end = ended(child);
+  const log = folder.at('out', 'mamba', 'log.jsonl');
+  while (!existsSync(log) && child.exitCode === null) await new Promise((done) => setTimeout(done, 20));
+  child.kill(signal);
+  expect((await end).code).toBe(code);
+  expect(readdirSync(folder.at('out'))).toEqual(['mamba']);
+  const [saved] = readdirSync(folder.at('out', 'mamba')).filter((name) => name.startsWith('step-'));
+  const again = await reproduce(...args, '--steps', String(Number(saved!.slice(5)) + 1), '--json');
+  expect([again.code, again.stderr]).toEqual([0, '']);
 });
 
 it('leaves a folder alone that another process is in', async () => {
