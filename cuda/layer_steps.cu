@@ -1,8 +1,9 @@
 // Which calls of mamba_layer_step and expert_layer_step the kernels of device/mamba_layers.cuh and
-// device/mixture_layers.cuh take, and how many of them in one launch.
+// device/mixture_layers.cuh take, how many of them in one launch, and whether a step's end is part of it.
 #include "layer_steps.h"
 
 #include <cstring>
+#include <optional>
 #include <type_traits>
 #include <utility>
 
@@ -26,6 +27,8 @@ ExpertCall expert_call(Opt x, In residual, In norm_weight, In router, Opt router
 }
 
 namespace {
+
+constexpr int64_t kMostRows = 1 << 24;  // of a head
 
 template <class R, class... P, size_t... I>
 R read(const Arg* args, R (*call)(P...), std::index_sequence<I...>) {
@@ -202,12 +205,102 @@ S layers_of(Stream& stream, const Run& run) {
   return s;
 }
 
+// The calls of a recorded graph that end a step, if they are right behind its layers.
+struct Ending {
+  In norm;
+  Opt norm_bias;
+  float eps;
+  Out sum, normed;
+  In weight;
+  Opt bias;
+  Out logits;
+  bool centred;
+  int calls;
+};
+struct Normed {
+  In x, residual, weight;
+  float eps;
+  Out y, sum;
+};
+struct Accumulated {
+  In x;
+  InOut sum;
+};
+struct Centred {
+  In x;
+  Opt weight, bias;
+  float eps;
+  Out y;
+};
+struct Multiplied {
+  In x, weight;
+  Opt bias;
+  Out y;
+};
+Normed normed_call(In x, In residual, In weight, float eps, Out y, Out sum) {
+  return {x, residual, weight, eps, y, sum};
+}
+Accumulated accumulate_call(In x, InOut sum) { return {x, sum}; }
+Centred centred_call(In x, Opt weight, Opt bias, float eps, Out y) { return {x, weight, bias, eps, y}; }
+Multiplied multiply_call(In x, In weight, Opt bias, Out y) { return {x, weight, bias, y}; }
+
+std::optional<Ending> find_ending(const Following& following, const Run& run) {
+  const LayerEnds& last = ends(run.calls[run.count - 1]);
+  int next = run.count - 1;
+  const auto is = [&](const char* name) {
+    return next < following.count && std::strcmp(following.calls[next].kernel->name, name) == 0;
+  };
+  const auto args = [&] { return following.calls[next++].args; };
+  Ending e{};
+  if (is("add_rms_norm")) {
+    const Normed c = read(args(), normed_call);
+    if (!same(c.x.view, last.y.view) || !same(c.residual.view, last.sum.view)) return {};
+    e.norm = c.weight, e.eps = c.eps, e.sum = c.sum, e.normed = c.y;
+  } else if (is("accumulate")) {
+    const Accumulated sum = read(args(), accumulate_call);
+    if (!same(sum.x.view, last.y.view) || !same(sum.sum.view, last.sum.view) || !is("layer_norm")) return {};
+    const Centred c = read(args(), centred_call);
+    if (!same(c.x.view, sum.sum.view) || !c.weight) return {};
+    e.norm = In{c.weight.view}, e.norm_bias = c.bias, e.eps = c.eps, e.centred = true;
+    e.sum = Out{sum.sum.view}, e.normed = c.y;
+  }
+  if (!e.normed.view || !is("matmul")) return {};
+  const Multiplied c = read(args(), multiply_call);
+  const DType type = last.y.dtype();
+  if (!same(c.x.view, e.normed.view) || c.x.size(0) != 1 || c.weight.dtype() != type ||
+      e.normed.dtype() != type || c.y.dtype() != DType::f32 || c.weight.size(0) > kMostRows ||
+      !all_dense(e.norm, e.norm_bias, e.sum, e.normed, c.weight, c.bias, c.y))
+    return {};
+  e.weight = c.weight, e.bias = c.bias, e.logits = c.y;
+  // As with layers: nothing orders what different parts of a launch write. The sum in place is the last layer's.
+  if (!apart(*e.normed.view, *c.y.view)) return {};
+  for (int i = 0; i < run.count; i++)
+    for (const Out& of : std::visit([](const auto& own) { return written(own); }, run.calls[i]).tensor)
+      if (!apart(*of.view, *e.normed.view) || !apart(*of.view, *c.y.view) ||
+          (!e.centred && !apart(*of.view, *e.sum.view)))
+        return {};
+  if (!apart(*e.sum.view, *e.normed.view) || !apart(*e.sum.view, *c.y.view)) return {};
+  e.calls = next - (run.count - 1);
+  return e;
+}
 template <class T>
-bool launch_run(Stream& stream, const Run& run) {
+Head<T> head_of(const Ending& e) {
+  Head<T> head{};
+  head.norm = e.norm.data<float>(), head.norm_bias = data_of<const float>(e.norm_bias);
+  head.weight = e.weight.data<T>(), head.bias = data_of<const float>(e.bias);
+  head.sum = e.sum.data<float>(), head.logits = e.logits.data<float>(), head.normed = e.normed.data<T>();
+  head.rows = static_cast<int>(e.weight.size(0));
+  head.eps = e.eps, head.centred = e.centred;
+  return head;
+}
+
+template <class T>
+bool launch_run(Stream& stream, const Run& run, const std::optional<Ending>& ending) {
   const int64_t m = ends(run.calls[0]).residual.size(1);
   if (!run.experts) {
     auto s = layers_of<Layers<T>>(stream, run);
     for (int i = 0; i < run.count; i++) s.layer[i] = layer_of<T>(std::get<MambaCall>(run.calls[i]));
+    if (ending) s.head = head_of<T>(*ending);
     if (launch_mamba_layers(stream, m, s)) return true;
   }
   auto s = layers_of<mixture::Layers<T>>(stream, run);
@@ -217,6 +310,7 @@ bool launch_run(Stream& stream, const Run& run) {
     else
       s.layer[i].mamba = layer_of<T>(std::get<MambaCall>(run.calls[i]));
   }
+  if (ending) s.head = head_of<T>(*ending);
   return launch_mixture_layers(stream, m, run.experts ? run.experts->h() : 0, s);
 }
 
@@ -231,9 +325,10 @@ bool step_layers(Stream& stream, const LayerCall& first) {
     if (!read(stream.following->calls[i], next) || !run.joins(next)) break;
     run.add(next);
   }
-  const bool done = ends(first).y.dtype() == DType::bf16 ? launch_run<__nv_bfloat16>(stream, run)
-                                                         : launch_run<__half>(stream, run);
-  if (done) stream.following->taken = run.count - 1;
+  const std::optional<Ending> ending = find_ending(*stream.following, run);
+  const bool done = ends(first).y.dtype() == DType::bf16 ? launch_run<__nv_bfloat16>(stream, run, ending)
+                                                         : launch_run<__half>(stream, run, ending);
+  if (done) stream.following->taken = run.count - 1 + (ending ? ending->calls : 0);
   return done;
 }
 

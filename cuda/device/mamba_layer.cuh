@@ -42,6 +42,19 @@ struct Layer {
   T *normed, *xz, *u, *dbc, *gated, *y;  // [m], [2 d], [d], [k], [d], [m]
 };
 
+// What ends a step: a norm and a product. No rows: it is not part of the launch.
+template <class T>
+struct Head {
+  const float *norm, *norm_bias;  // [m], [m] or null
+  const T* weight;                // [rows, m]
+  const float* bias;              // [rows] or null
+  float *sum, *logits;            // [m], [rows]
+  T* normed;                      // [m]
+  int rows;
+  float eps;
+  bool centred;  // LayerNorm; else RMSNorm
+};
+
 template <class T>
 struct Layers {
   Layer<T> layer[kMostLayers];
@@ -53,6 +66,7 @@ struct Layers {
   int layers, stages;
   float eps;
   Fault *bad_offset, *bad_slot;
+  Head<T> head;
 };
 
 // Each block's shares of dbc, then dbc, y, and what a layer adds to the residual.

@@ -8,9 +8,11 @@
 // so a layer is four exchanges (exchange.cuh) of some KiB. No exchange holds up the weights: one warp
 // brings them into a ring in shared memory (weight_ring.cuh), layers ahead where they are small, and
 // a layer's small tensors are asked into the L2 while the layer before is at work. The tensor cores
-// multiply: of their 16 rows one holds activations, the weights are the other operand.
+// multiply: of their 16 rows one holds activations, the weights are the other operand. The final norm and
+// the head may follow (layers_head.cuh).
 #pragma once
 #include "dependent.cuh"
+#include "layers_head.cuh"
 #include "mamba_layer_phases.cuh"
 
 namespace ss::cuda {
@@ -39,6 +41,7 @@ __device__ __forceinline__ void fill_ring(const Layers<T>& s, const Ring& ring) 
         filler.fill(out + row * Size::d + at, rows, 2 * columns, policy);
       }
   }
+  fill_head<Size>(s.head, [&](const T* from, int rows, int bytes) { filler.fill(from, rows, bytes, policy); });
 }
 
 template <class T, int Model>
@@ -88,6 +91,7 @@ __global__ void __launch_bounds__(kLayerThreads + 32, 1)
     step.template multiply<(Size::out_rows + kTileRows - 1) / kTileRows, Size::d / Size::columns>();
     step.leave(l);
   }
+  if (s.head.rows > 0) run_head<Size>(step, s.head);
   // All blocks have begun: this one has had words of all of them.
   if (blockIdx.x == 0 && threadIdx.x == 0) s.words[0].round = step.round;
 #endif

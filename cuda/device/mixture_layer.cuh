@@ -96,6 +96,7 @@ struct Layers {
   int layers, stages;
   float eps;
   Fault *bad_offset, *bad_slot;
+  Head<T> head;
 };
 
 // Each block's shares of dbc, then dbc, y, what a layer adds to the residual, and an expert's hidden row.

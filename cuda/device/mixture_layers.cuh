@@ -10,6 +10,7 @@
 // mamba_layers.cuh does the sizes that come out even without experts: this one took 3 to 6 % longer there.
 #pragma once
 #include "dependent.cuh"
+#include "layers_head.cuh"
 #include "mixture_experts.cuh"
 #include "mixture_mamba.cuh"
 
@@ -175,6 +176,9 @@ __device__ __forceinline__ void fill_ring(const Layers<T>& s, LayerMemory<Size>&
       fill_rows<Size::d, Size>(filler, of.rows, policy, false, [&](int i) { return of.out_proj(l, i); });
     }
   }
+  fill_head<Size>(s.head, [&](const T* from, int rows, int bytes) {
+    filler.fill(from, rows, bytes, policy, false);
+  });
 }
 
 template <class T, class Size>
@@ -233,6 +237,7 @@ __global__ void __launch_bounds__(kLayerThreads + 32, 1)
     else
       mamba.run(l.mamba, is_guessed(s, at + 1) ? &s.layer[at + 1].experts : nullptr);
   }
+  if (s.head.rows > 0) run_head<Size>(block, s.head);
   // All blocks have begun: this one has had words of all of them.
   if (blockIdx.x == 0 && threadIdx.x == 0) s.words[0].round = block.round;
 #endif

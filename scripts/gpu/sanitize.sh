@@ -37,6 +37,7 @@ sets=(
   'mamba-launch|mamba-layer-step|several layers, bf16.*kept'
   'expert-layers|expert-layer-step|e.: 42|ops give, .1472|200, 72'
   'expert-launch|expert-layer-step|r8r8r8r'
+  'step-end|step-end|of .768., f16|512, 1536'
   'mamba-step|mamba-step|bf16.*ops give.*b.: (1|2|3|9|21),'
   'scan|scan|(f32|bf16) packed.*of 16 |width: (4|16|33)$|a few channels'
   'scan-gradients|scan-gradients|'
