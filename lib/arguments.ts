@@ -31,6 +31,21 @@ export function checkNumbers(call: string, name: string, values: ArrayLike<unkno
       throw new TypeError(`${call}: ${name}[${i}] is ${kindOf(values[i])}, expected a number`);
 }
 
+/** Throws unless `values` is a list of what `is` says yes to, each of them a `what`. */
+export function checkList(
+  call: string,
+  name: string,
+  values: unknown,
+  is: (value: unknown) => boolean,
+  what: string,
+): void {
+  if (!Array.isArray(values))
+    throw new TypeError(`${call}: ${name} is ${kindOf(values)}, expected a list, each a ${what}`);
+  for (let i = 0; i < values.length; i++)
+    if (!is(values[i]))
+      throw new TypeError(`${call}: ${name}[${i}] is ${kindOf(values[i])}, expected a ${what}`);
+}
+
 export function checkFunction(call: string, value: unknown, name = 'fn'): void {
   if (typeof value !== 'function') {
     throw new TypeError(`${call}: ${name} is ${kindOf(value)}, expected a function`);

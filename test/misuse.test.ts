@@ -15,22 +15,29 @@ const wrongs: Readonly<Record<Wrong, unknown>> = {
 };
 
 const folder = temporaryFolder();
-const opened: library.CausalLM[] = [];
+const opened: { dispose(): void }[] = [];
 let model: library.CausalLM;
 let state: library.State;
 let tensor: library.Tensor;
+let trainer: library.Trainer;
+let corpus: library.Corpus;
 
 beforeAll(async () => {
   model = await open('mamba-text');
   opened.push(model);
   state = model.createState();
   tensor = Tensor.from([1, 2, 3, 4], [2, 2]);
+  trainer = await library.Trainer.fromConfig(config, steps);
+  opened.push(trainer);
+  corpus = await library.Corpus.open([__filename]);
 });
 afterAll(() => opened.forEach((each) => each.dispose()));
 
 const take = async (prompts: unknown, options?: unknown) =>
   await model.generate(prompts as string, options as object).completions();
 const config = { model_type: 'mamba', vocab_size: 8, hidden_size: 8, num_hidden_layers: 1, state_size: 2 };
+const size = { length: 8, rows: 1, epochs: 1 };
+const steps = { steps: 1, learningRate: 1 };
 const scan = { batch: 1, length: 1, dim: 1, dState: 1, u: [1], delta: [1], A: [1], B: [1], C: [1] };
 
 /** The call with one argument to be wrong, and which of the four are not: null may stand for what is left out. */
@@ -117,6 +124,60 @@ const calls: Readonly<Record<string, readonly [call: Call, right?: readonly Wron
       [(x) => library.selectiveScan({ ...scan, [name]: x })],
     ]),
   ),
+  'grad: fn': [(x) => library.grad(x as () => library.Tensor, [tensor])],
+  'grad: parameters': [(x) => library.grad(() => tensor, x as library.Tensor[])],
+  'grad: options': [(x) => library.grad(() => tensor, [], x as object), ['undefined']],
+  'grad: into': [(x) => library.grad(() => tensor, [], { into: x as library.Tensor[] }), ['undefined']],
+  'grad: seed': [(x) => library.grad(() => tensor, [], { seed: x as library.Tensor }), ['undefined']],
+  'noGrad: fn': [(x) => library.noGrad(x as () => void)],
+  'remat: fn': [(x) => library.remat(x as () => library.Tensor, tensor)],
+  'remat: inputs': [(x) => library.remat((y) => y!, x as library.Tensor)],
+  'evaluate: model': [(x) => library.evaluate(x as library.CausalLM, 'a')],
+  'evaluate: source': [(x) => library.evaluate(model, x as string), ['string']],
+  'evaluate: options': [(x) => library.evaluate(model, 'a', x as object), ['undefined']],
+  'Trainer.fromConfig: config': [(x) => library.Trainer.fromConfig(x as object as never, steps)],
+  'Trainer.fromConfig: options': [(x) => library.Trainer.fromConfig(config, x as typeof steps)],
+  'Trainer.fromPretrained: pathOrId': [(x) => library.Trainer.fromPretrained(x as string, steps)],
+  'Trainer.fromPretrained: options': [(x) => library.Trainer.fromPretrained(folder.path, x as typeof steps)],
+  'train: trainer': [(x) => library.train(x as library.Trainer, { source: x as never })],
+  ...Object.fromEntries(
+    (['folder', 'title', 'best', 'resume', 'signal', 'validation', 'onStep', 'onWarning'] as const).map(
+      (name): [string, readonly [call: Call, right: readonly Wrong[]]] => [
+        `train: ${name}`,
+        [
+          (x) => library.train(trainer, { source: new library.Windows(corpus, size), [name]: x }),
+          /^(folder|title|best)$/.test(name) ? ['undefined', 'string'] : ['undefined'],
+        ],
+      ],
+    ),
+  ),
+  'evaluate: batches': [(x) => trainer.evaluate(x as [])],
+  'diagnose: step': [(x) => trainer.diagnose(x as number, []), ['number']],
+  'diagnose: batches': [(x) => trainer.diagnose(1, x as [])],
+  'withAverages: fn': [(x) => trainer.withAverages(x as () => Promise<void>)],
+  'split: heldOut': [(x) => corpus.split(x as { share: number })],
+  'split: files': [(x) => corpus.split({ files: x as string[] })],
+  'split: share': [(x) => corpus.split({ share: x as number })],
+  'writeTokens: path': [(x) => library.writeTokens(x as string, model.tokenizer!, [__filename]), ['string']],
+  'writeTokens: codec': [(x) => library.writeTokens(folder.at('x'), x as library.Codec, [__filename])],
+  'writeTokens: files': [(x) => library.writeTokens(folder.at('x'), model.tokenizer!, x as string[])],
+  'saveCheckpoint: folder': [(x) => library.saveCheckpoint(x as string, trainer), ['string']],
+  'saveCheckpoint: trainer': [(x) => library.saveCheckpoint(folder.path, x as library.Trainer)],
+  'saveCheckpoint: options': [
+    (x) => library.saveCheckpoint(folder.path, trainer, x as object),
+    ['undefined'],
+  ],
+  'loadCheckpoint: folder': [(x) => library.loadCheckpoint(x as string, trainer), ['string']],
+  'loadCheckpoint: trainer': [(x) => library.loadCheckpoint(folder.path, x as library.Trainer)],
+  'loadCheckpoint: onWarning': [
+    (x) => library.loadCheckpoint(folder.path, trainer, x as () => void),
+    ['undefined'],
+  ],
+  'Windows: corpus': [(x) => new library.Windows(x as library.Corpus, { length: 1, rows: 1 })],
+  'Windows: options': [(x) => new library.Windows(corpus, x as { length: number; rows: number })],
+  'rowsToBatch: rows': [(x) => library.rowsToBatch(x as number[][])],
+  'rowsToBatch: row': [(x) => library.rowsToBatch([x as number[]])],
+  'Corpus.open: files': [(x) => library.Corpus.open(x as string[])],
   'verify: device': [(x) => library.verify(x as string), ['undefined']],
   'verify: visit': [(x) => library.verify('cpu', x as () => void), ['undefined']],
 };
@@ -132,7 +193,7 @@ it.each(cases)('%s is %s', async (name, wrong, call) => {
   expect(error).toBeInstanceOf(Error);
   const { name: kind, message } = error as Error;
   // `<call>: <argument> is <got>, ...`; a wrong kind is a TypeError, a number out of range a RangeError.
-  expect(`${kind}: ${message}`).toMatch(/^(TypeError|RangeError): [A-Za-z]+(\.[a-z]+)?: \S+ \w+/);
+  expect(`${kind}: ${message}`).toMatch(/^(TypeError|RangeError): [A-Za-z]+(\.[A-Za-z]+)?: \S+ \w+/);
   expect(message).not.toMatch(/not (iterable|a function)|Cannot (read|destructure)/);
 });
 

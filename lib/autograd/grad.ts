@@ -1,3 +1,4 @@
+import { checkFunction, checkList, checkNames, kindOf } from '../arguments';
 import { accumulate, add, cast, fill } from '../ops/elementwise';
 import type { Range } from '../shape';
 import { keep, scope, sizeOf, Tensor } from '../tensor';
@@ -14,6 +15,8 @@ import {
   type Tape,
   type Variable,
 } from './tape';
+
+export const isTensor = (value: unknown): boolean => value instanceof Tensor;
 
 /** Any tensor as rows, in place. Rows may lie apart. */
 export const matrix = (tensor: Tensor): Tensor =>
@@ -227,6 +230,8 @@ export interface GradOptions {
   readonly watch?: Watch;
 }
 
+const names: readonly (keyof GradOptions)[] = ['into', 'overwrite', 'seed', 'copies', 'watch'];
+
 export interface Gradients {
   /** What `fn` returned. */
   readonly value: Tensor;
@@ -241,11 +246,14 @@ export interface Gradients {
  * @throws TypeError when `fn` returns something that does not depend on a parameter, Error when it
  * calls an op that has no gradient or one that updates a tracked tensor in place.
  */
-export function grad(
-  fn: () => Tensor,
-  parameters: readonly Tensor[],
-  { into, overwrite = false, seed, copies = new Map<Tensor, Tensor>(), watch }: GradOptions = {},
-): Gradients {
+export function grad(fn: () => Tensor, parameters: readonly Tensor[], options: GradOptions = {}): Gradients {
+  checkFunction('grad', fn);
+  checkList('grad', 'parameters', parameters, isTensor, 'tensor');
+  checkNames('grad', options, names, 'options');
+  const { into, overwrite = false, seed, copies = new Map<Tensor, Tensor>(), watch } = options;
+  if (into !== undefined) checkList('grad', 'into', into, isTensor, 'tensor');
+  if (seed !== undefined && !isTensor(seed))
+    throw new TypeError(`grad: seed is ${kindOf(seed)}, expected a tensor`);
   if (into && into.length !== parameters.length)
     throw new TypeError(`grad: into has ${into.length} tensors, expected ${parameters.length}`);
   const known = parameters.findIndex((parameter) => variableOf(parameter));
@@ -281,4 +289,7 @@ export function grad(
 }
 
 /** Runs `fn` without noting anything: what it returns counts as constant. */
-export const noGrad = <R>(fn: () => R): R => recording(undefined, fn);
+export function noGrad<R>(fn: () => R): R {
+  checkFunction('noGrad', fn);
+  return recording(undefined, fn);
+}

@@ -1,5 +1,6 @@
+import { checkFunction, checkList } from '../arguments';
 import { scope, Tensor } from '../tensor';
-import { backward, give } from './grad';
+import { backward, give, isTensor } from './grad';
 import {
   alias,
   derive,
@@ -21,6 +22,8 @@ import {
  * run must compute what the first did.
  */
 export function remat(fn: (...inputs: readonly Tensor[]) => Tensor, ...inputs: readonly Tensor[]): Tensor {
+  checkFunction('remat', fn);
+  checkList('remat', 'inputs', inputs, isTensor, 'tensor');
   if (!isRecording()) return fn(...inputs);
   const result = recording(undefined, () => scope(() => fn(...inputs)));
   const sources = inputs.map(variableOf);

@@ -4,7 +4,9 @@ import { Command } from 'commander';
 import { setThreads } from '../device';
 import { FormatError } from '../errors';
 import { evaluate, type Evaluation } from '../evaluation/evaluate';
+import { checkUtf8 } from '../evaluation/tokens';
 import { AutoModelForCausalLM, type CausalLM, type PretrainedOptions } from '../generation/causal-lm';
+import { ByteTokenizer } from '../io/bytes';
 import { addHubOptions, modelArgument, number, type HubOptions } from './arguments';
 import { interruption, UsageError } from './exit';
 import { Progress } from './progress';
@@ -68,6 +70,10 @@ async function run(name: string, files: readonly string[], flags: Flags): Promis
       ...{ device, dtype, bytes, revision, cacheDir, offline, signal },
       ...progress.callbacks,
     });
+    if (model.tokenizer && !(model.tokenizer instanceof ByteTokenizer))
+      for (const { name, size } of sources)
+        // Found later, it would cost what was scored before. What is no file can be read once only.
+        if (size !== undefined) await named(name, checkUtf8(bytesOf(name), signal));
     const results: Evaluation[] = [];
     for (const source of sources) {
       const result = await evaluateFile(model, source, flags, progress, signal);
@@ -103,18 +109,21 @@ async function evaluateFile(
   progress: Progress,
   signal: AbortSignal,
 ): Promise<Evaluation> {
-  const stream = name === '-' ? process.stdin : createReadStream(name, { highWaterMark: 1 << 20 });
   const onProgress = (done: number) => {
     if (size !== undefined) progress.show(`Reading ${name}`, Math.min(done, size), size);
   };
-  try {
-    return await evaluate(model, stream, { context, stride, signal, onProgress });
-  } catch (error) {
-    // The library does not know which file it was given.
-    const { message } = error as Error;
-    if (!/^evaluate: text /.test(message)) throw error;
-    throw new FormatError(`${oneLine(name)}: ${message.slice('evaluate: '.length)}`, { cause: error });
-  }
+  return named(name, evaluate(model, bytesOf(name), { context, stride, signal, onProgress }));
+}
+
+const bytesOf = (name: string) =>
+  name === '-' ? process.stdin : createReadStream(name, { highWaterMark: 1 << 20 });
+
+/** The library does not know which file it was given. */
+function named<R>(name: string, work: Promise<R>): Promise<R> {
+  return work.catch((error: Error) => {
+    if (!/^evaluate: text /.test(error.message)) throw error;
+    throw new FormatError(`${oneLine(name)}: ${error.message.slice('evaluate: '.length)}`, { cause: error });
+  });
 }
 
 /** All files together: of each the bytes and nats count as they are. */

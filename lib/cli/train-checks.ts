@@ -1,3 +1,4 @@
+import { tooManyRows } from '../training/windows';
 import { UsageError } from './exit';
 import { flagOf, type Name, type Settings } from './train-settings';
 
@@ -40,7 +41,7 @@ export function checkSettings(settings: Settings): void {
   const idle = (name: Name, unless: boolean, why: string) => {
     if (given(name) && !unless) throw new UsageError(`${flagOf(name)} is given, ${why}`);
   };
-  const { dtype, schedule, family, validationShare, batch = 8, microBatches = 1 } = settings;
+  const { dtype, schedule, family, validationShare, batch = 8, microBatches = 1, length = 256 } = settings;
   for (const name of ['lossScale', 'lossScaleInterval'] as const)
     idle(name, dtype === 'f16', `but it is for --dtype f16 alone`);
   idle('minimumLearningRate', schedule !== 'constant', 'but --schedule is constant');
@@ -49,6 +50,7 @@ export function checkSettings(settings: Settings): void {
   for (const name of ['evaluateEvery', 'keepBest', 'validationBatches'] as const)
     idle(name, validationShare !== 0, 'but --validation-share is 0');
   for (const name of [
+    ...(['layers', 'width', 'stateSize', 'experts'] as const),
     ...(['batch', 'microBatches', 'length', 'steps', 'epochs', 'validationBatches'] as const),
     ...(['evaluateEvery', 'saveEvery', 'logEvery', 'keep'] as const),
   ]) {
@@ -62,6 +64,9 @@ export function checkSettings(settings: Settings): void {
     throw new UsageError(
       `--micro-batches is ${microBatches}, expected a divisor of --batch, which is ${batch}`,
     );
+  const wrong = tooManyRows(batch / microBatches, length);
+  if (wrong !== undefined)
+    throw new UsageError(`--batch${microBatches === 1 ? '' : ' over --micro-batches'} ${wrong}`);
 }
 
 /** @throws UsageError for a setting that would make a training something else than it was. */

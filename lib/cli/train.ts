@@ -7,12 +7,14 @@ import { setThreads } from '../device';
 import { TrainingError } from '../errors';
 import { makeFolder } from '../io/folder';
 import type { JsonObject } from '../io/json';
+import { lockFolder } from '../io/lock';
 import { writeJson } from '../models/save';
 import { findCheckpoints } from '../training/checkpoints';
 import { train } from '../training/train';
 import type { TrainResult } from '../training/train-options';
 import { interruption, UsageError } from './exit';
 import { checkResumed, checkSettings, overridden } from './train-checks';
+import { checkFolder } from './output-file';
 import { describePlan, describeResult, describeEvaluation } from './train-description';
 import { makeTrainer, prepare, type Job } from './train-job';
 import { TrainingProgress } from './train-progress';
@@ -69,9 +71,11 @@ async function run(
   const { out } = settings;
   if (out === undefined && !flags.dryRun)
     throw new UsageError('--out is missing, expected a folder for the model');
-  if (out !== undefined && flags.resume === undefined && !flags.dryRun) await checkNew(out);
+  if (out !== undefined) await checkFolder('--out', out);
   const scratch = flags.dryRun ? await mkdtemp(join(tmpdir(), 'selective-scan-')) : undefined;
+  const lock = scratch ? undefined : await lockFolder(out!, (message) => note(`warning: ${message}`));
   try {
+    if (!scratch && flags.resume === undefined) await checkNew(out!);
     const job = await prepare(
       settings,
       scratch ?? join(out!, 'training'),
@@ -82,6 +86,7 @@ async function run(
     if (!flags.dryRun) await execute(job, settings as Settings & { out: string }, flags, signal);
   } finally {
     if (scratch) await rm(scratch, { recursive: true, force: true });
+    await lock?.release();
   }
 }
 

@@ -54,6 +54,8 @@ export async function evaluate(
   source: string | Uint8Array | AsyncIterable<Uint8Array>,
   options: EvaluateOptions = {},
 ): Promise<Evaluation> {
+  if (typeof (model as Evaluated | undefined | null)?.check !== 'function')
+    throw new TypeError(`evaluate: model is ${kindOf(model)}, expected a model`);
   model.check('evaluate');
   checkNames('evaluate', options, names, 'options');
   const { tokenizer: codec } = model;

@@ -44,6 +44,11 @@ function cutBefore(text: string, most: number): number {
   return /[\uDC00-\uDFFF]/.test(text[most]!) ? most - 1 : most;
 }
 
+/** @throws FormatError that names the byte where a text is no UTF-8. */
+export async function checkUtf8(chunks: AsyncIterable<Uint8Array>, signal?: AbortSignal): Promise<void> {
+  for await (const _ of decoded(chunks)) signal?.throwIfAborted();
+}
+
 async function* decoded(chunks: AsyncIterable<Uint8Array>): AsyncGenerator<string, void, undefined> {
   const decoder = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
   let before = 0; // bytes of earlier chunks

@@ -1,19 +1,22 @@
 import { randomBytes } from 'node:crypto';
 import type { Stats } from 'node:fs';
-import { open, readlink, realpath, rename, rm, stat, type FileHandle } from 'node:fs/promises';
+import { lstat, open, readlink, realpath, rename, rm, stat, type FileHandle } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 
 /**
  * Writes a file so that readers see the old content or the new, never a part: `write` fills a temporary file
  * beside `path`, which replaces it once it is on disk. On any failure (a full disk, a throwing `write`) the old
  * file is as it was, the temporary file is gone, and the error says so. A link stays, and what it leads to is
- * replaced; what is no regular file (a device, a pipe) cannot be replaced and is refused.
+ * replaced, or with `links: 'replace'` the link; what is no regular file (a device, a pipe) cannot be replaced and
+ * is refused.
  */
 export async function writeAtomically(
   path: string,
   write: (file: FileHandle) => Promise<void>,
+  { links = 'follow' }: { readonly links?: 'follow' | 'replace' } = {},
 ): Promise<void> {
-  const place = await regularFile(path).catch((error: unknown) => {
+  const own = links === 'replace' && (await isLink(path));
+  const place = await (own ? Promise.resolve(path) : regularFile(path)).catch((error: unknown) => {
     throw explain(error as NodeJS.ErrnoException, path);
   });
   const temporary = `${place}.${process.pid}.${randomBytes(4).toString('hex')}.tmp`;
@@ -32,6 +35,12 @@ export async function writeAtomically(
   }
   await syncFolder(dirname(place));
 }
+
+const isLink = (path: string) =>
+  lstat(path).then(
+    (stats) => stats.isSymbolicLink(),
+    () => false,
+  );
 
 /** Where the links at `path` end: a regular file, or a name that is free. */
 async function regularFile(path: string): Promise<string> {

@@ -3,9 +3,10 @@ import { dirname, resolve } from 'node:path';
 
 /**
  * Makes a folder and those above it that are missing. Not by Node's `recursive`, which never ends where the
- * nearest folder takes none and says so by ENOENT, as /proc does. @throws the system's error.
+ * nearest folder takes none and says so by ENOENT, as /proc does. Returns those that were made, the outermost
+ * first. @throws the system's error.
  */
-export async function makeFolder(path: string): Promise<void> {
+export async function makeFolder(path: string): Promise<readonly string[]> {
   const missing: string[] = [];
   for (let at = resolve(path); !(await isThere(at)); at = dirname(at)) missing.push(at);
   for (const folder of missing.reverse())
@@ -13,6 +14,7 @@ export async function makeFolder(path: string): Promise<void> {
       if (error.code !== 'EEXIST' || !(await isFolder(folder))) throw error; // another process may have made it
     });
   if (missing.length === 0 && !(await isFolder(path))) await mkdir(path); // the system says what is there instead
+  return missing;
 }
 
 async function isThere(path: string): Promise<boolean> {

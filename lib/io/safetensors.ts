@@ -214,7 +214,7 @@ export interface TensorSource {
 
 /**
  * Writes a safetensors file, one tensor in memory at a time. The file appears under `path` only when it is
- * complete (see `writeAtomically`). Wide dtypes go first, so that every tensor is aligned.
+ * complete (see `writeAtomically`); a link is replaced by it. Wide dtypes go first, so that every tensor is aligned.
  */
 export async function writeSafetensors(
   path: string,
@@ -223,10 +223,11 @@ export async function writeSafetensors(
 ): Promise<void> {
   const sources = [...tensors].sort((a, b) => ITEM_BYTES[b.dtype] - ITEM_BYTES[a.dtype]);
   const header = encodeHeader(sources, metadata);
-  await writeAtomically(path, async (file) => {
+  const write = async (file: FileHandle) => {
     await writeFully(file, header);
     for (const source of sources) await writeTensor(file, source);
-  });
+  };
+  await writeAtomically(path, write, { links: 'replace' });
 }
 
 function encodeHeader(sources: readonly TensorSource[], metadata: Readonly<Record<string, string>>): Buffer {

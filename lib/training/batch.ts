@@ -1,4 +1,4 @@
-import { checkRecord } from '../arguments';
+import { checkList, checkNumbers, checkRecord } from '../arguments';
 
 /** Packed sequences for one pass, on the host. */
 export interface TrainingBatch {
@@ -27,6 +27,13 @@ export const countLabels = (batches: readonly TrainingBatch[]): number =>
 export const longestOf = (offsets: Int32Array): number =>
   offsets.reduce((most, end, i) => (i > 0 ? Math.max(most, end - offsets[i - 1]!) : most), 0);
 
+/** @throws TypeError, RangeError that name what is wrong with the batches of a step. */
+export function checkBatches(call: string, batches: readonly TrainingBatch[]): void {
+  checkList(call, 'batches', batches, () => true, 'batch');
+  if (batches.length === 0) throw new RangeError(`${call}: batches is empty, expected one or more`);
+  for (const batch of batches) checkBatch(call, batch);
+}
+
 /** @throws TypeError, RangeError that name what is wrong with a batch. */
 export function checkBatch(call: string, batch: TrainingBatch): void {
   checkRecord(call, batch, 'batch');
@@ -45,8 +52,12 @@ export function checkBatch(call: string, batch: TrainingBatch): void {
       throw new RangeError(`${call}: offsets[${i}] is ${offsets[i]}, expected more than ${offsets[i - 1]}`);
 }
 
-/** The usual batch: whole rows of one length, each token predicting the next. `rows` have one token more. */
+/**
+ * The usual batch: whole rows of one length, each token predicting the next. `rows` have one token more.
+ * @throws TypeError, RangeError that name what is wrong with `rows`.
+ */
 export function rowsToBatch(rows: readonly ArrayLike<number>[]): TrainingBatch {
+  checkRows(rows);
   const length = rows[0]!.length - 1;
   const [ids, labels] = [new Int32Array(rows.length * length), new Int32Array(rows.length * length)];
   rows.forEach((row, i) => {
@@ -56,4 +67,21 @@ export function rowsToBatch(rows: readonly ArrayLike<number>[]): TrainingBatch {
     }
   });
   return { ids, labels, offsets: Int32Array.from({ length: rows.length + 1 }, (_, i) => i * length) };
+}
+
+const isTokens = (row: unknown) =>
+  Array.isArray(row) || (ArrayBuffer.isView(row) && !(row instanceof DataView));
+
+function checkRows(rows: readonly ArrayLike<number>[]): void {
+  checkList('rowsToBatch', 'rows', rows, isTokens, 'row of tokens');
+  if (rows.length === 0) throw new RangeError('rowsToBatch: rows is empty, expected one or more');
+  rows.forEach((row, i) => {
+    checkNumbers('rowsToBatch', `rows[${i}]`, row);
+    for (let j = 0; j < row.length; j++)
+      if ((row[j]! | 0) !== row[j] || row[j]! < 0)
+        throw new RangeError(`rowsToBatch: rows[${i}][${j}] is ${row[j]}, expected a token id`);
+    const wanted = i === 0 ? '2 or more' : `${rows[0]!.length}, as the first`;
+    if (row.length < 2 || row.length !== rows[0]!.length)
+      throw new RangeError(`rowsToBatch: rows[${i}] has ${row.length} tokens, expected ${wanted}`);
+  });
 }

@@ -1,15 +1,16 @@
 import { createHash } from 'node:crypto';
 import { readdir, readFile, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { checkFunction, checkNames, kindOf } from '../arguments';
 import { FormatError } from '../errors';
 import { writeAtomically, writeFully } from '../io/atomic';
 import { makeFolder } from '../io/folder';
 import { isObject, parseJsonObject, type JsonObject } from '../io/json';
 import { openSafetensors, writeSafetensors } from '../io/safetensors';
 import type { Tensor } from '../tensor';
-import type { Trainer } from './trainer';
+import { checkTrainer, type Trainer } from './trainer';
 
-const version = 3; // 1 had the parameters in other places, 2 no digest of the state
+const version = 4; // 1 had the parameters in other places, 2 no digest of the state, 3 none of the data
 const tensorsFile = 'training.safetensors';
 const stateFile = 'training.json'; // written last: a folder without it is not complete
 const pattern = /^step-(\d+)$/;
@@ -29,6 +30,12 @@ const layoutOf = ({ parameters }: Trainer): string =>
     .update(JSON.stringify(parameters.leaves.map(({ name, parameter: { shape } }) => [name, shape])))
     .digest('hex');
 
+function check(call: string, folder: unknown, trainer: unknown): void {
+  if (typeof folder !== 'string')
+    throw new TypeError(`${call}: folder is ${kindOf(folder)}, expected a path`);
+  checkTrainer(call, trainer);
+}
+
 /**
  * Saves all that a training needs to go on, in `folder/step-<n>`, and keeps the last `keep` of them. A
  * folder appears under its name only when it is complete. `data` is a `BatchSource`'s state.
@@ -36,8 +43,13 @@ const layoutOf = ({ parameters }: Trainer): string =>
 export async function saveCheckpoint(
   folder: string,
   trainer: Trainer,
-  { data, keep = 2 }: { readonly data?: unknown; readonly keep?: number } = {},
+  options: { readonly data?: unknown; readonly keep?: number } = {},
 ): Promise<string> {
+  check('saveCheckpoint', folder, trainer);
+  checkNames('saveCheckpoint', options, ['data', 'keep'], 'options');
+  const { data, keep = 2 } = options;
+  if (!(Number.isInteger(keep) && keep >= 1))
+    throw new RangeError(`saveCheckpoint: keep is ${String(keep)}, expected a whole number, 1 or more`);
   const name = `step-${String(trainer.steps).padStart(8, '0')}`;
   const [target, temporary] = [join(folder, name), join(folder, `.${name}.${process.pid}.tmp`)];
   await rm(temporary, { recursive: true, force: true });
@@ -106,6 +118,8 @@ export async function loadCheckpoint(
   trainer: Trainer,
   onWarning: (message: string) => void = () => {},
 ): Promise<{ readonly data: unknown; readonly path: string } | undefined> {
+  check('loadCheckpoint', folder, trainer);
+  checkFunction('loadCheckpoint', onWarning, 'onWarning');
   for (const name of (await findCheckpoints(folder)).reverse()) {
     const path = join(folder, name);
     try {

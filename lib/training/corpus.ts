@@ -1,8 +1,7 @@
-import { stat } from 'node:fs/promises';
-import { checkNames, kindOf } from '../arguments';
-import { FormatError } from '../errors';
+import { checkNames, checkRecord, kindOf } from '../arguments';
 import { openForReading } from '../io/json';
 import { readFully } from '../io/safetensors';
+import { checkSize, describeFile, type FileRecord } from './data-files';
 import { permutation } from './permutation';
 
 export interface CorpusOptions {
@@ -22,6 +21,7 @@ interface Span {
   readonly path: string;
   /** Of the file, in tokens. */
   readonly fileTokens: number;
+  readonly digest: string;
   /** Where in the file the span begins and ends, in tokens. */
   readonly begin: number;
   readonly end: number;
@@ -40,6 +40,7 @@ const sizes: Readonly<Record<TokenFormat, number>> = { bytes: 1, u16: 2, i32: 4 
 const names: readonly (keyof CorpusOptions)[] = ['tokens', 'separator'];
 const blockBytes = 1 << 16;
 const mostBlocks = 1024;
+const openAtOnce = 16;
 
 /**
  * Files as one long row of tokens. They are read by position, in blocks of 64 KiB of which the last used
@@ -67,21 +68,30 @@ export class Corpus {
     this.#blocks = blocks;
   }
 
-  /** @throws FormatError for a file that is missing, empty or no whole number of tokens. */
+  /**
+   * Reads the files once, for their digests; of those above 16 MiB a part.
+   * @throws FormatError for a file that is missing, empty or no whole number of tokens.
+   */
   static async open(files: readonly string[], options: CorpusOptions = {}): Promise<Corpus> {
     checkNames('Corpus.open', options, names, 'options');
     const { tokens = 'bytes', separator } = options;
     checkPaths('Corpus.open', files);
-    const twice = files.find((file, i) => files.indexOf(file) !== i);
-    if (twice !== undefined) throw new RangeError(`Corpus.open: files has ${twice} twice`);
+    const seen = new Set<string>();
+    for (const file of files)
+      if (seen.size === seen.add(file).size) throw new RangeError(`Corpus.open: files has ${file} twice`);
     if (!Object.hasOwn(sizes, tokens))
       throw new TypeError(`Corpus.open: tokens is ${String(tokens)}, expected bytes, u16 or i32`);
     if (separator !== undefined && (!Number.isInteger(separator) || separator < 0))
       throw new RangeError(`Corpus.open: separator is ${String(separator)}, expected a token id`);
     const spans: Omit<Span, 'at'>[] = [];
-    for (const path of files) {
-      const fileTokens = (await bytesOf(path, sizes[tokens])) / sizes[tokens];
-      spans.push({ path, fileTokens, begin: 0, end: fileTokens });
+    for (let at = 0; at < files.length; at += openAtOnce) {
+      const some = files.slice(at, at + openAtOnce).map((path) => describeFile(path, sizes[tokens]));
+      for (const result of await Promise.allSettled(some)) {
+        if (result.status === 'rejected') throw result.reason; // of the first in order
+        const { bytes, digest } = result.value;
+        const fileTokens = bytes / sizes[tokens];
+        spans.push({ path: files[spans.length]!, fileTokens, digest, begin: 0, end: fileTokens });
+      }
     }
     return new Corpus(spans, tokens, separator, new Map());
   }
@@ -96,15 +106,19 @@ export class Corpus {
     return this.#spans.map(({ path }) => path);
   }
 
-  /** Each file's name and how many tokens it has, held-out ones of it too. */
-  get sizes(): readonly (readonly [name: string, tokens: number])[] {
-    return this.#spans.map(({ path, fileTokens }) => [path.split(/[\\/]/).at(-1)!, fileTokens]);
+  /** Each file's name, how many tokens it has, held-out ones of it too, and a digest of its content. */
+  get records(): readonly FileRecord[] {
+    return this.#spans.map(({ path, fileTokens, digest }) => [
+      path.split(/[\\/]/).at(-1)!,
+      fileTokens,
+      digest,
+    ]);
   }
 
-  /** Names and sizes, by which a saved position is known to be of the same data. */
+  /** Names, sizes and contents, by which a saved position is known to be of the same data. */
   get fingerprint(): string {
-    const spans = this.#spans.map(({ path, begin, end }) => [path.split(/[\\/]/).at(-1), begin, end]);
-    return JSON.stringify([this.#format, this.#separator ?? null, spans]);
+    const spans = this.#spans.map(({ begin, end }) => [begin, end]);
+    return JSON.stringify([this.#format, this.#separator ?? null, spans, this.records]);
   }
 
   /**
@@ -113,6 +127,7 @@ export class Corpus {
    * @throws RangeError where nothing would be left on one side.
    */
   split(heldOut: HeldOut): { readonly training: Corpus; readonly validation: Corpus } {
+    checkRecord('split', heldOut, 'heldOut');
     const parts = 'files' in heldOut ? this.#splitFiles(heldOut.files) : this.#splitShare(heldOut);
     const [training, validation] = parts.map(
       (spans) => new Corpus(spans, this.#format, this.#separator, this.#blocks),
@@ -121,7 +136,9 @@ export class Corpus {
   }
 
   #splitFiles(files: readonly string[]): readonly (readonly Span[])[] {
-    const missing = files.find((file) => !this.files.includes(file));
+    checkPaths('split', files);
+    const known = new Set(this.files);
+    const missing = files.find((file) => !known.has(file));
     if (missing !== undefined)
       throw new RangeError(`split: files has ${missing}, which is not in the corpus`);
     const held = new Set(files);
@@ -222,25 +239,11 @@ export function checkPaths(call: string, files: readonly unknown[]): void {
   if (files.length === 0) throw new RangeError(`${call}: files is empty, expected one path or more`);
 }
 
-async function bytesOf(path: string, item: number): Promise<number> {
-  const stats = await stat(path).catch((error: NodeJS.ErrnoException) => {
-    const reason = error.code === 'ENOENT' ? 'file does not exist' : `file cannot be read; ${error.message}`;
-    throw new FormatError(`${path}: ${reason}`, { cause: error });
-  });
-  if (!stats.isFile()) throw new FormatError(`${path}: is not a regular file`);
-  if (stats.size === 0) throw new FormatError(`${path}: file is empty, expected tokens`);
-  if (stats.size % item !== 0)
-    throw new FormatError(`${path}: file has ${stats.size} bytes, expected tokens of ${item} bytes each`);
-  return stats.size;
-}
-
 /** @throws FormatError where the file has another size than when it was opened. */
 async function readBlock(path: string, size: number, block: number): Promise<Buffer> {
   const file = await openForReading(path);
   try {
-    const now = (await file.stat()).size;
-    if (now !== size)
-      throw new FormatError(`${path}: file has ${now} bytes, expected ${size}; it was changed meanwhile`);
+    await checkSize(file, path, size);
     const begin = block * blockBytes;
     const buffer = Buffer.allocUnsafeSlow(Math.min(blockBytes, size - begin));
     await readFully(file, buffer, begin, path);

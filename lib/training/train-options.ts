@@ -1,7 +1,7 @@
-import { checkNames, kindOf } from '../arguments';
+import { checkFlag, checkFunction, checkNames, kindOf } from '../arguments';
 import type { BatchSource, TrainingBatch } from './batch';
 import type { EvaluationRecord, StepRecord } from './log';
-import type { Trainer } from './trainer';
+import { checkTrainer, type Trainer } from './trainer';
 
 export interface TrainOptions {
   readonly source: BatchSource;
@@ -55,9 +55,20 @@ const names: readonly (keyof TrainOptions)[] = [
 
 /** @throws TypeError, RangeError that name the option. */
 export function checkTrainOptions(trainer: Trainer, options: TrainOptions): void {
+  checkTrainer('train', trainer);
   checkNames('train', options, names, 'options');
   if (typeof (options.source as Partial<BatchSource> | undefined)?.next !== 'function')
     throw new TypeError(`train: source is ${kindOf(options.source)}, expected a BatchSource`);
+  for (const name of ['folder', 'title', 'best'] as const)
+    if (options[name] !== undefined && typeof options[name] !== 'string')
+      throw new TypeError(
+        `train: ${name} is ${kindOf(options[name])}, expected ${name === 'title' ? 'text' : 'a path'}`,
+      );
+  for (const name of ['validation', 'onStep', 'onEvaluation', 'onCheckpoint', 'onWarning'] as const)
+    if (options[name] !== undefined) checkFunction('train', options[name], name);
+  if (options.signal !== undefined && !(options.signal instanceof AbortSignal))
+    throw new TypeError(`train: signal is ${kindOf(options.signal)}, expected an AbortSignal`);
+  checkFlag('train', 'resume', options.resume);
   for (const name of ['microBatches', 'logEvery', 'evaluateEvery', 'saveEvery', 'keep'] as const) {
     const value = options[name];
     if (value !== undefined && !(Number.isInteger(value) && value >= 1))

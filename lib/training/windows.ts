@@ -3,7 +3,8 @@ import { checkNames, kindOf } from '../arguments';
 import { FormatError } from '../errors';
 import { isObject } from '../io/json';
 import type { BatchSource, TrainingBatch } from './batch';
-import type { Corpus, CorpusPart } from './corpus';
+import { Corpus, type CorpusPart } from './corpus';
+import { changeOf, type FileRecord } from './data-files';
 import { permutation } from './permutation';
 
 export interface WindowOptions {
@@ -27,6 +28,16 @@ const names: readonly (keyof WindowOptions)[] = [
   ...(['length', 'rows', 'shuffle', 'seed', 'epochs', 'documents', 'vocabSize'] as const),
 ];
 
+const mostRows = 2 ** 20;
+const mostTokens = 2 ** 26;
+
+/** What is wrong with so many rows of a batch, if they are more than any memory is for. */
+export function tooManyRows(rows: number, length: number): string | undefined {
+  if (rows > mostRows) return `is ${rows}, expected at most ${mostRows}`;
+  if (rows * length <= mostTokens) return undefined;
+  return `is ${rows}, expected at most ${mostTokens} tokens in a batch; rows of ${length} can be ${Math.floor(mostTokens / length)}`;
+}
+
 /** How a corpus is cut the `epoch`th time. */
 interface Cut {
   readonly epoch: number;
@@ -47,6 +58,8 @@ interface Cut {
 export class Windows implements BatchSource {
   readonly #corpus: Corpus;
   readonly #options: Required<Omit<WindowOptions, 'vocabSize'>> & Pick<WindowOptions, 'vocabSize'>;
+  /** By which a position is known to be of the same data and options; `state` is asked for it every step. */
+  readonly #data: { readonly data: string; readonly files: readonly FileRecord[] };
   #cut: Cut;
   /** Windows of this epoch that were given out. */
   #at = 0;
@@ -55,6 +68,8 @@ export class Windows implements BatchSource {
 
   /** @throws TypeError, RangeError for bad options, and for a corpus that is shorter than a row. */
   constructor(corpus: Corpus, options: WindowOptions) {
+    if (!(corpus instanceof Corpus))
+      throw new TypeError(`Windows: corpus is ${kindOf(corpus)}, expected a Corpus`);
     checkNames('Windows', options, names, 'options');
     const { length, rows, vocabSize } = options;
     const { shuffle = true, seed = 0, epochs = Infinity, documents = 'joined' } = options;
@@ -65,6 +80,8 @@ export class Windows implements BatchSource {
         throw new RangeError(`Windows: ${name} is ${value}, expected a whole number, ${least} or more`);
     };
     for (const [name, value] of Object.entries({ length, rows })) whole(name, value);
+    const wrong = tooManyRows(rows, length);
+    if (wrong !== undefined) throw new RangeError(`Windows: rows ${wrong}`);
     if (vocabSize !== undefined) whole('vocabSize', vocabSize);
     if (epochs !== Infinity) whole('epochs', epochs);
     whole('seed', seed, -Number.MAX_SAFE_INTEGER);
@@ -80,6 +97,8 @@ export class Windows implements BatchSource {
       );
     this.#corpus = corpus;
     this.#options = { length, rows, shuffle, seed, epochs, documents, vocabSize };
+    const known = JSON.stringify([corpus.fingerprint, length, shuffle, seed, documents]);
+    this.#data = { data: createHash('sha256').update(known).digest('hex'), files: corpus.records };
     this.#cut = this.#cutOf(0);
   }
 
@@ -172,8 +191,7 @@ export class Windows implements BatchSource {
 
   /** Where it is: after the batches that `next` gave. */
   state(): unknown {
-    const files = this.#corpus.sizes;
-    return { epoch: this.#cut.epoch, at: this.#at, data: this.#fingerprint(), files };
+    return { epoch: this.#cut.epoch, at: this.#at, ...this.#data };
   }
 
   /** Goes on from a `state`. @throws FormatError where it is of other data, with a file's name, or other options. */
@@ -181,8 +199,8 @@ export class Windows implements BatchSource {
     const { epoch, at, data, files } = isObject(state) ? state : {};
     const count = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
     if (!count(epoch) || !count(at)) throw new FormatError('restore: state holds no position in a corpus');
-    if (data !== this.#fingerprint()) {
-      const changed = changeOf(files, this.#corpus.sizes);
+    if (data !== this.#data.data) {
+      const changed = changeOf(files, this.#data.files);
       throw new FormatError(
         changed === undefined
           ? 'restore: state is of other parts of the files, or of other options of Windows'
@@ -195,32 +213,6 @@ export class Windows implements BatchSource {
     this.#cut = cut;
     this.#at = at;
   }
-
-  #fingerprint(): string {
-    const { length, shuffle, seed, documents } = this.#options;
-    const text = JSON.stringify([this.#corpus.fingerprint, length, shuffle, seed, documents]);
-    return createHash('sha256').update(text).digest('hex');
-  }
-}
-
-/** A file that differs between those of a state and those that are there. */
-function changeOf(before: unknown, now: Corpus['sizes']): string | undefined {
-  if (!Array.isArray(before)) return undefined;
-  const had = (before as unknown[]).map((file): readonly unknown[] => (Array.isArray(file) ? file : []));
-  const without = <T extends readonly unknown[]>(
-    files: readonly T[],
-    others: readonly (readonly unknown[])[],
-  ) => {
-    const known = new Set(others.map((file) => JSON.stringify(file)));
-    return files.filter((file) => !known.has(JSON.stringify(file)));
-  };
-  const [added, lost] = [without(now, had), without(had, now)];
-  const sizes = new Map(lost.map(([name, tokens]) => [name, String(tokens)]));
-  const grown = added.find(([name]) => sizes.has(name));
-  if (grown) return `file ${grown[0]} has ${grown[1]} tokens, and had ${sizes.get(grown[0])}`;
-  if (added[0]) return `file ${added[0][0]}, of ${added[0][1]} tokens, was not there`;
-  if (lost[0]) return `file ${String(lost[0][0])}, of ${String(lost[0][1])} tokens, is not there`;
-  return undefined;
 }
 
 interface Ahead {

@@ -40,6 +40,20 @@ describe('size', () => {
 describe('inFlags', () => {
   it.each([
     ['generate: topP is 2, expected a number above 0', '--top-p is 2, expected a number above 0'],
+    [
+      'generate: minNewTokens is 5, expected at most maxNewTokens, which is 3',
+      '--min-new-tokens is 5, expected at most --max-new-tokens, which is 3',
+    ],
+    ['evaluate: stride needs context, which is missing', '--stride needs --context, which is missing'],
+    [
+      'evaluate: stride is 9, expected a whole number from 1 to context, which is 8',
+      '--stride is 9, expected a whole number from 1 to --context, which is 8',
+    ],
+    ['verify: seed is 70000, expected', '--seed is 70000, expected'],
+    [
+      'Trainer.fromConfig: minimumLearningRate is 2, expected at most learningRate, which is 1',
+      '--minimum-learning-rate is 2, expected at most --learning-rate, which is 1',
+    ],
     ['generate: maxNewTokens is 0, expected 1', '--max-new-tokens is 0, expected 1'],
     ['generate: eosTokenId holds -1, expected token ids', '--eos holds -1, expected token ids'],
     [

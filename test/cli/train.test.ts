@@ -39,6 +39,7 @@ const training = (out: string, ...args: string[]) => [
   ...small,
   ...args,
 ];
+const sinceOf = (out: string) => String(json(at(out, '.lock'))['since']);
 const json = (path: string) => JSON.parse(readFileSync(path, 'utf8')) as Record<string, unknown>;
 
 describe('train', () => {
@@ -127,6 +128,19 @@ describe('train', () => {
     expect(same.message).toContain('model has a training already');
   });
 
+  it('does not go on with data that were edited since', async () => {
+    writeFileSync(at('text.txt'), text.replace('line 7', 'LINE 7'));
+    const { code, stderr } = await run(['train', '--resume', at('first')]);
+    writeFileSync(at('text.txt'), text);
+    expect([code, stderr]).toEqual([
+      1,
+      expect.stringMatching(
+        /error: --resume: the data have changed since; file text\.txt has other content than before\n$/,
+      ),
+    ]);
+    expect(readdirSync(at('first'))).not.toContain('.lock');
+  });
+
   it('ends in order on SIGTERM', async () => {
     const first = start(training('term', '--steps', '100000', '--json'));
     const end = ended(first);
@@ -134,6 +148,32 @@ describe('train', () => {
     first.kill('SIGTERM');
     expect((await end).code).toBe(143);
     expect(existsSync(at('term', 'model.safetensors'))).toBe(true);
+  });
+
+  it('has its folder for itself, and takes it over from one that has died', async () => {
+    const first = start(training('shared', '--steps', '100000', '--save-every', '1', '--json'));
+    const end = ended(first);
+    await once(first.stdout, 'data');
+    for (const args of [training('shared', '--tokenizer', TEXT_MODEL), ['train', '--resume', at('shared')]]) {
+      const { code, stderr } = await run(args);
+      expect([code, stderr]).toEqual([
+        1,
+        `error: ${at('shared')}: is in use by process ${first.pid} since ${sinceOf('shared')}; wait for its end or choose another folder\n`,
+      ]);
+    }
+    first.kill('SIGKILL');
+    await end;
+    const resumed = start(['train', '--resume', at('shared'), '--json']);
+    const last = ended(resumed);
+    await once(resumed.stdout, 'data');
+    resumed.kill('SIGINT');
+    const { code, stderr } = await last;
+    expect(code).toBe(130);
+    for (const folder of [at('shared'), at('shared', 'training')])
+      expect(stderr).toContain(
+        `warning: ${folder}: was left locked by process ${first.pid}, which has died; going on\n`,
+      );
+    expect([...readdirSync(at('shared')), ...readdirSync(at('shared', 'training'))]).not.toContain('.lock');
   });
 
   it('leaves a second signal to the system, which ends the process at once', () => {
@@ -247,6 +287,20 @@ describe('train', () => {
     expect(existsSync(at('dry'))).toBe(false);
   });
 
+  it('counts as many epochs as there are steps for', async () => {
+    const { code, stderr } = await run(training('dry', '--dry-run', '--epochs', '1000000'));
+    expect([code, stderr]).toEqual([0, expect.stringMatching(/plan +5\d,\d+,000 steps, /)]);
+  });
+
+  it('says what does not fit, and how it might', async () => {
+    const args = ['--dry-run', '--batch', '100000', '--length', '256', '--width', '4096'];
+    const { code, stderr } = await run(training('dry', ...args));
+    expect(code).toBe(2);
+    expect(stderr).toMatch(
+      /error: this model and a pass over 100000 rows of 256 tokens do not fit, expected a smaller model, --batch or .*out of memory: /,
+    );
+  });
+
   it.each(['moe-mamba', 'blackmamba', 's4d'])('trains %s', async (family) => {
     const { code, stderr } = await run(training(family, '--family', family, '--steps', '2'));
     expect([code, stderr]).toEqual([0, expect.stringContaining('held-out loss')]);
@@ -255,7 +309,10 @@ describe('train', () => {
 
   it('tells of a folder that cannot be made', async () => {
     const { code, stderr } = await run(['train', at('text.txt'), '--out', '/proc/x', ...small]);
-    expect([code, stderr]).toEqual([1, expect.stringMatching(/error: ENOENT: .*mkdir '\/proc\/x'\n$/)]);
+    expect([code, stderr]).toEqual([
+      1,
+      expect.stringMatching(/error: \/proc\/x: folder cannot be made; ENOENT: .*mkdir '\/proc\/x'\n$/),
+    ]);
   });
 
   it('tells of a full disk', async () => {
@@ -330,6 +387,43 @@ describe('train refuses', () => {
       '--micro-batches is 3, expected a divisor of --batch, which is 8',
     ],
     [
+      'a file for the model',
+      () => ['train', at('text.txt'), '--out', at('text.txt')],
+      2,
+      'text.txt is a file, expected a folder',
+    ],
+    [
+      'more epochs than there may be steps',
+      () => plain('--epochs', '1e9', '--batch', '1'),
+      2,
+      '--epochs is 1000000000, which is 2',
+    ],
+    ['a width that is none', () => plain('--width', '1.5'), 2, '--width is 1.5, expected a whole number'],
+    [
+      'more layers than there may be, by the name of the flag',
+      () => plain('--layers', '10001'),
+      2,
+      '--layers is 10001, expected at most 10000 layers',
+    ],
+    [
+      'an odd state of s4d, by the name of the flag',
+      () => plain('--family', 's4d', '--state-size', '3'),
+      2,
+      '--state-size is 3, expected an even number',
+    ],
+    [
+      'a batch that no memory is for',
+      () => plain('--batch', '1000000', '--dry-run'),
+      2,
+      '--batch is 1000000, expected at most 67108864 tokens in a batch; rows of 256 can be 262144',
+    ],
+    [
+      'rows without number',
+      () => plain('--batch', '1e9', '--length', '1', '--micro-batches', '2'),
+      2,
+      '--batch over --micro-batches is 500000000, expected at most 1048576',
+    ],
+    [
       'a loss scale that nothing uses',
       () => plain('--loss-scale', '8'),
       2,
@@ -346,7 +440,7 @@ describe('train refuses', () => {
       'a smallest learning rate above the largest',
       () => plain('--learning-rate', '0.001', '--minimum-learning-rate', '0.01'),
       2,
-      '--minimum-learning-rate is 0.01, expected at most learningRate, which is 0.001',
+      '--minimum-learning-rate is 0.01, expected at most --learning-rate, which is 0.001',
     ],
     ['a decay of averages above 1', () => plain('--ema', '1.5'), 2, '--ema is 1.5'],
     [

@@ -29,6 +29,21 @@ describe('writeAtomically', () => {
     expect(readdirSync(folder.at('far'))).toEqual(['file']);
   });
 
+  it('replaces a link where it is asked to, whatever it leads to', async () => {
+    writeFileSync(folder.at('file'), 'old');
+    symlinkSync('file', folder.at('link'));
+    symlinkSync('nowhere', folder.at('dangling'));
+    for (const name of ['link', 'dangling', 'new']) {
+      await writeAtomically(folder.at(name), (file) => writeFully(file, Buffer.from('new')), {
+        links: 'replace',
+      });
+      expect(lstatSync(folder.at(name)).isFile()).toBe(true);
+      expect(readFileSync(folder.at(name), 'utf8')).toBe('new');
+    }
+    expect(readFileSync(folder.at('file'), 'utf8')).toBe('old');
+    expect(readdirSync(folder.path).sort()).toEqual(['dangling', 'file', 'link', 'new']);
+  });
+
   it('takes `..` of a link from where the link lies', async () => {
     mkdirSync(folder.at('a', 'b'), { recursive: true });
     symlinkSync('a/b', folder.at('b'));

@@ -1,4 +1,4 @@
-import { cpSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { cpSync, lstatSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { open as openFile, type FileHandle } from 'node:fs/promises';
 import { join } from 'node:path';
 import { AutoModelForCausalLM, DisposedError, rowsToBatch, Trainer } from '../../lib';
@@ -157,6 +157,31 @@ describe('savePretrained', () => {
     });
   });
 
+  it('writes as floats what transformers does, which refuses an int in their place', async () => {
+    const numbers = (path: string) =>
+      [...readFileSync(path, 'utf8').matchAll(/^ {2}"(\w+)": (-?[\d.]+(?:e[-+]?\d+)?),?$/gm)].map(
+        ([, name, value]) => `${name} ${/[.e]/.test(value!) ? 'float' : 'int'} ${Number(value)}`,
+      );
+    for (const name of ['mamba-tiny', 'mamba-odd', 'falcon-mamba-tiny']) {
+      const model = await open(name);
+      await model.savePretrained(folder.path);
+      model.dispose();
+      for (const file of ['config.json', 'generation_config.json'])
+        expect(numbers(folder.at(file)).sort()).toEqual(numbers(join(FIXTURES, name, file)).sort());
+      expect(numbers(folder.at('config.json'))).toContain('time_step_scale float 1');
+    }
+    const generation = { temperature: 1, top_p: 1, top_k: 50, eos_token_id: 2 };
+    const source = folder.at('source');
+    cpSync(join(FIXTURES, 'mamba-tiny'), source, { recursive: true });
+    writeFileSync(join(source, 'generation_config.json'), JSON.stringify(generation));
+    const model = await load(source);
+    await model.savePretrained(folder.path);
+    model.dispose();
+    expect(numbers(folder.at('generation_config.json'))).toEqual([
+      ...['temperature float 1', 'top_p float 1', 'top_k int 50', 'eos_token_id int 2'],
+    ]);
+  });
+
   it('says of a fresh model what transformers asks for', async () => {
     for (const [dtype, name, stored] of [
       ['f32', 'float32', 'F32'],
@@ -201,6 +226,29 @@ describe('savePretrained', () => {
     expect(await logitsOf(again, [1])).toEqual(await logitsOf(second, [1]));
     expect(readdirSync(folder.path).sort()).toEqual(['config.json', 'model.safetensors']);
     for (const model of [first, loaded, second, again]) model.dispose();
+  });
+
+  it('leaves what links lead to, as in a snapshot of the hub', async () => {
+    const [blobs, snapshot] = [folder.at('blobs'), folder.at('snapshots', 'main')];
+    cpSync(join(FIXTURES, 'mamba-text'), blobs, { recursive: true });
+    cpSync(join(FIXTURES, 'mamba-sharded-bf16', 'model.safetensors.index.json'), join(blobs, 'index'));
+    mkdirSync(snapshot, { recursive: true });
+    const contents = () => readdirSync(blobs).map((name) => [name, readFileSync(join(blobs, name), 'hex')]);
+    const before = contents();
+    for (const [name] of before)
+      symlinkSync(
+        join('..', '..', 'blobs', name!),
+        join(snapshot, name === 'index' ? 'model.safetensors.index.json' : name!),
+      );
+    const model = await open('mamba-tiny');
+    await model.savePretrained(snapshot);
+    expect(contents()).toEqual(before);
+    const files = ['config.json', 'generation_config.json', 'model.safetensors'];
+    for (const name of files) expect(lstatSync(join(snapshot, name)).isFile()).toBe(true);
+    expect(readdirSync(snapshot)).not.toContain('model.safetensors.index.json');
+    for (const name of files.slice(0, 2))
+      expect(json(snapshot, name)).toEqual(json(FIXTURES, 'mamba-tiny', name));
+    model.dispose();
   });
 
   it('leaves the old file when the disk is full', async () => {

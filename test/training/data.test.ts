@@ -1,5 +1,13 @@
 /** Batches from files: what is in them, in what order, and what is refused. */
-import { appendFileSync, writeFileSync } from 'node:fs';
+import {
+  appendFileSync,
+  closeSync,
+  openSync,
+  readFileSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { ByteTokenizer, Corpus, Trainer, Windows, writeTokens, type TrainingBatch } from '../../lib';
 import { loadTokenizer } from '../../lib/io/tokenizer';
@@ -54,6 +62,29 @@ describe('a corpus', () => {
     expect([...ids.subarray(0, 10)]).toEqual(Array.from({ length: 10 }, (_, i) => (65_530 + i) % 251));
     expect([...ids.subarray(34_468)]).toEqual([99_998 % 251, 99_999 % 251, 0, 1, 2, 7, 8, 9, 10, 11, 12, 13]);
     await expect(corpus.read(5, 170_004)).rejects.toThrow('read: range is 5 to 170004');
+  });
+
+  it('knows its files by all of their bytes, of large ones by some', async () => {
+    const digest = async (path: string) => (await Corpus.open([path])).records[0]![2];
+    const path = file('a', 200_001);
+    const whole = await digest(path);
+    expect(whole).toMatch(/^[0-9a-f]{16}$/);
+    for (const at of [0, 65_536, 131_071, 200_000]) {
+      const bytes = readFileSync(path);
+      bytes[at]! ^= 1;
+      writeFileSync(path, bytes);
+      expect(await digest(path)).not.toBe(whole);
+      file('a', 200_001);
+    }
+    expect(await digest(path)).toBe(whole);
+    const large = folder.at('large');
+    writeFileSync(large, '');
+    truncateSync(large, 2 ** 34 + 3); // no disk holds its zeros
+    const before = await digest(large);
+    const handle = openSync(large, 'r+');
+    writeSync(handle, 'x', 2 ** 34 + 2);
+    closeSync(handle);
+    expect(await digest(large)).not.toBe(before);
   });
 
   it('splits by files, by a share of them, and at the end of one', async () => {
@@ -166,6 +197,13 @@ describe('windows', () => {
     const [a, b] = [folder.at('a'), folder.at('b')];
     expect(await others(a, b, file('c', 9))).toThrow('of other data; file c, of 9 tokens, was not there');
     expect(await others(a)).toThrow('restore: state is of other data; file b, of 77 tokens, is not there');
+    file('b', 77, 1); // of the same size
+    expect(await others(a, b)).toThrow(
+      'restore: state is of other data; file b has other content than before',
+    );
+    file('a', 500, 1);
+    expect(await others(a, b)).toThrow('restore: state is of other data; files a, b have other content than');
+    file('a', 500);
     appendFileSync(b, 'more');
     expect(await others(a, b)).toThrow('restore: state is of other data; file b has 81 tokens, and had 77');
     expect(() => make().restore({ epoch: 0 })).toThrow('restore: state holds no position');
@@ -225,6 +263,16 @@ describe('windows', () => {
     const of = (vocabSize: number) => new Windows(corpus, { length: 3, rows: 1, vocabSize });
     expect((await of(70_001).next())!.labels).toEqual(Int32Array.of(70_000, 3, 4));
     await expect(of(70_000).next()).rejects.toThrow('Windows: corpus has token 70000, expected ids from 0');
+  });
+
+  it('refuses batches that no memory is for, at once', async () => {
+    const corpus = await Corpus.open([file('a', 24)]);
+    const make = (length: number, rows: number) => () => new Windows(corpus, { length, rows });
+    expect(make(1, 1e9)).toThrow('Windows: rows is 1000000000, expected at most 1048576');
+    expect(make(1e5, 1e4)).toThrow(
+      'Windows: rows is 10000, expected at most 67108864 tokens in a batch; rows of 100000 can be 671',
+    );
+    expect(make(1, 2 ** 20)().batchesPerEpoch).toBe(1);
   });
 
   it('refuses bad options, and data shorter than a row', async () => {
