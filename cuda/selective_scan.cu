@@ -12,10 +12,12 @@
 
 #include "card.h"
 #include "device/scan.cuh"
+#include "device/scan_relay.cuh"
 #include "device/scan_ring.cuh"
 #include "device/scan_short.cuh"
 #include "device/scan_step.cuh"
 #include "dispatch.cuh"
+#include "launch.cuh"
 #include "narrow_states.cuh"
 #include "scratch.h"
 #include "sequences.h"
@@ -93,6 +95,30 @@ bool launch_ring(Stream& stream, Scan<typename P::T> s, int64_t pieces = 0) {
   return true;
 }
 
+// For few channels: 24 on two multiprocessors. 16 bits, 16 states, z and softplus; capability 9.0.
+template <class T>
+using Relay24 = RelayPlan<T, 3, 4, 6>;
+
+template <class T>
+bool suits_relay(const Scan<T>& s) {
+  if constexpr (sizeof(T) != 2) return false;
+  const auto rows = [](const void* p, int64_t stride) { return aligned<T>(p, stride, 8) && stride <= INT32_MAX; };
+  return starts_early() && s.n == 16 && s.z && s.delta_softplus && !s.B_constant && !s.C_constant &&
+         s.group_channels % 8 == 0 && s.sequences.tokens <= INT32_MAX / 4 && rows(s.u, s.u_stride) &&
+         rows(s.delta, s.delta_stride) && rows(s.z, s.z_stride) && rows(s.B, s.B_stride) &&
+         rows(s.C, s.C_stride) && s.y_stride <= INT32_MAX;
+}
+
+template <class P>
+void launch_relay(Stream& stream, Scan<typename P::T> s) {
+  s.blocks = static_cast<unsigned>(ceil_div(s.d, P::kWidth));
+  cudaFuncSetAttribute(scan_relay<P>, cudaFuncAttributeMaxDynamicSharedMemorySize, P::kBytes);
+  launch(stream.handle, scan_relay<P>,
+         Grid{static_cast<unsigned>(s.blocks * s.sequences.count * P::kCluster), P::kThreads, P::kBytes,
+              P::kCluster},
+         s);
+}
+
 // In pieces of 1 << shift tokens: twice the exponentials, on as many blocks as the card can hold. The
 // numbers are as in scan_few_states.
 template <class T>
@@ -161,7 +187,20 @@ bool scan_few_states(Stream& stream, const Scan<T>& s) {
   if (mean <= kShort && launch_short(stream, s)) return true;
   const int64_t ring = std::min({r320, r256, r128, r96, r16}), of_piece = ceil_div(s.d, 64);
   const int64_t whole = mean < kLong ? std::min({wide, middle, narrow}) : ring;
-  if (tokens * of_piece / units * kBoth + kLaunches < mean * whole) {
+  const int64_t in_pieces = tokens * of_piece / units * kBoth + kLaunches;
+  if constexpr (sizeof(T) == 2) {
+    using Relay = Relay24<T>;
+    // Cycles for a token and before the first. Beyond kFar tokens the blocks drift apart, and rows, of which each
+    // reads 48 bytes, cross memory more than once.
+    constexpr int64_t kRelay = 28, kStart = 6000, kFar = 4096;
+    const int64_t clusters = s.sequences.count * ceil_div(s.d, Relay::kWidth);
+    const int64_t relay = ceil_div(clusters * Relay::kCluster, units) * (kRelay * mean + kStart);
+    if (mean >= kLong && mean <= kFar && relay < std::min(mean * whole, in_pieces) && suits_relay(s)) {
+      launch_relay<Relay>(stream, s);
+      return true;
+    }
+  }
+  if (in_pieces < mean * whole) {
     int shift = 11;
     while (shift > 7 && s.sequences.pieces(shift) * of_piece < 9 * units) shift--;
     if (launch_pieces(stream, s, shift)) return true;

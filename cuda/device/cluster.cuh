@@ -26,13 +26,15 @@ __device__ __forceinline__ void cluster_wait() {
 #endif
 }
 
-// Where p, in this block's shared memory, lies in that of block `rank`.
-__device__ __forceinline__ uint32_t in_block(const void* p, unsigned rank) {
-  uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(p));
+// Where an address in this block's shared memory lies in that of block `rank`.
+__device__ __forceinline__ uint32_t in_block(uint32_t address, unsigned rank) {
 #if __CUDA_ARCH__ >= 900
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(address), "r"(rank));
 #endif
   return address;
+}
+__device__ __forceinline__ uint32_t in_block(const void* p, unsigned rank) {
+  return in_block(static_cast<uint32_t>(__cvta_generic_to_shared(p)), rank);
 }
 __device__ __forceinline__ void store_in_block(uint32_t address, uint32_t v) {
 #if __CUDA_ARCH__ >= 900

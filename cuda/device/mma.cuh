@@ -28,6 +28,16 @@ __device__ inline void mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
+// d[16, 8] = a[16, 8] b[8, 8]^T + c of f32 items, of which a and b are cut to 11 bits (tf32). A lane holds
+// a: rows g and g + 8 at column q, then both at q + 4; b: row g at columns q and q + 4; c and d as above.
+__device__ inline void mma(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, float b0, float b1,
+                           const float (&c)[4]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%10,%11,%12,%13};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(__float_as_uint(b0)), "r"(__float_as_uint(b1)), "f"(c[0]),
+        "f"(c[1]), "f"(c[2]), "f"(c[3]));
+}
 
 // Four 8 x 8 matrices of 2-byte elements from shared memory, lane l giving the address of row l % 8
 // of matrix l / 8. A lane gets the pair at columns 2q, 2q + 1 of row g of each.

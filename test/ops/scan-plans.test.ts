@@ -23,7 +23,8 @@ describe.each(onEach)('on %s', (_, device) => {
   };
   const most = device.id === 'cpu' ? 32 : Infinity;
 
-  // Enough for rings of 320, 256, 128, 96 and 16 channels, for pieces, and for the plans of short sequences.
+  // Enough for rings of 320, 256, 128, 96 and 16 channels, for relays, for pieces, and for the plans of short
+  // sequences.
   it.each([
     ['bf16', 4096, [300, 257, 511, 264, 300, 289, 301, 257]],
     ['f32', 4096, [300, 257, 511, 264, 300, 289, 301, 257]],
@@ -31,6 +32,8 @@ describe.each(onEach)('on %s', (_, device) => {
     ['bf16', 1536, [300, 257, 511, 264, 300, 289, 301, 257]],
     ['bf16', 5120, [300, 257, 511, 264, 300, 289, 301, 257]],
     ['bf16', 1000, [600]],
+    ['bf16', 1000, [1100]],
+    ['f16', 760, [1025, 933]],
     ['bf16', 1000, [9000]],
     ['f32', 1000, [9000]],
     ['bf16', 1000, [3, 3000]],
