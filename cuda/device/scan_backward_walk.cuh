@@ -75,23 +75,29 @@ __device__ __forceinline__ void enter_tile(const W& w, const ScanBackward<typena
 // Where the thread's part of a tile goes.
 template <class W>
 struct Places {
-  typename W::T *du, *ddelta, *dz;
+  typename W::T *du, *ddelta, *dz, *y;
+  const typename W::T* z;
   float* share;
 
   __device__ __forceinline__ Places(const W& w, const ScanBackward<typename W::T>& s, int64_t t) {
     const int64_t x = w.first + Share<W>::channel(w), at = t + Share<W>::step(w, 0);
     du = s.du + at * s.du_stride + x, ddelta = s.ddelta + at * s.ddelta_stride + x;
     dz = s.z ? s.dz + at * s.dz_stride + x : nullptr;
+    y = s.y ? s.y + at * s.y_stride + x : nullptr;
+    z = s.y && s.z ? s.z + at * s.z_stride + x : nullptr;
     share = s.shares + ((w.block * s.sequences.tokens + t) * s.groups + w.group) * 2 * s.n;
   }
   __device__ __forceinline__ void back(const ScanBackward<typename W::T>& s) {
     du -= kTile * s.du_stride, ddelta -= kTile * s.ddelta_stride;
     if (s.z) dz -= kTile * s.dz_stride;
+    if (s.y) y -= kTile * s.y_stride;
+    if (s.y && s.z) z -= kTile * s.z_stride;
     share -= kTile * s.groups * 2 * s.n;
   }
 };
 
-// du, ddelta and dz of a tile.
+// du, ddelta and dz of a tile; y, where it is asked for, for which z comes from the cache once more: kept on the way,
+// it would be in the way.
 template <class W>
 __device__ __forceinline__ void leave_tile(const W& w, const ScanBackward<typename W::T>& s,
                                            const Room<W>& room, const Kept<W>& kept,
@@ -102,6 +108,14 @@ __device__ __forceinline__ void leave_tile(const W& w, const ScanBackward<typena
   const int c = Share<W>::channel(w);
   float D[V];
   load_floats<V>(room.D + c, D);
+  Words<typename W::T, V> z[W::kPasses];
+#pragma unroll
+  for (int p = 0; p < W::kPasses; p++) {
+    const int there = Share<W>::step(w, p) < steps ? w.width - c : 0;
+    if (!s.y || !s.z || there <= 0) break;
+    const typename W::T* from = places.z + p * W::kRows * s.z_stride;
+    s.wide && there >= V ? z[p].load(from) : z[p].load(from, there);
+  }
 #pragma unroll
   for (int p = 0; p < W::kPasses; p++) {
     const int row = Share<W>::step(w, p), there = w.width - c;
@@ -123,6 +137,10 @@ __device__ __forceinline__ void leave_tile(const W& w, const ScanBackward<typena
     store_some<V>(du, s.wide, there, places.du + p * W::kRows * s.du_stride);
     store_some<V>(ddelta, s.wide, there, places.ddelta + p * W::kRows * s.ddelta_stride);
     if (s.z) store_some<V>(dz, s.wide, there, places.dz + p * W::kRows * s.dz_stride);
+    if (!s.y) continue;
+#pragma unroll
+    for (int v = 0; v < V; v++) y[v] = fmaf(D[v], kept.u[p][v], y[v]) * (s.z ? silu(z[p][v]) : 1.0f);
+    store_some<V>(y, s.wide, there, places.y + p * W::kRows * s.y_stride);
   }
 }
 

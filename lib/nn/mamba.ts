@@ -7,6 +7,7 @@ import { causalConv1dPacked, mambaLayerStep, mambaStep, selectiveScanPacked } fr
 import { keep, scope, Tensor } from '../tensor';
 import * as init from './init';
 import { Linear } from './linear';
+import { convProject, scanProject } from './mixer-steps';
 import type { Routing } from './moe';
 import type { Weights } from './weights';
 
@@ -148,6 +149,7 @@ export class MambaMixer {
     // Sequences are never empty: as many tokens as there are sequences are one of each.
     const single = xz.shape[0] === batch.slots.shape[0] && !batch.muted && !this.#ones;
     return scope(() => {
+      if (isRecording() && !convState && !scanState && !batch.muted) return this.#recorded(xz, batch);
       const y =
         single && convState && scanState
           ? this.#step(xz, batch, convState, scanState)
@@ -206,43 +208,72 @@ export class MambaMixer {
 
   /** Sequences of any lengths, [t, 2 dInner] to [t, dInner]. */
   #scan(xz: Tensor, { offsets, slots, muted }: Batch, convState?: Tensor, scanState?: Tensor): Tensor {
-    const { dInner, dState, dConv } = this.#config;
-    const tokens = xz.shape[0]!;
+    const { dInner } = this.#config;
     return scope(() => {
-      // While gradients are recorded these are computed from the parameters, and not what is kept.
-      const A = isRecording() ? negExp({ x: this.#aLog }) : this.#A!;
-      const convWeight = isRecording() ? this.#conv.reshape([dInner, dConv]) : this.#convWeight!;
       const filled = isRecording() ? undefined : this.#filled;
-      const dtWeight = filled?.dtWeight ?? this.#dtWeight;
-      const dtRank = dtWeight.shape[1]!;
+      const { A, convWeight } = this.#derived();
       const input = xz.columns(0, dInner);
       if (muted) zeroSlots({ pool: input, slots: muted });
       const conv = { x: input, weight: convWeight, bias: this.#convBias, offsets, slots, silu: true };
-      const u = derivedBy(causalConv1dPacked({ ...conv, state: convState }), causalConv1dPacked, conv);
+      const u = causalConv1dPacked({ ...conv, state: convState });
       if (muted) zeroSlots({ pool: u, slots: muted });
       const dbc = matmul({ x: u, weight: filled?.xProj ?? this.#xProj.weight }); // [t, dtRank + 2 dState]
-      const part = (begin: number, size: number) => {
-        const x = dbc.columns(begin, begin + size);
-        const weight = this.#ones?.get(size);
-        return weight ? rmsNorm({ x, weight, eps: this.#config.rmsEps! }) : x;
-      };
-      const group = (begin: number) => part(begin, dState).reshape([tokens, 1, dState]);
-      const toDelta = { x: part(0, dtRank), weight: dtWeight };
+      const { toDelta, ...selected } = this.#select(dbc, filled?.dtWeight ?? this.#dtWeight);
       return selectiveScanPacked({
-        u,
-        delta: derivedBy(matmul(toDelta), matmul, toDelta),
-        A,
-        B: group(dtRank),
-        C: group(dtRank + dState),
-        D: this.#D,
+        ...{ u, delta: matmul(toDelta), A, ...selected },
         z: xz.columns(dInner, 2 * dInner),
-        deltaBias: this.#dtBias,
-        offsets,
-        slots,
-        state: scanState,
-        deltaSoftplus: true,
+        ...{ offsets, slots, state: scanState },
       });
     });
+  }
+
+  /** The same and `outProj`, from [t, 2 dInner] to [t, dModel], from nothing, in steps that are cheap to undo. */
+  #recorded(xz: Tensor, { offsets, slots }: Batch): Tensor {
+    const { dInner } = this.#config;
+    const { A, convWeight } = this.#derived();
+    const { u, product } = convProject({
+      x: xz.columns(0, dInner),
+      weight: convWeight,
+      bias: this.#convBias,
+      ...{ offsets, slots, silu: true },
+      projection: this.#xProj.weight,
+    });
+    const { toDelta, ...selected } = this.#select(product, this.#dtWeight);
+    return scanProject({
+      ...{ u, delta: derivedBy(matmul(toDelta), matmul, toDelta), A, ...selected },
+      z: xz.columns(dInner, 2 * dInner),
+      ...{ offsets, slots },
+      projection: this.#outProj.weight,
+      projectionBias: this.#outProj.bias,
+    }).y;
+  }
+
+  /** While gradients are recorded these are computed from the parameters, and not what is kept. */
+  #derived() {
+    const { dInner, dConv } = this.#config;
+    return isRecording()
+      ? { A: negExp({ x: this.#aLog }), convWeight: this.#conv.reshape([dInner, dConv]) }
+      : { A: this.#A!, convWeight: this.#convWeight! };
+  }
+
+  /** What of the scan depends on its input, from x_proj's product [t, rank + 2 dState], and what does not. */
+  #select(dbc: Tensor, dtWeight: Tensor) {
+    const { dState, rmsEps } = this.#config;
+    const [tokens, rank] = [dbc.shape[0]!, dtWeight.shape[1]!];
+    const part = (begin: number, size: number) => {
+      const x = dbc.columns(begin, begin + size);
+      const weight = this.#ones?.get(size);
+      return weight ? rmsNorm({ x, weight, eps: rmsEps! }) : x;
+    };
+    const group = (begin: number) => part(begin, dState).reshape([tokens, 1, dState]);
+    return {
+      toDelta: { x: part(0, rank), weight: dtWeight },
+      B: group(rank),
+      C: group(rank + dState),
+      D: this.#D,
+      deltaBias: this.#dtBias,
+      deltaSoftplus: true,
+    };
   }
 
   dispose(): void {
