@@ -35,12 +35,27 @@ const architectures: ReadonlyMap<string, string> = new Map([
   ['falcon_mamba', 'FalconMambaForCausalLM'],
 ]);
 
+/**
+ * A field on a line of its own that Python's side holds to be a float and refuses as an int: 1 of JavaScript has to
+ * be written as 1.0.
+ */
+const wholeFloat = new RegExp(
+  `(?<=^ {2}"(?:${[
+    ...['layer_norm_epsilon', 'mixer_rms_eps', 'initializer_range', 'time_step_scale', 'time_step_min'],
+    ...['time_step_max', 'time_step_floor', 'temperature', 'top_p', 'min_p', 'typical_p', 'epsilon_cutoff'],
+    ...['eta_cutoff', 'repetition_penalty', 'encoder_repetition_penalty', 'length_penalty'],
+    ...['diversity_penalty', 'guidance_scale'],
+  ].join('|')})": )-?\\d+(?=,?$)`,
+  'gm',
+);
+
 /** A link is replaced, not written through: what it leads to may be of others, as in a snapshot of the hub. */
 const writeInPlace = (path: string, content: Buffer) =>
   writeAtomically(path, (file) => writeFully(file, content), { links: 'replace' });
 
 export async function writeJson(path: string, json: unknown): Promise<void> {
-  await writeInPlace(path, Buffer.from(`${JSON.stringify(json, undefined, 2)}\n`));
+  const text = JSON.stringify(json, undefined, 2).replace(wholeFloat, '$&.0');
+  await writeInPlace(path, Buffer.from(`${text}\n`));
 }
 
 /**

@@ -65,6 +65,8 @@ it('leaves a folder alone that another process is in', async () => {
 
 it.each([
   [['parity'], /Allowed choices are induction-heads, selective-copying/],
+  [['induction-heads', '--steps', '1,2'], /argument '1,2' is invalid. It is not a whole number from 1 on\./],
+  [['induction-heads', '--plot', '/nowhere/x.svg'], /^error: --plot: folder \/nowhere does not exist or/],
   [['induction-heads', '--layers', 'h3'], /It is not a list of some of mamba, s4d/],
   [['induction-heads', '--seed', '-1'], /^error: --seed is -1, expected a whole number from 0 to 1048575\n/],
   [['selective-copying', '--length', '20'], /^error: --length has 20, expected 32 to 16777216 tokens\n/],

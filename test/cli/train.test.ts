@@ -292,7 +292,7 @@ describe('train', () => {
     const { code, stderr } = await run(training('dry', ...args));
     expect(code).toBe(2);
     expect(stderr).toMatch(
-      /error: a pass over 100000 rows of 256 tokens does not fit, expected a smaller --batch or --length, .*out of memory: /,
+      /error: this model and a pass over 100000 rows of 256 tokens do not fit, expected a smaller model, --batch or .*out of memory: /,
     );
   });
 
@@ -377,6 +377,19 @@ describe('train refuses', () => {
       () => plain('--micro-batches', '3'),
       2,
       '--micro-batches is 3, expected a divisor of --batch, which is 8',
+    ],
+    ['a width that is none', () => plain('--width', '1.5'), 2, '--width is 1.5, expected a whole number'],
+    [
+      'more layers than there may be, by the name of the flag',
+      () => plain('--layers', '10001'),
+      2,
+      '--layers is 10001, expected at most 10000 layers',
+    ],
+    [
+      'an odd state of s4d, by the name of the flag',
+      () => plain('--family', 's4d', '--state-size', '3'),
+      2,
+      '--state-size is 3, expected an even number',
     ],
     [
       'a batch that no memory is for',
