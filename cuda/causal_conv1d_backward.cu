@@ -96,7 +96,7 @@ template <class T, int W, int V, bool Silu, int Steps>
 void launch_steps(Stream& stream, ConvBackward<T> s) {
   s.column_blocks = static_cast<unsigned>((s.d + 32 * V - 1) / (32 * V));
   const int64_t blocks = s.sequences.pieces(kConvTile) * s.column_blocks;
-  const size_t bytes = Steps > 0 ? s.product.bytes(s.product.k, (1 << kConvTile) + W - 1) : 0;
+  const size_t bytes = Steps > 0 ? s.product.bytes(s.product.k) : 0;
   launch(stream.handle, convolve_back<T, W, V, Silu, Steps>,
          {static_cast<unsigned>(blocks), 32 * kConvWarps, bytes}, s);
 }

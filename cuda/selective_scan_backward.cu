@@ -37,6 +37,21 @@ int piece_shift(int64_t tokens, int64_t blocks) {
   return best;
 }
 
+// dB and dC: the shares of all blocks of a group, in order.
+template <class T>
+__global__ void add_shares(const float* shares, int64_t blocks, int64_t t, int64_t groups, int64_t n,
+                           T* dB, int64_t dB_stride, T* dC, int64_t dC_stride) {
+  const int64_t row = groups * 2 * n, step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < t * row; i += step) {
+    const int64_t token = i / row, at = i % row, column = at / (2 * n) * n + at % n;
+    T* to = at / n % 2 ? dC : dB;
+    if (!to) continue;
+    float total = 0;
+    for (int64_t block = 0; block < blocks; block++) total += shares[block * t * row + i];
+    from_float(to[token * (at / n % 2 ? dC_stride : dB_stride) + column], total);
+  }
+}
+
 template <class W>
 void launch_walk(Stream& stream, ScanBackward<typename W::T> s, const Sums& out) {
   using T = typename W::T;

@@ -7,7 +7,7 @@
 
 namespace ss::cuda {
 
-constexpr int kProductChannels = 64, kProductWarps = 4;
+constexpr int kProductChannels = 64, kProductWarps = 4, kProductTokens = 256 + 3;  // of a block, and what it looks ahead
 constexpr int kProductPitch = kProductChannels + 4;
 constexpr int kMatrixPitch = kProductChannels + 8;   // rows that share no banks in load_turned
 
@@ -17,9 +17,9 @@ struct ConvProduct {
   int64_t left_stride, matrix_stride;
   int k;  // a multiple of 16
 
-  // Of shared memory, for a block of `tokens`.
-  static size_t bytes(int k, int tokens) {
-    const int matrix = k * kMatrixPitch, answer = tokens * kProductPitch;
+  // Of shared memory, of a block.
+  static size_t bytes(int k) {
+    const int matrix = k * kMatrixPitch, answer = kProductTokens * kProductPitch;
     return static_cast<size_t>(matrix > answer ? matrix : answer) * sizeof(T);
   }
 };
@@ -48,23 +48,35 @@ __device__ __forceinline__ void make_product(const ConvProduct<T>& p, int64_t be
   for (int step = 0; step < Steps; step++)
     load_turned(b[step], room + (step * 16 + lane % 16) * kMatrixPitch + column + lane / 16 * 8);
   __syncthreads();
+  // Two rows of a lane, of those that there are.
+  struct Rows {
+    uint4 one[Steps / 2], two[Steps / 2];
+    uint2 last, last_next;
+  };
   const T* at = p.left + (begin + g) * p.left_stride;
-  T* to = room + g * kProductPitch + column + 2 * q;
-  for (int row = g; row < tokens + g; row += 16) {
+  const auto fetch = [&](int row, Rows& to) {
     const T* next = at + 8 * p.left_stride;
     const bool has = row < tokens, has_next = row + 8 < tokens;
-    uint4 one[Steps / 2], two[Steps / 2];
-    uint2 last{}, last_next{};
 #pragma unroll
     for (int i = 0; i < Steps / 2; i++) {
-      one[i] = two[i] = uint4{};
-      if (has) one[i] = *reinterpret_cast<const uint4*>(at + i * 32 + q * 8);
-      if (has_next) two[i] = *reinterpret_cast<const uint4*>(next + i * 32 + q * 8);
+      to.one[i] = to.two[i] = uint4{};
+      if (has) to.one[i] = *reinterpret_cast<const uint4*>(at + i * 32 + q * 8);
+      if (has_next) to.two[i] = *reinterpret_cast<const uint4*>(next + i * 32 + q * 8);
     }
     if constexpr (Steps % 2) {
-      if (has) last = *reinterpret_cast<const uint2*>(at + (Steps - 1) * 16 + q * 4);
-      if (has_next) last_next = *reinterpret_cast<const uint2*>(next + (Steps - 1) * 16 + q * 4);
+      to.last = to.last_next = uint2{};
+      if (has) to.last = *reinterpret_cast<const uint2*>(at + (Steps - 1) * 16 + q * 4);
+      if (has_next) to.last_next = *reinterpret_cast<const uint2*>(next + (Steps - 1) * 16 + q * 4);
     }
+    at += 16 * p.left_stride;
+  };
+  T* to = room + g * kProductPitch + column + 2 * q;
+  Rows rows;
+  fetch(g, rows);
+  // Zeros behind the last token, for who looks ahead.
+  for (int row = g; row < kProductTokens + g; row += 16) {
+    Rows ahead;
+    fetch(row + 16, ahead);
     float sums[2][4] = {};
     const auto multiply = [&](int step, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3) {
       mma(sums[0], a0, a1, a2, a3, b[step][0], b[step][1], T{});
@@ -72,16 +84,17 @@ __device__ __forceinline__ void make_product(const ConvProduct<T>& p, int64_t be
     };
 #pragma unroll
     for (int i = 0; i < Steps / 2; i++) {
-      multiply(2 * i, one[i].x, two[i].x, one[i].y, two[i].y);
-      multiply(2 * i + 1, one[i].z, two[i].z, one[i].w, two[i].w);
+      multiply(2 * i, rows.one[i].x, rows.two[i].x, rows.one[i].y, rows.two[i].y);
+      multiply(2 * i + 1, rows.one[i].z, rows.two[i].z, rows.one[i].w, rows.two[i].w);
     }
-    if constexpr (Steps % 2) multiply(Steps - 1, last.x, last_next.x, last.y, last_next.y);
+    if constexpr (Steps % 2) multiply(Steps - 1, rows.last.x, rows.last_next.x, rows.last.y, rows.last_next.y);
 #pragma unroll
     for (int j = 0; j < 2; j++) {
-      if (has) Pack<2>{{sums[j][0], sums[j][1]}}.store(to + 8 * j);
-      if (has_next) Pack<2>{{sums[j][2], sums[j][3]}}.store(to + 8 * kProductPitch + 8 * j);
+      if (row < kProductTokens) Pack<2>{{sums[j][0], sums[j][1]}}.store(to + 8 * j);
+      if (row + 8 < kProductTokens) Pack<2>{{sums[j][2], sums[j][3]}}.store(to + 8 * kProductPitch + 8 * j);
     }
-    at += 16 * p.left_stride, to += 16 * kProductPitch;
+    to += 16 * kProductPitch;
+    rows = ahead;
   }
   __syncthreads();
 }
