@@ -113,10 +113,16 @@ const namesOfOptions = [
   ...(['eps', 'clip', 'lossScale', 'lossScaleInterval', 'device', 'seed'] as const),
 ];
 
+const mostSteps = 1e9;
+
 function trainerOptions(settings: Settings, data: TrainingData): TrainerOptions {
   const { steps, epochs = 1, microBatches = 1, learningRate = 1e-3, ema, dtype } = settings;
   const given = namesOfOptions.filter((name) => settings[name] !== undefined);
   const each = Math.floor((epochs * data.training.batchesPerEpoch) / microBatches);
+  if (steps === undefined && each > mostSteps)
+    throw new UsageError(
+      `--epochs is ${epochs}, which is ${each} steps, expected at most ${mostSteps} of them`,
+    );
   return {
     ...Object.fromEntries(given.map((name) => [name, settings[name]])),
     learningRate,
@@ -128,8 +134,8 @@ function trainerOptions(settings: Settings, data: TrainingData): TrainerOptions 
 
 /** Before files are read, which may take long. */
 function checkOptionsEarly(settings: Settings): void {
-  const data = { training: { batchesPerEpoch: 1e6 } } as TrainingData;
-  const { device: _device, seed, ...options } = trainerOptions(settings, data);
+  const data = { training: { batchesPerEpoch: 1 } } as TrainingData; // it is not known how many
+  const { device: _device, seed, ...options } = trainerOptions({ steps: mostSteps, ...settings }, data);
   completeOptions('Trainer.fromConfig', options);
   if (seed !== undefined && !Number.isSafeInteger(seed))
     throw new UsageError(`--seed is ${seed}, expected a whole number`);

@@ -17,6 +17,13 @@ export interface Extras {
   readonly tokenizerFolder?: string;
 }
 
+/** What transformers writes beside a model of which nothing is known but its configuration. */
+export function generationDefaults(json: JsonObject): JsonObject {
+  const ids = ['bos_token_id', 'eos_token_id', 'pad_token_id'] as const;
+  const said = ids.filter((name) => json[name] !== undefined && json[name] !== null);
+  return { _from_model_config: true, ...Object.fromEntries(said.map((name) => [name, json[name]])) };
+}
+
 const stored = { f32: 'F32', bf16: 'BF16', f16: 'F16' } as const;
 const named = { f32: 'float32', bf16: 'bfloat16', f16: 'float16' } as const;
 const [weightsFile, indexFile] = WEIGHTS;

@@ -3,7 +3,7 @@ import { isRecording } from '../autograd/tape';
 import { accumulate, fill, negExp, zeroSlots } from '../ops/elementwise';
 import { matmul } from '../ops/matmul';
 import { rmsNorm } from '../ops/norm';
-import { causalConv1dPacked, mambaLayerStep, mambaStep, selectiveScanPacked } from '../ops/scan';
+import { causalConv1dPacked, convMatmul, mambaLayerStep, mambaStep, selectiveScanPacked } from '../ops/scan';
 import { keep, scope, Tensor } from '../tensor';
 import * as init from './init';
 import { Linear } from './linear';
@@ -193,12 +193,17 @@ export class MambaMixer {
     return scope(() => {
       const filled = isRecording() ? undefined : this.#filled;
       const { A, convWeight } = this.#derived();
-      const input = xz.columns(0, dInner);
-      if (muted) zeroSlots({ pool: input, slots: muted });
-      const conv = { x: input, weight: convWeight, bias: this.#convBias, offsets, slots, silu: true };
-      const u = causalConv1dPacked({ ...conv, state: convState });
-      if (muted) zeroSlots({ pool: u, slots: muted });
-      const dbc = matmul({ x: u, weight: filled?.xProj ?? this.#xProj.weight }); // [t, dtRank + 2 dState]
+      const [x, weight] = [xz.columns(0, dInner), filled?.xProj ?? this.#xProj.weight];
+      const start = () => {
+        const [bias, state] = [this.#convBias, convState];
+        if (!isRecording() && !muted)
+          return convMatmul({ x, convWeight, convBias: bias, offsets, slots, state, weight });
+        if (muted) zeroSlots({ pool: x, slots: muted });
+        const u = causalConv1dPacked({ x, weight: convWeight, bias, offsets, slots, state, silu: true });
+        if (muted) zeroSlots({ pool: u, slots: muted });
+        return { u, y: matmul({ x: u, weight }) };
+      };
+      const { u, y: dbc } = start(); // [t, dInner], [t, dtRank + 2 dState]
       const { toDelta, ...selected } = this.#select(dbc, filled?.dtWeight ?? this.#dtWeight);
       return selectiveScanPacked({
         ...{ u, delta: matmul(toDelta), A, ...selected },
@@ -216,7 +221,7 @@ export class MambaMixer {
       x: xz.columns(0, dInner),
       weight: convWeight,
       bias: this.#convBias,
-      ...{ offsets, slots, silu: true },
+      ...{ offsets, slots },
       projection: this.#xProj.weight,
     });
     const { toDelta, ...selected } = this.#select(product, this.#dtWeight);

@@ -6,7 +6,7 @@ import { matmul, matmulAdd } from '../ops/matmul';
 import { columnSums, matmulInputGradient, matmulWeightGradient } from '../ops/matmul-backward';
 import { rmsNorm } from '../ops/norm';
 import { addRmsNormBackward } from '../ops/norm-backward';
-import { causalConv1dPacked, convolutionOf, scanGradients, selectiveScanPacked } from '../ops/scan';
+import { convMatmul, convolutionOf, scanGradients, selectiveScanPacked } from '../ops/scan';
 import { causalConv1dBackward, convProjectBackward } from '../ops/scan-backward';
 import { Tensor } from '../tensor';
 
@@ -23,7 +23,7 @@ const biasGradient = ({ inputs, room }: Call, name: string, dy: Tensor): Tensor 
   inputs[name] && columnSums({ x: dy, out: { sum: room(name) } });
 
 /**
- * `u = act(conv(x))` and `product = u · projectionᵀ`, `act` being silu or nothing. The gradient of u that comes from the
+ * `u = silu(conv(x))` and `product = u · projectionᵀ`. The gradient of u that comes from the
  * product is made where the convolution's are made of it.
  */
 export const convProject = together(
@@ -34,7 +34,7 @@ export const convProject = together(
       const [u, projection] = [call.results['u']!, call.args['projection'] as Tensor];
       const { u: dy, product: dproduct } = call.grad;
       const own = dproduct && matrixGradient(call, 'projection', dproduct, u);
-      const conv = convolutionOf(call);
+      const conv = { ...convolutionOf(call), silu: true };
       const { dx, dweight, dbias } =
         dy && dproduct
           ? convProjectBackward({ ...conv, dy, dproduct, projection })
@@ -46,19 +46,22 @@ export const convProject = together(
     },
   },
   ({
-    projection,
-    ...conv
+    x,
+    weight: convWeight,
+    bias: convBias,
+    offsets,
+    slots,
+    projection: weight,
   }: {
     readonly x: Tensor; // [t, d]
     readonly weight: Tensor; // [d, w]
     readonly bias: Tensor | undefined; // [d]
     readonly offsets: Tensor;
     readonly slots: Tensor;
-    readonly silu: boolean;
     readonly projection: Tensor; // [k, d]
   }) => {
-    const u = causalConv1dPacked(conv);
-    return { u, product: matmul({ x: u, weight: projection }) };
+    const { u, y: product } = convMatmul({ x, convWeight, convBias, offsets, slots, weight });
+    return { u, product };
   },
 );
 

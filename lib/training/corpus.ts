@@ -1,5 +1,5 @@
 import { stat } from 'node:fs/promises';
-import { checkNames, kindOf } from '../arguments';
+import { checkNames, checkRecord, kindOf } from '../arguments';
 import { FormatError } from '../errors';
 import { openForReading } from '../io/json';
 import { readFully } from '../io/safetensors';
@@ -123,6 +123,7 @@ export class Corpus {
    * @throws RangeError where nothing would be left on one side.
    */
   split(heldOut: HeldOut): { readonly training: Corpus; readonly validation: Corpus } {
+    checkRecord('split', heldOut, 'heldOut');
     const parts = 'files' in heldOut ? this.#splitFiles(heldOut.files) : this.#splitShare(heldOut);
     const [training, validation] = parts.map(
       (spans) => new Corpus(spans, this.#format, this.#separator, this.#blocks),
@@ -131,6 +132,7 @@ export class Corpus {
   }
 
   #splitFiles(files: readonly string[]): readonly (readonly Span[])[] {
+    checkPaths('split', files);
     const missing = files.find((file) => !this.files.includes(file));
     if (missing !== undefined)
       throw new RangeError(`split: files has ${missing}, which is not in the corpus`);

@@ -43,6 +43,7 @@ export const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
   causal_conv1d: { offsets, slots: slots('p') },
   causal_conv1d_backward: { offsets },
   conv_project_backward: { offsets },
+  conv_matmul: { offsets, slots: slots('p'), weight: narrow('d') },
   selective_scan: scan,
   selective_scan_backward: scan,
   embedding_backward: { ids: below('rows') },

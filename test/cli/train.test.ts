@@ -287,6 +287,11 @@ describe('train', () => {
     expect(existsSync(at('dry'))).toBe(false);
   });
 
+  it('counts as many epochs as there are steps for', async () => {
+    const { code, stderr } = await run(training('dry', '--dry-run', '--epochs', '1000000'));
+    expect([code, stderr]).toEqual([0, expect.stringMatching(/plan +5\d,\d+,000 steps, /)]);
+  });
+
   it('says what does not fit, and how it might', async () => {
     const args = ['--dry-run', '--batch', '100000', '--length', '256', '--width', '4096'];
     const { code, stderr } = await run(training('dry', ...args));
@@ -377,6 +382,18 @@ describe('train refuses', () => {
       () => plain('--micro-batches', '3'),
       2,
       '--micro-batches is 3, expected a divisor of --batch, which is 8',
+    ],
+    [
+      'a file for the model',
+      () => ['train', at('text.txt'), '--out', at('text.txt')],
+      2,
+      'text.txt is a file, expected a folder',
+    ],
+    [
+      'more epochs than there may be steps',
+      () => plain('--epochs', '1e9', '--batch', '1'),
+      2,
+      '--epochs is 1000000000, which is 2',
     ],
     ['a width that is none', () => plain('--width', '1.5'), 2, '--width is 1.5, expected a whole number'],
     [
