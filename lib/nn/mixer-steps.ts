@@ -6,7 +6,7 @@ import { matmul, matmulAdd } from '../ops/matmul';
 import { columnSums, matmulInputGradient, matmulWeightGradient } from '../ops/matmul-backward';
 import { rmsNorm } from '../ops/norm';
 import { addRmsNormBackward } from '../ops/norm-backward';
-import { convMatmul, convolutionOf, scanGradients, selectiveScanPacked } from '../ops/scan';
+import { causalConv1dPacked, convolutionOf, scanGradients, selectiveScanPacked } from '../ops/scan';
 import { causalConv1dBackward, convProjectBackward } from '../ops/scan-backward';
 import { Tensor } from '../tensor';
 
@@ -46,12 +46,8 @@ export const convProject = together(
     },
   },
   ({
-    x,
-    weight: convWeight,
-    bias: convBias,
-    offsets,
-    slots,
-    projection: weight,
+    projection,
+    ...conv
   }: {
     readonly x: Tensor; // [t, d]
     readonly weight: Tensor; // [d, w]
@@ -60,8 +56,8 @@ export const convProject = together(
     readonly slots: Tensor;
     readonly projection: Tensor; // [k, d]
   }) => {
-    const { u, y: product } = convMatmul({ x, convWeight, convBias, offsets, slots, weight });
-    return { u, product };
+    const u = causalConv1dPacked({ ...conv, silu: true });
+    return { u, product: matmul({ x: u, weight: projection }) };
   },
 );
 
