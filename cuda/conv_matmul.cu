@@ -14,6 +14,7 @@ void convolve_starts(Stream& stream, In x, In weight, Opt bias, In offsets, Opt 
                      Out u);
 void matmul(Stream& s, In x, In weight, Opt bias, Out y);
 
+#ifdef SS_HOPPER  // built with machine code of 9.0a
 namespace {
 
 using AnyPlan = ConvMatmulPlan<192>;
@@ -38,7 +39,6 @@ void launch_tiles(Stream& stream, const ConvMatmul<T>& s) {
 template <class T>
 bool convolve_and_multiply_tiles(Stream& stream, In x, In taps, Opt bias, In offsets, Opt slots,
                                  OptInOut state, In weight, Out y, Out u) {
-#ifdef SS_HOPPER
   const int64_t t = x.size(0), d = x.size(1), n = weight.size(0);
   const bool sizes = taps.size(1) == AnyPlan::kBack + 1 && d % AnyPlan::kChannels == 0 && d > 0 &&
                      n > 0 && n <= 192 && n % 2 == 0;
@@ -66,18 +66,15 @@ bool convolve_and_multiply_tiles(Stream& stream, In x, In taps, Opt bias, In off
   else
     launch_tiles<T, 192>(stream, s);
   return true;
-#else
-  (void)stream, (void)x, (void)taps, (void)bias, (void)offsets;
-  (void)slots, (void)state, (void)weight, (void)y, (void)u;
-  return false;
-#endif
 }
 
 }  // namespace
+#endif
 
 // [t, d], [d, w], [d]?, [s + 1], [s]?, [p, d, w - 1]?, [n, d] -> [t, n], [t, d]
 void conv_matmul(Stream& s, In x, In taps, Opt bias, In offsets, Opt slots, OptInOut state, In weight,
                  Out y, Out u) {
+#ifdef SS_HOPPER
   bool done = false;
   with_float(x.dtype(), [&](auto type) {
     using T = decltype(type);
@@ -85,6 +82,7 @@ void conv_matmul(Stream& s, In x, In taps, Opt bias, In offsets, Opt slots, OptI
       done = convolve_and_multiply_tiles<T>(s, x, taps, bias, offsets, slots, state, weight, y, u);
   });
   if (done) return;
+#endif
   causal_conv1d(s, x, taps, bias, offsets, slots, state, true, u);
   matmul(s, In{u.view}, weight, Opt{}, y);
 }
