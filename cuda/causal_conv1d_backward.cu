@@ -1,12 +1,8 @@
 // The gradients of causal_conv1d over sequences that start from zeros; formulas in
-// native/cpu/causal_conv1d_backward.cc. Up to four taps: a warp takes 64 channels through a run of
-// tokens, two a thread, with the last taps of x and of dp in registers, and up to w - 1 tokens behind
-// them, whose dp reaches back. 3 t d items move; kBatch tokens are asked for while as many are worked
-// on. A block has the runs of a tile, and adds their sums. More taps, which no model has: a kernel
-// each for dp, dx and the sums, from memory.
-#include "device/activation.cuh"
-#include "device/pack.cuh"
-#include "device/words.cuh"
+// native/cpu/causal_conv1d_backward.cc. Up to four taps: device/conv_backward.cuh, 3 t d items move. More
+// taps, which no model has: a kernel each for dp, dx and the sums, from memory.
+// conv_project_backward: of halves the product that dy lacks is made where dy is read.
+#include "device/conv_backward.cuh"
 #include "dispatch.cuh"
 #include "launch.cuh"
 #include "row_sums.cuh"
@@ -14,179 +10,10 @@
 #include "sequences.h"
 
 namespace ss::cuda {
+
+void matmul_input_gradient(Stream& s, In dy, In weight, Opt plus, Out dx);
+
 namespace {
-
-constexpr int kWarps = 4;
-constexpr int kRun = 6, kTile = kRun + 2;  // tokens of a warp and of a block, as shifts
-constexpr int kBatch = 4;                  // at least w - 1
-
-template <class T>
-struct Conv {
-  const T *x, *dy;  // [t, d]
-  T* dx;
-  int64_t x_stride, dy_stride, dx_stride;
-  const float *weight, *bias;  // [d, w], [d] or null
-  int64_t weight_stride, d, w;
-  bool silu, wide_weight;
-  Sequences sequences;
-  float* parts;  // [tiles, w + 1, d]: sums of dweight and dbias over a tile
-  float* dp;     // [t, d], for more taps
-  unsigned column_blocks;  // of a tile
-};
-
-__device__ inline float silu_slope(float x) {
-  const float gate = reciprocal_approx(1.0f + exp2_approx(x * -kLog2e));
-  return gate * fmaf(x, 1.0f - gate, 1.0f);
-}
-
-// A thread's way through its run. What it has of token t: dp = dy silu'(p), p from x of W tokens.
-template <class T, int W, int V, bool Silu>
-struct Walk {
-  static constexpr int H = W - 1, B = kBatch;
-  using Items = Words<T, V>;
-  const Conv<T>& s;
-  const T *x_at, *dy_at;  // of the token that is asked for next
-  T* dx_at;
-  int asked = 0, bound, left;  // tokens from the run's first on; there are `bound`
-  float weight[V][W], bias[V], sums[W + 1][V] = {};
-  Items x[H + B], in_x[B], in_dy[B];
-  float dp[H + B][V];
-
-  // The run's `length` tokens from `begin` on, of a sequence from `start` to `stop`.
-  __device__ __forceinline__ Walk(const Conv<T>& s, const Sequences::Piece& piece, int64_t begin,
-                                  int length, int64_t c)
-      : s(s),
-        x_at(s.x + begin * s.x_stride + c),
-        dy_at(s.dy + begin * s.dy_stride + c),
-        dx_at(s.dx + begin * s.dx_stride + c),
-        bound(static_cast<int>(min(piece.stop - begin, int64_t{length + H}))),
-        left(length) {
-#pragma unroll
-    for (int v = 0; v < V; v++) {
-      const float* from = s.weight + (c + v) * s.weight_stride;
-      bias[v] = s.bias ? s.bias[c + v] : 0.0f;
-      if (W == 4 && s.wide_weight) {
-        const Pack<4> four = Pack<4>::load(from);
-#pragma unroll
-        for (int k = 0; k < W; k++) weight[v][k] = four.item[k];
-      } else {
-#pragma unroll
-        for (int k = 0; k < W; k++) weight[v][k] = from[k];
-      }
-    }
-    // dp of the first w - 1 tokens: those of a batch are w - 1 ahead of its dx.
-    Items early[H + B], dy[B];
-#pragma unroll
-    for (int i = 0; i < H; i++) {
-      early[i] = Items{};
-      if (begin - piece.start >= H - i) early[i] = Items::load(x_at - (H - i) * s.x_stride);
-    }
-    fetch<H>(early + H, dy);
-    fetch<B>(in_x, in_dy);
-#pragma unroll
-    for (int i = 0; i < H; i++) {
-      slope(early + i, dy[i], i < length, dp[i]);
-      x[i] = early[H + i];
-    }
-  }
-
-  template <int Count>
-  __device__ __forceinline__ void fetch(Items* to_x, Items* to_dy) {
-    const bool all = asked + Count <= bound;
-#pragma unroll
-    for (int j = 0; j < Count; j++) {
-      to_x[j] = to_dy[j] = Items{};
-      if (all || asked + j < bound) to_x[j] = Items::load(x_at), to_dy[j] = Items::load(dy_at);
-      x_at += s.x_stride, dy_at += s.dy_stride;
-    }
-    asked += Count;
-  }
-
-  // `window`: x of W tokens, of which the last is dp's. Within the run it `counts` for the sums.
-  __device__ __forceinline__ void slope(const Items* window, const Items& dy, bool counts, float (&out)[V]) {
-#pragma unroll
-    for (int v = 0; v < V; v++) {
-      float now = dy[v];
-      if constexpr (Silu) {
-        float p = bias[v];
-#pragma unroll
-        for (int k = 0; k < W; k++) p = fmaf(weight[v][k], window[k][v], p);
-        now *= silu_slope(p);
-      }
-      out[v] = now;
-      if (!counts) continue;
-#pragma unroll
-      for (int k = 0; k < W; k++) sums[k][v] = fmaf(now, window[k][v], sums[k][v]);
-      sums[W][v] += now;
-    }
-  }
-
-  // dx of a batch. All: it and the tokens behind it lie within the run.
-  template <bool All>
-  __device__ __forceinline__ void step() {
-    Items dy[B];
-#pragma unroll
-    for (int j = 0; j < B; j++) x[H + j] = in_x[j], dy[j] = in_dy[j];
-    if (All || left > B) fetch<B>(in_x, in_dy);
-#pragma unroll
-    for (int j = 0; j < B; j++) {
-      slope(x + j, dy[j], All || H + j < left, dp[H + j]);
-      Pack<V> dx;
-#pragma unroll
-      for (int v = 0; v < V; v++) {
-        float total = weight[v][0] * dp[j + H][v];
-#pragma unroll
-        for (int k = 1; k < W; k++) total = fmaf(weight[v][k], dp[j + H - k][v], total);
-        dx.item[v] = total;
-      }
-      if (All || j < left) dx.store(dx_at);
-      dx_at += s.dx_stride;
-    }
-#pragma unroll
-    for (int i = 0; i < H; i++) {
-      x[i] = x[B + i];
-#pragma unroll
-      for (int v = 0; v < V; v++) dp[i][v] = dp[B + i][v];
-    }
-    left -= B;
-  }
-};
-
-// As many blocks at once as hold their windows in registers.
-template <class T, int W, int V, bool Silu>
-__global__ void __launch_bounds__(32 * kWarps, sizeof(T) < 4 ? 6 : 5) convolve_back(const __grid_constant__ Conv<T> s) {
-  constexpr int columns = 32 * V;
-  __shared__ __align__(16) float of_warp[kWarps][W + 1][columns];
-  let_next_start();
-  wait_for_previous();
-  s.sequences.check();
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int64_t number = blockIdx.x / s.column_blocks;
-  const int64_t first = blockIdx.x % s.column_blocks * int64_t{columns}, c = first + lane * V;
-  const auto tile = s.sequences.piece_by_warp(number, kTile);
-  const int64_t begin = tile.begin + (warp << kRun);
-  const int length = static_cast<int>(min(tile.end - begin, int64_t{1} << kRun));
-  Pack<V> sums[W + 1] = {};
-  if (c < s.d && length > 0) {
-    Walk<T, W, V, Silu> walk(s, tile, begin, length, c);
-    while (walk.left >= kBatch + W - 1) walk.template step<true>();
-    while (walk.left > 0) walk.template step<false>();
-#pragma unroll
-    for (int k = 0; k <= W; k++)
-#pragma unroll
-      for (int v = 0; v < V; v++) sums[k].item[v] = walk.sums[k][v];
-  }
-#pragma unroll
-  for (int k = 0; k <= W; k++) sums[k].store(&of_warp[warp][k][lane * V]);
-  __syncthreads();
-  for (int o = threadIdx.x; o < (W + 1) * columns; o += 32 * kWarps) {
-    const int k = o / columns, column = o % columns;
-    float total = of_warp[0][k][column];
-#pragma unroll
-    for (int i = 1; i < kWarps; i++) total += of_warp[i][k][column];
-    if (first + column < s.d) s.parts[(number * (W + 1) + k) * s.d + first + column] = total;
-  }
-}
 
 // dweight[c][k] and dbias[c] from all tiles, kSumRows of which are added side by side.
 __global__ void __launch_bounds__(32 * kSumRows)
@@ -215,7 +42,7 @@ __global__ void __launch_bounds__(32 * kSumRows)
 
 // Any number of taps. Sequences are looked up by token.
 template <class T>
-__device__ Sequences::Piece sequence_of(const Conv<T>& s, int64_t t) {
+__device__ Sequences::Piece sequence_of(const ConvBackward<T>& s, int64_t t) {
   int64_t i = 0;
   for (int64_t end = s.sequences.count; end - i > 1;) {
     const int64_t middle = (i + end) / 2;
@@ -224,7 +51,7 @@ __device__ Sequences::Piece sequence_of(const Conv<T>& s, int64_t t) {
   return s.sequences.whole(i);
 }
 template <class T>
-__global__ void slopes(const __grid_constant__ Conv<T> s) {
+__global__ void slopes(const __grid_constant__ ConvBackward<T> s) {
   s.sequences.check();
   const int64_t at = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, t = at / s.d, c = at % s.d;
   if (t >= s.sequences.tokens) return;
@@ -236,7 +63,7 @@ __global__ void slopes(const __grid_constant__ Conv<T> s) {
   s.dp[at] = to_float(s.dy[t * s.dy_stride + c]) * (s.silu ? silu_slope(p) : 1.0f);
 }
 template <class T>
-__global__ void inputs(const __grid_constant__ Conv<T> s) {
+__global__ void inputs(const __grid_constant__ ConvBackward<T> s) {
   const int64_t at = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, t = at / s.d, c = at % s.d;
   if (t >= s.sequences.tokens) return;
   const auto own = sequence_of(s, t);
@@ -247,7 +74,7 @@ __global__ void inputs(const __grid_constant__ Conv<T> s) {
   from_float(s.dx[t * s.dx_stride + c], total);
 }
 template <class T>
-__global__ void taps(const __grid_constant__ Conv<T> s) {
+__global__ void taps(const __grid_constant__ ConvBackward<T> s) {
   const int64_t at = blockIdx.x * int64_t{blockDim.x} + threadIdx.x, k = at / s.d, c = at % s.d;
   if (k > s.w) return;
   double total = 0;
@@ -265,15 +92,25 @@ __global__ void taps(const __grid_constant__ Conv<T> s) {
 
 unsigned blocks_for(int64_t threads) { return static_cast<unsigned>((threads + 127) / 128); }
 
-template <class T, int W, int V>
-void launch_tiles(Stream& stream, Conv<T> s) {
+template <class T, int W, int V, bool Silu, int Steps>
+void launch_steps(Stream& stream, ConvBackward<T> s) {
   s.column_blocks = static_cast<unsigned>((s.d + 32 * V - 1) / (32 * V));
-  const int64_t blocks = s.sequences.pieces(kTile) * s.column_blocks;
-  launch(stream.handle, s.silu ? convolve_back<T, W, V, true> : convolve_back<T, W, V, false>,
-         {static_cast<unsigned>(blocks), 32 * kWarps}, s);
+  const int64_t blocks = s.sequences.pieces(kConvTile) * s.column_blocks;
+  const size_t bytes = Steps > 0 ? s.product.bytes(s.product.k) : 0;
+  launch(stream.handle, convolve_back<T, W, V, Silu, Steps>,
+         {static_cast<unsigned>(blocks), 32 * kConvWarps, bytes}, s);
+}
+template <class T, int W, int V>
+void launch_tiles(Stream& stream, const ConvBackward<T>& s) {
+  if constexpr (sizeof(T) == 2 && W == 4 && V == 2) {
+    if (s.product.k == 80) return launch_steps<T, W, V, true, 5>(stream, s);
+    if (s.product.k == 96) return launch_steps<T, W, V, true, 6>(stream, s);
+    if (s.product.k == 128) return launch_steps<T, W, V, true, 8>(stream, s);
+  }
+  s.silu ? launch_steps<T, W, V, true, 0>(stream, s) : launch_steps<T, W, V, false, 0>(stream, s);
 }
 template <int V, class T>
-void launch_width(Stream& stream, const Conv<T>& s) {
+void launch_width(Stream& stream, const ConvBackward<T>& s) {
   if (s.w == 1) launch_tiles<T, 1, V>(stream, s);
   if (s.w == 2) launch_tiles<T, 2, V>(stream, s);
   if (s.w == 3) launch_tiles<T, 3, V>(stream, s);
@@ -281,10 +118,10 @@ void launch_width(Stream& stream, const Conv<T>& s) {
 }
 
 template <class T>
-void run(Stream& stream, Conv<T> s, bool pairs, Out dweight, Out dbias) {
+void run(Stream& stream, ConvBackward<T> s, bool pairs, Out dweight, Out dbias) {
   const bool few = s.w <= 4;
   const int64_t width = (s.w + 1) * s.d, tokens = s.sequences.tokens;
-  const int64_t tiles = few ? s.sequences.pieces(kTile) : 1;
+  const int64_t tiles = few ? s.sequences.pieces(kConvTile) : 1;
   const Scratch scratch(stream, (tiles * width + (few ? 0 : tokens * s.d)) * 4 + 16);
   if (!scratch.floats()) return;
   s.parts = scratch.floats(), s.dp = s.parts + tiles * width;
@@ -301,31 +138,71 @@ void run(Stream& stream, Conv<T> s, bool pairs, Out dweight, Out dbias) {
          s.d, s.w, dweight.data<float>(), dweight.stride(), s.bias ? dbias.data<float>() : nullptr);
 }
 
+// What both ops are given, and `product`, if there is one.
+template <class T>
+void start(Stream& stream, In x, In weight, Opt bias, In offsets, In dy, const ConvProduct<T>& product, bool silu,
+           Out dx, Out dweight, Out dbias) {
+  ConvBackward<T> s{};
+  s.x = x.data<T>(), s.x_stride = x.stride();
+  s.dy = dy.data<T>(), s.dy_stride = dy.stride();
+  s.dx = dx.data<T>(), s.dx_stride = dx.stride();
+  s.weight = weight.data<float>(), s.weight_stride = weight.stride();
+  if (bias) s.bias = bias.data<float>();
+  s.d = x.size(1), s.w = weight.size(1), s.silu = silu, s.wide_weight = packs<float>(weight, 4);
+  s.sequences = sequences(stream, offsets, Opt{nullptr}, OptInOut{nullptr}, x.size(0));
+  s.product = product;
+  const bool pairs = s.d % 2 == 0 && packs<T>(x, 2) && packs<T>(dy, 2) && packs<T>(dx, 2);
+  run<T>(stream, s, pairs, dweight, dbias);
+}
+
+// Whether there is nothing but zeros to leave.
+bool nothing(Stream& stream, In x, In weight, Opt bias, In offsets, Out dweight, Out dbias) {
+  const int64_t d = x.size(1);
+  if (d > 0 && x.size(0) > 0 && offsets.size(0) >= 2) return false;
+  cudaMemsetAsync(dweight.data<float>(), 0, static_cast<size_t>(d * weight.size(1)) * 4, stream.handle);
+  if (bias) cudaMemsetAsync(dbias.data<float>(), 0, static_cast<size_t>(d) * 4, stream.handle);
+  return true;
+}
+
+// Where the product is made on the way: for models of width 768, 1,024 and 1,536.
+template <class T>
+bool on_the_way(In x, In weight, In dy, In left, In matrix, bool silu, Out dx) {
+  const int64_t k = left.size(1);
+  return sizeof(T) == 2 && matrix.dtype() == x.dtype() && silu && weight.size(1) == 4 &&
+         (k == 80 || k == 96 || k == 128) && x.size(1) % kProductChannels == 0 && packs<T>(x, 2) &&
+         packs<T>(dy, 2) && packs<T>(dx, 2) && packs<T>(left, 8) && packs<T>(matrix, 8);
+}
+
 }  // namespace
 
 void causal_conv1d_backward(Stream& stream, In x, In weight, Opt bias, In offsets, In dy, bool silu,
                             Out dx, Out dweight, Out dbias) {
-  const int64_t t = x.size(0), d = x.size(1), w = weight.size(1);
-  if (d == 0) return;
-  if (t == 0 || offsets.size(0) < 2) {
-    cudaMemsetAsync(dweight.data<float>(), 0, static_cast<size_t>(d * w) * 4, stream.handle);
-    if (bias) cudaMemsetAsync(dbias.data<float>(), 0, static_cast<size_t>(d) * 4, stream.handle);
-    return;
-  }
+  if (nothing(stream, x, weight, bias, offsets, dweight, dbias)) return;
   with_float(x.dtype(), [&](auto type) {
-    using T = decltype(type);
-    Conv<T> s{};
-    s.x = x.data<T>(), s.x_stride = x.stride();
-    s.dy = dy.data<T>(), s.dy_stride = dy.stride();
-    s.dx = dx.data<T>(), s.dx_stride = dx.stride();
-    s.weight = weight.data<float>(), s.weight_stride = weight.stride();
-    if (bias) s.bias = bias.data<float>();
-    s.d = d, s.w = w, s.silu = silu, s.wide_weight = packs<float>(weight, 4);
-    s.sequences = sequences(stream, offsets, Opt{nullptr}, OptInOut{nullptr}, t);
-    const bool pairs = d % 2 == 0 && packs<T>(x, 2) && packs<T>(dy, 2) && packs<T>(dx, 2);
-    run<T>(stream, s, pairs, dweight, dbias);
+    start<decltype(type)>(stream, x, weight, bias, offsets, dy, {}, silu, dx, dweight, dbias);
   });
 }
 KERNEL(causal_conv1d_backward)
+
+// [t, d], [d, w], [d]?, [s + 1], [t, d], [t, k], [k, d] -> [t, d], [d, w], [d]?
+void conv_project_backward(Stream& stream, In x, In weight, Opt bias, In offsets, In dy, In dproduct, In projection,
+                           bool silu, Out dx, Out dweight, Out dbias) {
+  if (nothing(stream, x, weight, bias, offsets, dweight, dbias)) return;
+  with_float(x.dtype(), [&](auto type) {
+    using T = decltype(type);
+    if (on_the_way<T>(x, weight, dy, dproduct, projection, silu, dx))
+      return start<T>(stream, x, weight, bias, offsets, dy,
+                      {dproduct.data<T>(), projection.data<T>(), dproduct.stride(), projection.stride(),
+                       static_cast<int>(dproduct.size(1))},
+                      silu, dx, dweight, dbias);
+    const int64_t t = x.size(0), d = x.size(1);
+    const Scratch scratch(stream, t * d * size_of(x.dtype()));
+    if (!scratch.floats()) return;
+    const View sum{scratch.floats(), {t, d}, d, 2, x.dtype()};
+    matmul_input_gradient(stream, dproduct, projection, Opt{dy.view}, Out{&sum});
+    start<T>(stream, x, weight, bias, offsets, In{&sum}, {}, silu, dx, dweight, dbias);
+  });
+}
+KERNEL(conv_project_backward)
 
 }  // namespace ss::cuda

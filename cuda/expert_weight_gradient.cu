@@ -37,15 +37,6 @@ struct Grouped {
   }
 };
 
-// As load_matrices, and every 8 x 8 matrix turned.
-__device__ void load_turned(uint32_t (&r)[4], const void* row) {
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(address)
-               : "memory");
-}
-
 constexpr int kTile = 128, kPlaces = 32, kStages = 3;
 constexpr int kPitch = kTile + 8;  // rows that share no banks in load_turned
 constexpr int kChunks = kTile / 8;  // 16-byte ones of a place

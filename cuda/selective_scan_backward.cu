@@ -37,6 +37,21 @@ int piece_shift(int64_t tokens, int64_t blocks) {
   return best;
 }
 
+// dB and dC: the shares of all blocks of a group, in order.
+template <class T>
+__global__ void add_shares(const float* shares, int64_t blocks, int64_t t, int64_t groups, int64_t n,
+                           T* dB, int64_t dB_stride, T* dC, int64_t dC_stride) {
+  const int64_t row = groups * 2 * n, step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < t * row; i += step) {
+    const int64_t token = i / row, at = i % row, column = at / (2 * n) * n + at % n;
+    T* to = at / n % 2 ? dC : dB;
+    if (!to) continue;
+    float total = 0;
+    for (int64_t block = 0; block < blocks; block++) total += shares[block * t * row + i];
+    from_float(to[token * (at / n % 2 ? dC_stride : dB_stride) + column], total);
+  }
+}
+
 template <class W>
 void launch_walk(Stream& stream, ScanBackward<typename W::T> s, const Sums& out) {
   using T = typename W::T;
@@ -110,11 +125,11 @@ void zero(Stream& s, P tensor) {
 }  // namespace
 
 void selective_scan_backward(Stream& stream, In u, In delta, In A, In B, In C, Opt D, Opt z,
-                             Opt delta_bias, In offsets, In dy, bool delta_softplus, Out du,
+                             Opt delta_bias, In offsets, In dy, OptInOut y, bool delta_softplus, Out du,
                              Out ddelta, Out dA, Out dB, Out dC, Out dD, Out dz, Out ddelta_bias) {
   const int64_t t = u.size(0), count = offsets.size(0) - 1;
   if (t == 0 || u.size(1) == 0 || A.size(1) == 0 || count == 0) {
-    for (Out out : {du, ddelta, dA, dB, dC, dD, dz, ddelta_bias}) zero(stream, out);
+    for (Out out : {du, ddelta, dA, dB, dC, dD, dz, ddelta_bias, Out{y.view}}) zero(stream, out);
     return;
   }
   const int64_t groups = B.rank() == 3 ? B.size(1) : C.rank() == 3 ? C.size(1) : 1;
@@ -128,6 +143,7 @@ void selective_scan_backward(Stream& stream, In u, In delta, In A, In B, In C, O
     s.ddelta = ddelta.data<T>(), s.ddelta_stride = ddelta.stride();
     if (z) s.z = z.data<T>(), s.z_stride = z.stride();
     if (z) s.dz = dz.data<T>(), s.dz_stride = dz.stride();
+    if (y) s.y = y.data<T>(), s.y_stride = y.stride();
     s.A = A.data<float>(), s.A_stride = A.stride();
     if (D) s.D = D.data<float>();
     if (delta_bias) s.bias = delta_bias.data<float>();
@@ -139,7 +155,8 @@ void selective_scan_backward(Stream& stream, In u, In delta, In A, In B, In C, O
     s.wide = s.group_channels % 4 == 0 && by_fours(s.u, s.u_stride) &&
              by_fours(s.delta, s.delta_stride) && by_fours(s.dy, s.dy_stride) &&
              by_fours(s.z, s.z_stride) && by_fours(s.du, s.du_stride) &&
-             by_fours(s.ddelta, s.ddelta_stride) && by_fours(s.dz, s.dz_stride);
+             by_fours(s.ddelta, s.ddelta_stride) && by_fours(s.dz, s.dz_stride) &&
+             by_fours(s.y, s.y_stride);
     s.wide_states = s.n % 4 == 0 && by_fours(static_cast<const T*>(s.B), s.B_stride) &&
                     by_fours(static_cast<const T*>(s.C), s.C_stride);
     walk(stream, s, {dA, dB, dC, dD, ddelta_bias});

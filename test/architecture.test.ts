@@ -11,7 +11,7 @@ const layers: readonly (readonly string[])[] = [
   ['schema', 'autograd/tape'],
   ['op'],
   ['ops/'],
-  ['autograd/grad', 'autograd/remat', 'nn/', 'io/'],
+  ['autograd/grad', 'autograd/remat', 'autograd/together', 'nn/', 'io/'],
   ['models/'],
   ['generation/', 'training/', 'evaluation/'],
   ['serving/', 'bench/', 'verify/', 'tasks/'],

@@ -1,6 +1,7 @@
 /** The tape: fan-out, views, micro-batches, rematerialisation, what it refuses, what it leaves behind. */
 import { grad, noGrad } from '../lib/autograd/grad';
 import { derivedBy, remat } from '../lib/autograd/remat';
+import { together } from '../lib/autograd/together';
 import { activate } from '../lib/ops/experts';
 import { accumulate, add, cast, fill, mul, negExp } from '../lib/ops/elementwise';
 import { matmul } from '../lib/ops/matmul';
@@ -32,6 +33,31 @@ describe.each(onEach)('on %s', (_, on) => {
   it('sums what comes from several uses', async () => {
     const x = matrix([2, 3]);
     expect(await gradients(() => scope(() => add(mul(x, x), x)), x)).toEqual([[5, 7]]);
+  });
+
+  it('takes ops together as one step, by the rule that is given for them', async () => {
+    const steps: string[] = [];
+    const cube = together(
+      {
+        name: 'cube',
+        saves: ['x'],
+        // A tenth of what the ops' own rules give: it is this one that counts.
+        vjp: ({ args, grad }) => ({ x: mul(grad['y']!, mul(args['x'] as Tensor, matrix([0.3, 0.3]))) }),
+      },
+      ({ x }: { readonly x: Tensor }) => ({ y: mul(mul(x, x), x) }),
+    );
+    const x = matrix([2, 3]);
+    const plain = scope(() => cube({ x }).y);
+    made.push(plain);
+    expect([...(await plain.data())]).toEqual([8, 27]);
+    const { value, gradients: all } = grad(() => scope(() => cube({ x }).y), [x], {
+      watch: (name) => steps.push(name),
+    });
+    made.push(value, ...all);
+    expect([...(await value.data())]).toEqual([8, 27]);
+    expect(steps).toEqual(['cube']);
+    const [first, second] = [...(await all[0]!.data())];
+    expect([first, second]).toEqual([Math.fround(0.6), expect.closeTo(0.9, 6)]);
   });
 
   it('keeps apart what a rule gives twice', async () => {

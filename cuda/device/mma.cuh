@@ -49,6 +49,15 @@ __device__ inline void load_matrices(uint32_t (&r)[4], const void* row) {
                : "memory");
 }
 
+// As load_matrices, and every 8 x 8 matrix turned.
+__device__ inline void load_turned(uint32_t (&r)[4], const void* row) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(address)
+               : "memory");
+}
+
 // Starts a copy of 16 bytes to shared memory, of zeros if not `there`; `from` is valid either way.
 __device__ inline void copy_async(void* to, const void* from, bool there) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));

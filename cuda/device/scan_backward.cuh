@@ -16,8 +16,9 @@ constexpr int kTileShift = 3, kTile = 1 << kTileShift;  // tokens whose states a
 template <class T>
 struct ScanBackward {
   const T *u, *delta, *z, *dy;  // [t, d]; z may be null
-  T *du, *ddelta, *dz;          // [t, d]
-  int64_t u_stride, delta_stride, z_stride, dy_stride, du_stride, ddelta_stride, dz_stride;
+  T *du, *ddelta, *dz, *y;      // [t, d]; dz and y may be null
+  int64_t u_stride, delta_stride, z_stride, dy_stride, du_stride, ddelta_stride, dz_stride,
+      y_stride;
   const float *A, *D, *bias;  // [d, n], [d], [d]; the last two may be null
   int64_t A_stride;
   const void *B, *C;  // T [t, g, n], or constant f32 [d, n]

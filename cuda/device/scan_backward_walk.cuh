@@ -84,23 +84,29 @@ __device__ __forceinline__ void enter_tile(const W& w, const ScanBackward<typena
 // Where the thread's part of a tile goes.
 template <class W>
 struct Places {
-  typename W::T *du, *ddelta, *dz;
+  typename W::T *du, *ddelta, *dz, *y;
+  const typename W::T* z;
   float* share;
 
   __device__ __forceinline__ Places(const W& w, const ScanBackward<typename W::T>& s, int64_t t) {
     const int64_t x = w.first + Share<W>::channel(w), at = t + Share<W>::step(w, 0);
     du = s.du + at * s.du_stride + x, ddelta = s.ddelta + at * s.ddelta_stride + x;
     dz = s.z ? s.dz + at * s.dz_stride + x : nullptr;
+    y = s.y ? s.y + at * s.y_stride + x : nullptr;
+    z = s.y && s.z ? s.z + at * s.z_stride + x : nullptr;
     share = s.shares + ((w.block * s.sequences.tokens + t) * s.groups + w.group) * 2 * s.n;
   }
   __device__ __forceinline__ void back(const ScanBackward<typename W::T>& s) {
     du -= kTile * s.du_stride, ddelta -= kTile * s.ddelta_stride;
     if (s.z) dz -= kTile * s.dz_stride;
+    if (s.y) y -= kTile * s.y_stride;
+    if (s.y && s.z) z -= kTile * s.z_stride;
     share -= kTile * s.groups * 2 * s.n;
   }
 };
 
-// du, ddelta and dz of a tile.
+// du, ddelta and dz of a tile; y, where it is asked for, for which z comes from the cache once more: kept on the way,
+// it would be in the way.
 template <class W>
 __device__ __forceinline__ void leave_tile(const W& w, const ScanBackward<typename W::T>& s,
                                            const Room<W>& room, const Kept<W>& kept,
@@ -111,6 +117,14 @@ __device__ __forceinline__ void leave_tile(const W& w, const ScanBackward<typena
   const int c = Share<W>::channel(w);
   float D[V];
   load_floats<V>(room.D + c, D);
+  Words<typename W::T, V> z[W::kPasses];
+#pragma unroll
+  for (int p = 0; p < W::kPasses; p++) {
+    const int there = Share<W>::step(w, p) < steps ? w.width - c : 0;
+    if (!s.y || !s.z || there <= 0) break;
+    const typename W::T* from = places.z + p * W::kRows * s.z_stride;
+    s.wide && there >= V ? z[p].load(from) : z[p].load(from, there);
+  }
 #pragma unroll
   for (int p = 0; p < W::kPasses; p++) {
     const int row = Share<W>::step(w, p), there = w.width - c;
@@ -132,6 +146,10 @@ __device__ __forceinline__ void leave_tile(const W& w, const ScanBackward<typena
     store_some<V>(du, s.wide, there, places.du + p * W::kRows * s.du_stride);
     store_some<V>(ddelta, s.wide, there, places.ddelta + p * W::kRows * s.ddelta_stride);
     if (s.z) store_some<V>(dz, s.wide, there, places.dz + p * W::kRows * s.dz_stride);
+    if (!s.y) continue;
+#pragma unroll
+    for (int v = 0; v < V; v++) y[v] = fmaf(D[v], kept.u[p][v], y[v]) * (s.z ? silu(z[p][v]) : 1.0f);
+    store_some<V>(y, s.wide, there, places.y + p * W::kRows * s.y_stride);
   }
 }
 
@@ -375,21 +393,6 @@ __global__ void __launch_bounds__(W::kThreads, W::kBlocks)
     if (w.lane >= W::kRowThreads || c + v >= w.width) continue;
     s.dD[number * s.d + w.first + c + v] = dD[v];
     s.dbias[number * s.d + w.first + c + v] = dbias[v];
-  }
-}
-
-// dB and dC: the shares of all blocks of a group, in order.
-template <class T>
-__global__ void add_shares(const float* shares, int64_t blocks, int64_t t, int64_t groups, int64_t n,
-                           T* dB, int64_t dB_stride, T* dC, int64_t dC_stride) {
-  const int64_t row = groups * 2 * n, step = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < t * row; i += step) {
-    const int64_t token = i / row, at = i % row, column = at / (2 * n) * n + at % n;
-    T* to = at / n % 2 ? dC : dB;
-    if (!to) continue;
-    float total = 0;
-    for (int64_t block = 0; block < blocks; block++) total += shares[block * t * row + i];
-    from_float(to[token * (at / n % 2 ? dC_stride : dB_stride) + column], total);
   }
 }
 

@@ -84,10 +84,10 @@ function config(json: JsonObject): MambaConfig {
 
 /**
  * Whether `out_proj` adds to the residual itself: a product of many rows costs a few percent more then, and
- * the next norm half as much. While gradients are recorded the product is kept in the activations' dtype.
+ * the next norm half as much.
  */
 const addsAtOnce = (tokens: number, { slots }: Batch) =>
-  tokens > 16 && tokens !== slots.shape[0] && !isRecording();
+  tokens > 16 && tokens !== slots.shape[0] && !isRecording(); // see #recordLayers
 
 class MambaBackbone implements Backbone {
   readonly stateParts: readonly StatePart[];
@@ -141,7 +141,9 @@ class MambaBackbone implements Backbone {
         this.#layers.every(({ mixer }) => mixer.stepsWhole);
       const { mixed, residual } = whole
         ? this.#stepLayers(embedded, batch, pools, visit)
-        : this.#runLayers(embedded, batch, pools, visit);
+        : isRecording() && pools.length === 0 && !batch.muted
+          ? this.#recordLayers(embedded, batch, visit)
+          : this.#runLayers(embedded, batch, pools, visit);
       const { y, sum } = normed(this.#entering(mixed, residual, this.#norm));
       visit?.(sum);
       return y;
@@ -179,6 +181,20 @@ class MambaBackbone implements Backbone {
       } else mixed = out;
     }
     return { mixed, residual };
+  }
+
+  /** For gradients: what is between two scans is one step. */
+  #recordLayers(embedded: Tensor, batch: Batch, visit?: (hidden: Tensor) => void) {
+    const eps = this.#config.layerNormEpsilon;
+    const [first, ...others] = this.#layers;
+    let { y: xz, sum } = normedProduct(this.#entering(undefined, embedded, first!.norm), first!.mixer.inProj);
+    let last = first!;
+    for (const layer of others) {
+      ({ y: xz, sum } = last.mixer.toNext(xz, batch, sum, { ...layer, eps }));
+      visit?.(sum);
+      last = layer;
+    }
+    return { mixed: last.mixer.forward(xz, batch), residual: sum };
   }
 
   /** What a layer starts with, `mixed` being what the layer before adds. */

@@ -7,53 +7,14 @@ import { causalConv1dPacked, convMatmul, mambaLayerStep, mambaStep, selectiveSca
 import { keep, scope, Tensor } from '../tensor';
 import * as init from './init';
 import { Linear } from './linear';
-import type { Routing } from './moe';
+import { convProject, scanProject, scanToNext } from './mixer-steps';
+import type { Batch, LayerInput, MixerConfig } from './mixer';
 import type { Weights } from './weights';
 
-/** Which rows of a packed batch belong together, and where their states live. */
-export interface Batch {
-  readonly offsets: Tensor; // i32[s+1]
-  readonly slots: Tensor; // i32[s]
-  /** Rows that are padding in the middle of a sequence: the mixers see no input there. */
-  readonly muted?: Tensor; // i32[m]
-  /** Where sequences start from nothing and leave nothing: tokens of the longest one. */
-  readonly longest?: number;
-  /** Sees what each router did, layer by layer; disposes it. */
-  readonly router?: ((routing: Routing) => void) | undefined;
-  /** i32[routers, 2], for the routers' noise: says that this is training. */
-  readonly seeds?: Tensor;
-}
+export type { Batch, LayerInput, MixerConfig } from './mixer';
 
 /** What delta's rank is filled up to a multiple of: rows of B and C that a GPU reads 16 bytes at a time. */
 const rankUnit = 16;
-
-/** The sizes of a Mamba mixer, in the paper's names. */
-export interface MixerConfig {
-  readonly dModel: number;
-  readonly dInner: number;
-  readonly dState: number;
-  readonly dConv: number;
-  readonly dtRank: number;
-  readonly bias: boolean;
-  readonly convBias: boolean;
-  readonly dtMin: number;
-  readonly dtMax: number;
-  readonly dtFloor: number;
-  readonly dtScale: number;
-  readonly dtInit: 'random' | 'constant';
-  /** Standard deviation of `out_proj` and `in_proj` when they start afresh. */
-  readonly initializerRange: number;
-  /** FalconMamba: B, C and the low-rank delta are normalised (RMS, no weights) with this epsilon. */
-  readonly rmsEps?: number;
-}
-
-/** What a layer is given: the residual, and what the layer before adds to it, if there is one. */
-export interface LayerInput {
-  readonly x: Tensor | undefined; // [t, dModel]
-  readonly residual: Tensor; // f32[t, dModel]
-  readonly norm: Tensor; // f32[dModel]
-  readonly eps: number;
-}
 
 /** The Mamba block without its norm and residual (Gu and Dao 2023, figure 3). */
 export class MambaMixer {
@@ -148,12 +109,34 @@ export class MambaMixer {
     // Sequences are never empty: as many tokens as there are sequences are one of each.
     const single = xz.shape[0] === batch.slots.shape[0] && !batch.muted && !this.#ones;
     return scope(() => {
+      if (isRecording() && !convState && !scanState && !batch.muted)
+        return scanProject(this.#recorded(xz, batch)).y;
       const y =
         single && convState && scanState
           ? this.#step(xz, batch, convState, scanState)
           : this.#scan(xz, batch, convState, scanState);
       return addTo ? this.#outProj.addTo(addTo, y) : this.#outProj.forward(y);
     });
+  }
+
+  /**
+   * From xz [t, 2 dInner] through the layer, the residual and the norm after it to the next layer's xz, while gradients
+   * are recorded, from nothing: `sum` is the residual, f32[t, dModel], with what this layer adds.
+   */
+  toNext(
+    xz: Tensor,
+    batch: Batch,
+    residual: Tensor,
+    next: Pick<LayerInput, 'norm' | 'eps'> & { readonly mixer: MambaMixer },
+  ) {
+    return scope(() =>
+      scanToNext({
+        ...this.#recorded(xz, batch),
+        ...{ residual, normWeight: next.norm, eps: next.eps },
+        next: next.mixer.inProj.weight,
+        nextBias: next.mixer.inProj.bias,
+      }),
+    );
   }
 
   /** Whether `layerStep` does what the layer is: it knows no biases of projections, nor inner norms. */
@@ -206,57 +189,77 @@ export class MambaMixer {
 
   /** Sequences of any lengths, [t, 2 dInner] to [t, dInner]. */
   #scan(xz: Tensor, { offsets, slots, muted }: Batch, convState?: Tensor, scanState?: Tensor): Tensor {
-    const { dInner, dState, dConv } = this.#config;
-    const tokens = xz.shape[0]!;
+    const { dInner } = this.#config;
     return scope(() => {
-      // While gradients are recorded these are computed from the parameters, and not what is kept.
-      const A = isRecording() ? negExp({ x: this.#aLog }) : this.#A!;
-      const convWeight = isRecording() ? this.#conv.reshape([dInner, dConv]) : this.#convWeight!;
       const filled = isRecording() ? undefined : this.#filled;
-      const dtWeight = filled?.dtWeight ?? this.#dtWeight;
-      const dtRank = dtWeight.shape[1]!;
-      const x = xz.columns(0, dInner);
-      const weight = filled?.xProj ?? this.#xProj.weight;
+      const { A, convWeight } = this.#derived();
+      const [x, weight] = [xz.columns(0, dInner), filled?.xProj ?? this.#xProj.weight];
       const start = () => {
+        const [bias, state] = [this.#convBias, convState];
         if (!isRecording() && !muted)
-          return convMatmul({
-            x,
-            convWeight,
-            convBias: this.#convBias,
-            offsets,
-            slots,
-            state: convState,
-            weight,
-          });
+          return convMatmul({ x, convWeight, convBias: bias, offsets, slots, state, weight });
         if (muted) zeroSlots({ pool: x, slots: muted });
-        const conv = { x, weight: convWeight, bias: this.#convBias, offsets, slots, silu: true };
-        const u = derivedBy(causalConv1dPacked({ ...conv, state: convState }), causalConv1dPacked, conv);
+        const u = causalConv1dPacked({ x, weight: convWeight, bias, offsets, slots, state, silu: true });
         if (muted) zeroSlots({ pool: u, slots: muted });
         return { u, y: matmul({ x: u, weight }) };
       };
       const { u, y: dbc } = start(); // [t, dInner], [t, dtRank + 2 dState]
-      const part = (begin: number, size: number) => {
-        const x = dbc.columns(begin, begin + size);
-        const weight = this.#ones?.get(size);
-        return weight ? rmsNorm({ x, weight, eps: this.#config.rmsEps! }) : x;
-      };
-      const group = (begin: number) => part(begin, dState).reshape([tokens, 1, dState]);
-      const toDelta = { x: part(0, dtRank), weight: dtWeight };
+      const { toDelta, ...selected } = this.#select(dbc, filled?.dtWeight ?? this.#dtWeight);
       return selectiveScanPacked({
-        u,
-        delta: derivedBy(matmul(toDelta), matmul, toDelta),
-        A,
-        B: group(dtRank),
-        C: group(dtRank + dState),
-        D: this.#D,
+        ...{ u, delta: matmul(toDelta), A, ...selected },
         z: xz.columns(dInner, 2 * dInner),
-        deltaBias: this.#dtBias,
-        offsets,
-        slots,
-        state: scanState,
-        deltaSoftplus: true,
+        ...{ offsets, slots, state: scanState },
       });
     });
+  }
+
+  /** The scan and `outProj` of sequences that start from nothing, for steps that are cheap to undo. */
+  #recorded(xz: Tensor, { offsets, slots }: Batch) {
+    const { dInner } = this.#config;
+    const { A, convWeight } = this.#derived();
+    const { u, product } = convProject({
+      x: xz.columns(0, dInner),
+      weight: convWeight,
+      bias: this.#convBias,
+      ...{ offsets, slots },
+      projection: this.#xProj.weight,
+    });
+    const { toDelta, ...selected } = this.#select(product, this.#dtWeight);
+    return {
+      ...{ u, delta: derivedBy(matmul(toDelta), matmul, toDelta), A, ...selected },
+      z: xz.columns(dInner, 2 * dInner),
+      ...{ offsets, slots },
+      projection: this.#outProj.weight,
+      projectionBias: this.#outProj.bias,
+    };
+  }
+
+  /** While gradients are recorded these are computed from the parameters, and not what is kept. */
+  #derived() {
+    const { dInner, dConv } = this.#config;
+    return isRecording()
+      ? { A: negExp({ x: this.#aLog }), convWeight: this.#conv.reshape([dInner, dConv]) }
+      : { A: this.#A!, convWeight: this.#convWeight! };
+  }
+
+  /** What of the scan depends on its input, from x_proj's product [t, rank + 2 dState], and what does not. */
+  #select(dbc: Tensor, dtWeight: Tensor) {
+    const { dState, rmsEps } = this.#config;
+    const [tokens, rank] = [dbc.shape[0]!, dtWeight.shape[1]!];
+    const part = (begin: number, size: number) => {
+      const x = dbc.columns(begin, begin + size);
+      const weight = this.#ones?.get(size);
+      return weight ? rmsNorm({ x, weight, eps: rmsEps! }) : x;
+    };
+    const group = (begin: number) => part(begin, dState).reshape([tokens, 1, dState]);
+    return {
+      toDelta: { x: part(0, rank), weight: dtWeight },
+      B: group(rank),
+      C: group(rank + dState),
+      D: this.#D,
+      deltaBias: this.#dtBias,
+      deltaSoftplus: true,
+    };
   }
 
   dispose(): void {

@@ -1,4 +1,4 @@
-import type { InputGradients } from '../autograd/tape';
+import type { Call, InputGradients } from '../autograd/tape';
 import { op } from '../op';
 import type { Tensor } from '../tensor';
 import { causalConv1dBackward, selectiveScanBackward } from './scan-backward';
@@ -12,6 +12,45 @@ function mixerComplaint(size: (name: string) => number | undefined, has: string,
   if (k !== r! + 2 * n!) return `xProj has ${k} rows, expected r + 2 n = ${r! + 2 * n!}`;
   return tooManyStates(n!);
 }
+
+/** The gradients of a scan's inputs, from that of its result, which is left in `y` if it is given. */
+export function scanGradients({ args, room }: Call, dy: Tensor, y?: Tensor): InputGradients {
+  const tensor = (name: string) => args[name] as Tensor;
+  // Rows may lie apart where there is one for each token.
+  const roomOf = (name: string) => room(name, tensor(name).shape.length === 3 ? 'apart' : undefined);
+  const { du, ddelta, dA, dB, dC, dD, dz, ddeltaBias } = selectiveScanBackward({
+    u: tensor('u'),
+    delta: tensor('delta'),
+    A: tensor('A'),
+    B: tensor('B'),
+    C: tensor('C'),
+    D: args['D'] as Tensor | undefined,
+    z: args['z'] as Tensor | undefined,
+    deltaBias: args['deltaBias'] as Tensor | undefined,
+    offsets: tensor('offsets'),
+    ...{ dy, y },
+    deltaSoftplus: args['deltaSoftplus'] as boolean | undefined,
+    out: {
+      dA: room('A'),
+      dB: roomOf('B'),
+      dC: roomOf('C'),
+      dD: room('D'),
+      dz: room('z', 'apart'),
+      ddeltaBias: room('deltaBias'),
+    },
+  });
+  return { u: du, delta: ddelta, A: dA, B: dB, C: dC, D: dD, z: dz, deltaBias: ddeltaBias };
+}
+
+/** What the gradients of a convolution are made of, but for that of its result. */
+export const convolutionOf = ({ args, room }: Call) => ({
+  x: args['x'] as Tensor,
+  weight: args['weight'] as Tensor,
+  bias: args['bias'] as Tensor | undefined,
+  offsets: args['offsets'] as Tensor,
+  silu: args['silu'] as boolean | undefined,
+  out: { dx: room('x', 'apart'), dweight: room('weight'), dbias: room('bias') },
+});
 
 /**
  * The selective scan over packed sequences (Gu and Dao 2023, algorithm 2; ZOH for A, Euler for B):
@@ -44,33 +83,7 @@ export const selectiveScanPacked = op('selective_scan', {
   out: { y: 'T[t,d]' },
   check: scanComplaint,
   saves: ['u', 'delta', 'A', 'B', 'C', 'D', 'z', 'deltaBias', 'offsets'],
-  vjp: ({ args, grad, room }): InputGradients => {
-    const tensor = (name: string) => args[name] as Tensor;
-    // Rows may lie apart where there is one for each token.
-    const roomOf = (name: string) => room(name, tensor(name).shape.length === 3 ? 'apart' : undefined);
-    const { du, ddelta, dA, dB, dC, dD, dz, ddeltaBias } = selectiveScanBackward({
-      u: tensor('u'),
-      delta: tensor('delta'),
-      A: tensor('A'),
-      B: tensor('B'),
-      C: tensor('C'),
-      D: args['D'] as Tensor | undefined,
-      z: args['z'] as Tensor | undefined,
-      deltaBias: args['deltaBias'] as Tensor | undefined,
-      offsets: tensor('offsets'),
-      dy: grad['y']!,
-      deltaSoftplus: args['deltaSoftplus'] as boolean | undefined,
-      out: {
-        dA: room('A'),
-        dB: roomOf('B'),
-        dC: roomOf('C'),
-        dD: room('D'),
-        dz: room('z', 'apart'),
-        ddeltaBias: room('deltaBias'),
-      },
-    });
-    return { u: du, delta: ddelta, A: dA, B: dB, C: dC, D: dD, z: dz, deltaBias: ddeltaBias };
-  },
+  vjp: (call): InputGradients => scanGradients(call, call.grad['y']!),
 });
 
 /**
@@ -91,16 +104,8 @@ export const causalConv1dPacked = op('causal_conv1d', {
   out: { y: 'T[t,d]' },
   check: (size) => (size('w') === 0 ? 'weight has no taps, expected 1 or more' : undefined),
   saves: ['x', 'weight', 'bias', 'offsets'],
-  vjp: ({ args, grad, room }): InputGradients => {
-    const { dx, dweight, dbias } = causalConv1dBackward({
-      x: args['x'] as Tensor,
-      weight: args['weight'] as Tensor,
-      bias: args['bias'] as Tensor | undefined,
-      offsets: args['offsets'] as Tensor,
-      silu: args['silu'] as boolean | undefined,
-      dy: grad['y']!,
-      out: { dx: room('x', 'apart'), dweight: room('weight'), dbias: room('bias') },
-    });
+  vjp: (call): InputGradients => {
+    const { dx, dweight, dbias } = causalConv1dBackward({ ...convolutionOf(call), dy: call.grad['y']! });
     return { x: dx, weight: dweight, bias: dbias };
   },
 });

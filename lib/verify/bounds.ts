@@ -19,6 +19,7 @@ const tolerances: Readonly<Record<string, number>> = {
   expert_weight_gradient: 1.3e-6,
   causal_conv1d: 2.8e-6,
   causal_conv1d_backward: 2.8e-6,
+  conv_project_backward: 4e-6,
   conv_matmul: 3.5e-6,
   fft_conv_backward: 2.6e-6,
   rms_norm_backward: 2.2e-6,
@@ -42,6 +43,7 @@ const usual = 1e-6;
 /** What is made of a value that was rounded to a dtype on the way, and the letter of that dtype. */
 const roundedOnTheWay: Readonly<Record<string, Readonly<Record<string, string>>>> = {
   norm_matmul: { y: 'T' },
+  conv_project_backward: { dx: 'T', dweight: 'T', dbias: 'T' },
 };
 
 /** What is rounded to its dtype at random, to either neighbour, where that is not f32. */

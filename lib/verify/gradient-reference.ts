@@ -116,7 +116,7 @@ function causalConv1d({ x, weight, bias, offsets, dy }: Inputs, { silu: squash }
 }
 
 function selectiveScan(inputs: Inputs, attrs: Attrs): Inputs {
-  const { u, delta, A, B, C, D, z, deltaBias, offsets, dy } = inputs;
+  const { u, delta, A, B, C, D, z, deltaBias, offsets, dy, y: result } = inputs;
   const [d, n] = A!.shape as [number, number];
   const [du, ddelta, dA, dB, dC, dD, dz, ddeltaBias] = [u, delta, A, B, C, D, z, deltaBias].map(like) as [
     Values,
@@ -168,6 +168,7 @@ function selectiveScan(inputs: Inputs, attrs: Attrs): Inputs {
           dh[j] = grown * decay;
         }
         if (z) dz.data[t * d + c] = given * y * siluSlope(gate);
+        if (result) result.data[t * d + c] = y * (z ? silu(gate) : 1);
         const slope = dstep * (attrs['deltaSoftplus'] ? sigmoid(raw(t)) : 1);
         du.data[t * d + c] = dinput;
         ddelta.data[t * d + c] = slope;
@@ -209,6 +210,10 @@ export const gradientReferences: Readonly<Record<string, (inputs: Inputs, attrs:
   add_rms_norm_backward: addRmsNorm,
   layer_norm_backward: layerNorm,
   causal_conv1d_backward: causalConv1d,
+  conv_project_backward: (inputs, attrs) => {
+    const dy = withSum(product(inputs['dproduct']!, inputs['projection']!, false), inputs['dy']);
+    return causalConv1d({ ...inputs, dy }, attrs);
+  },
   selective_scan_backward: selectiveScan,
   cross_entropy_backward: ({ logits, labels, dloss }) => ({
     dlogits: crossEntropy(logits!, labels!, (t) => dloss!.data[t]!),

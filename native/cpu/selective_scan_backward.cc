@@ -3,7 +3,7 @@
 //   dh_t   = C_t g_t + exp(dt_{t+1} A) dh_{t+1}                      // [n]
 //   dC    += g_t h_t,  dB += dh_t dt u,  dA += dh_t dt e,  e = exp(dt A) h_{t-1} = h_t - dt B u
 //   q      = dh_t B,  du = D g + dt q,  d(dt) = u q + sum over n of dh_t A e,  dD += g u
-//   ddelta = d(dt) sigmoid(delta + bias),  dz = dy p silu'(z)
+//   ddelta = d(dt) sigmoid(delta + bias),  dz = dy p silu'(z),  y = p silu(z)
 // Lanes are channels. A thread takes a block of channels of one group through all sequences: forward
 // once, keeping the states at the start of every chunk of kChunk tokens, then chunk by chunk from the
 // last to the first: forward again with every state of the chunk kept, and back. dB and dC are
@@ -23,6 +23,7 @@ struct Scan {
   In u, delta, A, B, C;
   Opt D, z, bias;
   In dy;
+  OptInOut y;
   bool softplus;
   Out du, ddelta, dA, dB, dC, dD, dz, dbias;
   Sequences sequences;
@@ -220,9 +221,11 @@ void leave_tokens(const Scan& s, const Work& w, int64_t v, int64_t t, int64_t st
     store_some(s.ddelta.row<T>(t + i) + x, ddelta, left);
     dD += g * u;
     dbias += ddelta;
+    const Vec y = load(w.p + i * kLanes) + D * u;
+    if (s.y && !s.z) store_some(s.y.row<T>(t + i) + x, y, left);
     if (!s.z) continue;
     const Vec z = load_some(s.z.row<T>(t + i) + x, left), gate = 1.0f / (1.0f + exp(-z));
-    const Vec y = load(w.p + i * kLanes) + D * u;
+    if (s.y) store_some(s.y.row<T>(t + i) + x, y * (z * gate), left);
     const Vec slope = gate * (1.0f + z * (1.0f - gate));
     store_some(s.dz.row<T>(t + i) + x, load_some(s.dy.row<T>(t + i) + x, left) * y * slope, left);
   }
@@ -299,7 +302,7 @@ void add_shares(Stream& stream, const Scan& s) {
 }  // namespace
 
 void selective_scan_backward(Stream& stream, In u, In delta, In A, In B, In C, Opt D, Opt z,
-                             Opt delta_bias, In offsets, In dy, bool delta_softplus, Out du,
+                             Opt delta_bias, In offsets, In dy, OptInOut y, bool delta_softplus, Out du,
                              Out ddelta, Out dA, Out dB, Out dC, Out dD, Out dz, Out ddelta_bias) {
   const int64_t t = u.size(0), d = u.size(1), n = A.size(1);
   const int64_t groups = B.rank() == 3 ? B.size(1) : C.rank() == 3 ? C.size(1) : 1;
@@ -318,7 +321,7 @@ void selective_scan_backward(Stream& stream, In u, In delta, In A, In B, In C, O
   const bool constant = B.rank() == 2 && C.rank() == 2;
   const Room shares(stream, constant ? 0 : group_blocks * t * groups * 2 * n);
   if (!shares) return;
-  const Scan s{u,  delta, A,  B,  C,  D,  z,  delta_bias, dy, delta_softplus, du, ddelta,
+  const Scan s{u,  delta, A,  B,  C,  D,  z,  delta_bias, dy, y, delta_softplus, du, ddelta,
                dA, dB,    dC, dD, dz, ddelta_bias, sequences, n, groups, group_channels,
                group_blocks, shares.floats()};
   const auto run = [&](auto walk_fn) {

@@ -7,6 +7,8 @@ import { onEach } from '../devices';
 
 const norms = ['rms_norm_backward', 'add_rms_norm_backward', 'layer_norm_backward'];
 const causalConv1dBackward = ops.get('causal_conv1d_backward')!;
+const convProjectBackward = ops.get('conv_project_backward')!;
+const selectiveScanBackward = ops.get('selective_scan_backward')!;
 const crossEntropyGradient = ops.get('cross_entropy_gradient')!;
 
 describe.each(onEach)('on %s', (_, device) => {
@@ -63,6 +65,44 @@ describe.each(onEach)('on %s', (_, device) => {
       await check(causalConv1dBackward, { sizes, dtypes: { T }, attrs: { silu: T !== 'f16' }, seed: t });
     await check(causalConv1dBackward, { sizes, attrs: { silu: false }, without: ['bias'] });
     await repeats(causalConv1dBackward, { sizes, dtypes: { T: 'bf16' } });
+  });
+
+  // Products of so many columns that CUDA makes on the way, in whole blocks of channels, and others.
+  it.each([
+    [700, 64, 1, 4, 96],
+    [1025, 128, 5, 4, 80],
+    [259, 192, 2, 4, 128],
+    [300, 64, 2, 4, 48],
+    [300, 72, 3, 4, 96],
+    [300, 64, 2, 3, 96],
+  ])(
+    'conv_project_backward of %d tokens of %d in %d sequences, %d taps, %d columns',
+    async (t, d, s, w, k) => {
+      const sizes = { t, d, s, w, k };
+      for (const T of ['f32', 'bf16', 'f16'] as const)
+        await check(convProjectBackward, { sizes, dtypes: { T, W: T }, attrs: { silu: true }, seed: t });
+      await check(convProjectBackward, {
+        sizes,
+        dtypes: { T: 'bf16', W: 'bf16' },
+        attrs: { silu: true },
+        without: ['bias'],
+      });
+      await repeats(convProjectBackward, { sizes, dtypes: { T: 'bf16', W: 'bf16' }, attrs: { silu: true } });
+    },
+  );
+
+  // Channels and states by fours; a warp's and a block's, and fewer.
+  it.each([
+    [70, 32, 2],
+    [257, 128, 3],
+    [33, 196, 1],
+  ])('selective_scan_backward of %d tokens of %d in %d sequences', async (t, d, s) => {
+    const sizes = { t, d, s, n: 16, g: 1 };
+    for (const T of ['f32', 'bf16'] as const) {
+      await check(selectiveScanBackward, { sizes, dtypes: { T }, attrs: { deltaSoftplus: true }, seed: t });
+      await check(selectiveScanBackward, { sizes, dtypes: { T }, without: ['z'], seed: t });
+    }
+    await repeats(selectiveScanBackward, { sizes, dtypes: { T: 'bf16' } });
   });
 
   it.each([
