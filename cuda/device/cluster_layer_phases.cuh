@@ -33,8 +33,7 @@ struct ClusterStep {
   ClusterMemory<T, Size>& shared;
   ClusterRing<Size>& ring;
   const int first, rows;  // of the cluster
-  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-  const int g = lane / 4, q = lane % 4;
+  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, g = lane / 4, q = lane % 4;
   const int block = static_cast<int>(cluster_rank());
   const int channel = block * channels;  // the first
   // Of the residual: 8 threads a sequence.
@@ -68,7 +67,7 @@ struct ClusterStep {
     switch (meeting) {
       case kSquares: return rows * kClusterBlocks * int{sizeof(float)};
       case kNormed: return kOthers * rows * Size::norm_pitch * kSize;
-      case kShares: return own_rows() * kClusterBlocks * k * int{sizeof(float)};
+      case kShares: return own_rows() * kOthers * k * int{sizeof(float)};
       case kDbc: return rows * k * kSize;
       default: return kOthers * rows * Size::y_pitch * kSize;
     }
@@ -217,7 +216,7 @@ struct ClusterStep {
     }
   }
 
-  // This block's shares of dbc go to those who add up a sequence's.
+  // This block's shares of dbc go to those who add up a sequence's; its own are there already.
   __device__ __forceinline__ void share() {
     if (warp >= 2 * kTileRows16) return;
 #pragma unroll
@@ -235,7 +234,9 @@ struct ClusterStep {
 #pragma unroll
       for (int e = 0; e < 4; e++) {
         const int row = 8 * j + 2 * q + e % 2, column = warp % kTileRows16 * 16 + g + e / 2 * 8;
-        shared.share[row][column] = c[0][e] + c[1][e];
+        float* to = row % kClusterBlocks == block ? shared.early.shares[row / kClusterBlocks][block]
+                                                  : shared.share[row];
+        to[column] = c[0][e] + c[1][e];
       }
     }
     show_to_copies();
@@ -243,8 +244,9 @@ struct ClusterStep {
   __device__ __forceinline__ void send_shares() {
     if (lane != 0) return;
     for (int row = warp; row < rows; row += Size::warps)
-      send(&shared.early.shares[row / kClusterBlocks][block][0], &shared.share[row][0],
-           k * int{sizeof(float)}, &shared.met[kShares], static_cast<unsigned>(row % kClusterBlocks));
+      if (const int to = row % kClusterBlocks; to != block)
+        send(&shared.early.shares[row / kClusterBlocks][block][0], &shared.share[row][0],
+             k * int{sizeof(float)}, &shared.met[kShares], static_cast<unsigned>(to));
   }
   __device__ __forceinline__ void load_dt(const ClusterLayer<T>& l) {
     const T* row = l.dt_weight + (channel + warp % (channels / 16) * 16 + g) * r + q * 4;
