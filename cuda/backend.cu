@@ -81,7 +81,7 @@ class Cuda final : public Backend {
   const Kernel* kernels() noexcept override { return cuda::kernels; }
 
   Status alloc(size_t bytes, void** out) noexcept override {
-    cudaSetDevice(device_);
+    if (int now = -1; cudaGetDevice(&now) || now != device_) cudaSetDevice(device_);
     const std::shared_ptr<Arena>& arena = capturing_ ? capturing_->arena : memory_.own();
     const Status status = memory_.alloc(bytes, arena, out);
     if (status.code == Status::ok) return status;

@@ -103,6 +103,7 @@ constexpr int kProposals = 8;
 constexpr int kNarrow[] = {20, 184, 29, 197, 201};
 constexpr float kWide = 1.08f, kFewWaves = 2.5f, kWhisker = 0.03f;
 constexpr int64_t kLarge = int64_t{5} << 20;  // elements of y from which it may matter
+constexpr int64_t kShort = 2048;              // k up to which it does where w lies turned: gradients of inputs
 
 constexpr size_t kPlans = 4096;                  // then all are made again
 
@@ -300,8 +301,8 @@ struct Blas::Impl {
                                               sizeof align[i]);
     Heuristic proposals[kProposals]{};
     int count = 0;
-    const bool several = is_hopper() && size_of(p.x_type) == 2 && !p.x_turned && !p.w_turned &&
-                         p.m * p.n >= kLarge;
+    const bool several = is_hopper() && size_of(p.x_type) == 2 && !p.x_turned &&
+                         (!p.w_turned || p.k <= kShort) && p.m * p.n >= kLarge;
     const int wanted = several ? kProposals : 1;
     set = set && !api.MatmulAlgoGetHeuristic(handle, plan.desc, plan.w, plan.x, plan.c, plan.y,
                                              preference, wanted, proposals, &count);

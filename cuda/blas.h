@@ -17,8 +17,8 @@ class Blas {
   Blas(const Blas&) = delete;
 
   // y = x W^T + bias + addend, each of x and W as it lies or turned, where x and W have one type, and y is
-  // f32 if there is a bias or an addend. Looks for the library at the first call, during a capture too. False: nothing was done, since there is no
-  // library, or it has no kernel for this product.
+  // f32 if there is a bias. Looks for the library at the first call, during a capture too. False: nothing was
+  // done, since there is no library, or it has no kernel for this product.
   bool multiply(cudaStream_t stream, const Product& p) noexcept;
   // kRoom bytes for sums on their way to y, or null. The stream's, as the workspace is.
   static constexpr size_t kRoom = size_t{32} << 20;

@@ -37,6 +37,7 @@ struct Conv {
   int64_t d, w;
   unsigned column_blocks;  // blocks of a run
   int run;                 // tokens, as a shift; at least w - 1 of them
+  int64_t most;            // tokens of a run that are convolved
   bool silu, wide_weight;
 };
 
@@ -125,7 +126,8 @@ __global__ void __launch_bounds__(kThreads, 12) convolve(const __grid_constant__
 
   const T* x_at = s.x + piece.begin * s.x_stride + c;
   T* y_at = s.y + piece.begin * s.y_stride + c;
-  int left = static_cast<int>(piece.end - piece.begin);
+  const int64_t tokens = piece.end - piece.begin;
+  int left = static_cast<int>(tokens < s.most ? tokens : s.most);
   Items window[W - 1 + batch];
   const auto load = [&] {
 #pragma unroll
@@ -214,10 +216,9 @@ void launch_width(Stream& stream, const Conv<T>& s) {
     launch_blocks(stream, s, convolve<T, V, 4>, V);
 }
 
-}  // namespace
-
-void causal_conv1d(Stream& stream, In x, In weight, Opt bias, In offsets, Opt slots, OptInOut state,
-                   bool silu, Out y) {
+// Where only_first is set, the first w - 1 tokens of each sequence and the states after it; w is 2 to 4.
+void convolve_sequences(Stream& stream, In x, In weight, Opt bias, In offsets, Opt slots, OptInOut state,
+                        bool silu, bool only_first, Out y) {
   const int64_t t = x.size(0), d = x.size(1), count = offsets.size(0) - 1;
   if (t == 0 || d == 0 || count == 0) return;
   with_float(x.dtype(), [&](auto type) {
@@ -236,7 +237,8 @@ void causal_conv1d(Stream& stream, In x, In weight, Opt bias, In offsets, Opt sl
 
     s.run = kRun;
     while ((1 << s.run) < s.w - 1) s.run++;
-    if (count == t) s.run = kWhole;  // one token each, most likely
+    if (count == t || only_first) s.run = kWhole;  // as many as tokens: one each, most likely
+    s.most = only_first ? s.w - 1 : t;
 
     const bool wide = d % V == 0 && packs<T>(x, V) && packs<T>(y, V) &&
                       (!state || packs<T>(state, V));
@@ -248,6 +250,19 @@ void causal_conv1d(Stream& stream, In x, In weight, Opt bias, In offsets, Opt sl
       launch_width<1>(stream, s);
   });
 }
+
+}  // namespace
+
+void causal_conv1d(Stream& stream, In x, In weight, Opt bias, In offsets, Opt slots, OptInOut state,
+                   bool silu, Out y) {
+  convolve_sequences(stream, x, weight, bias, offsets, slots, state, silu, false, y);
+}
 KERNEL(causal_conv1d)
+
+// Of conv_matmul: what needs more than the tokens before.
+void convolve_starts(Stream& stream, In x, In weight, Opt bias, In offsets, Opt slots, OptInOut state,
+                     Out u) {
+  convolve_sequences(stream, x, weight, bias, offsets, slots, state, true, true, u);
+}
 
 }  // namespace ss::cuda

@@ -15,8 +15,8 @@ struct Product {
   DType x_type, w_type, y_type;
   // Stored the other way round: x as [k, m], w as [k, n].
   bool x_turned = false, w_turned = false;
-  // [m, n] f32 that y, f32 too, is the sum with; or null.
-  const float* addend = nullptr;
+  // [m, n] of y's type, which y is the sum with; or null.
+  const void* addend = nullptr;
   int64_t addend_stride = 0;
 };
 

@@ -46,10 +46,7 @@ View matrix(float* data, int64_t rows, int64_t columns) {
   return {data, {rows, columns}, columns, 2, DType::f32};
 }
 
-// The library reads an addend as what y is, also where that is a half.
-void add_to(Product& p, Opt plus) {
-  p.addend = static_cast<const float*>(plus.view->data), p.addend_stride = plus.stride();
-}
+void add_to(Product& p, Opt plus) { p.addend = plus.view->data, p.addend_stride = plus.stride(); }
 
 template <class Y>
 __global__ void add_sums(const float* sums, const Y* plus, int64_t plus_stride, int64_t m, int64_t n, Y* y,

@@ -1,5 +1,5 @@
-// The gradients of the norms; formulas in native/cpu/norm_backward.cc. x and dy are read, dx is
-// written once. Rows of fours, of up to 4,096: one, two or four warps take a row at a time, which lies
+// The gradients of the norms; formulas in native/cpu/norm_backward.cc. x and dy are read, dx (and the norm's
+// result, where it is asked for) is written once. Rows of fours, of up to 4,096: one, two or four warps take a row at a time, which lies
 // in their registers, and keep their sums of dw (and db) there too; a block of four warps adds its own
 // in shared memory. Other rows: a block takes a row, twice: for the sums, and from the cache for dx. The
 // sums of all blocks are added at the end (row_sums.cuh).
@@ -23,7 +23,8 @@ struct Rows {
   const float *weight, *dsum;  // null where there is none
   void* dx;
   float* dresidual;  // null where there is none
-  int64_t x_stride, dy_stride, dsum_stride, dx_stride, dresidual_stride, t, d;
+  void* normed;      // of dx's type, or null
+  int64_t x_stride, dy_stride, dsum_stride, dx_stride, dresidual_stride, normed_stride, t, d;
   float eps;
   float* parts;  // [blocks, d or 2 d]
   bool in_memory;
@@ -98,6 +99,13 @@ __global__ void __launch_bounds__(kThreads) norm_rows_back(const Rows r) {
       }
       out.store(static_cast<D*>(r.dx) + i * r.dx_stride + j);
       if (r.dresidual) out.store(r.dresidual + i * r.dresidual_stride + j);
+      if constexpr (!Layer) {
+        if (!r.normed) return;
+        Pack<N> y = Pack<N>::load(r.weight + j);
+#pragma unroll
+        for (int k = 0; k < N; k++) y.item[k] *= v.item[k] * scale;
+        y.store(static_cast<D*>(r.normed) + i * r.normed_stride + j);
+      }
     });
   }
   if (r.in_memory) return;
@@ -192,8 +200,7 @@ __global__ void __launch_bounds__(32 * kWarps, Layer || P > 6 ? 3 : 4)
     for (int p = 0; p < P; p++) {
       const int j = first + p * step;
       if (j >= end) continue;
-      const Pack<4> w = weight(j);
-      Pack<4> out;
+      Pack<4> w = weight(j), out;
 #pragma unroll
       for (int k = 0; k < 4; k++) {
         const float at = x[p][k] - mean, given = dy[p][k];
@@ -203,6 +210,12 @@ __global__ void __launch_bounds__(32 * kWarps, Layer || P > 6 ? 3 : 4)
       }
       out.store(static_cast<D*>(r.dx) + i * r.dx_stride + j);
       if (r.dresidual) out.store(r.dresidual + i * r.dresidual_stride + j);
+      if constexpr (!Layer) {
+        if (!r.normed) continue;
+#pragma unroll
+        for (int k = 0; k < 4; k++) w.item[k] *= x[p][k] * scale;
+        w.store(static_cast<D*>(r.normed) + i * r.normed_stride + j);
+      }
     }
   }
   // The block's sums: of the warps that had the same columns, in their order.
@@ -262,7 +275,8 @@ void walk_rows(Stream& s, Rows r, float* dweight, float* dbias) {
   const bool wide = r.d % 4 == 0 && fours<X>(r.x, r.x_stride) && fours<T>(r.dy, r.dy_stride) &&
                     fours<D>(r.dx, r.dx_stride) && fours<float>(r.weight, 0) &&
                     fours<float>(r.dsum, r.dsum_stride) &&
-                    fours<float>(r.dresidual, r.dresidual_stride);
+                    fours<float>(r.dresidual, r.dresidual_stride) &&
+                    fours<D>(r.normed, r.normed_stride);
   const Grid grid{static_cast<unsigned>(blocks), kThreads,
                   r.in_memory ? 0 : static_cast<size_t>(width) * sizeof(float)};
   if (wide && r.d <= 4096)
@@ -296,11 +310,12 @@ void rms_norm_backward(Stream& s, In x, In weight, In dy, float eps, Out dx, Out
 }
 KERNEL(rms_norm_backward)
 
-void add_rms_norm_backward(Stream& s, In total, In weight, In dy, Opt dsum, float eps, Out dx,
-                           Out dresidual, Out dweight) {
+void add_rms_norm_backward(Stream& s, In total, In weight, In dy, Opt dsum, OptInOut normed, float eps,
+                           Out dx, Out dresidual, Out dweight) {
   Rows r = rows_of(total, weight.data<float>(), dy, eps, dx);
   if (dsum) r.dsum = dsum.data<float>(), r.dsum_stride = dsum.stride();
   r.dresidual = dresidual.data<float>(), r.dresidual_stride = dresidual.stride();
+  if (normed) r.normed = normed.view->data, r.normed_stride = normed.stride();
   with_float(dy.dtype(), [&](auto yt) {
     using T = decltype(yt);
     walk_rows<false, float, T, T>(s, r, dweight.data<float>(), nullptr);

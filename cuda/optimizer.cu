@@ -1,5 +1,7 @@
 // An optimizer's step over all parameters at once, each element met once: adamw moves 28 bytes an
 // element, and as many more as an element of the copy has.
+#include <algorithm>
+
 #include "device/pack.cuh"
 #include "device/reduce.cuh"
 #include "dispatch.cuh"
@@ -117,6 +119,10 @@ __global__ void average_all(float* average, const float* x, int64_t n, float dec
     average[i] += (x[i] - average[i]) * (1 - decay);
 }
 
+// A pack a thread: what ends early makes room for what is next.
+unsigned all_blocks_for(int64_t packs) {
+  return static_cast<unsigned>(std::min<int64_t>((packs + kThreads - 1) / kThreads, INT32_MAX));
+}
 unsigned blocks_for(int64_t n) {
   const int64_t blocks = (n + kThreads - 1) / kThreads;
   return static_cast<unsigned>(blocks < kBlocks ? blocks : kBlocks);
@@ -158,7 +164,7 @@ void adamw(Stream& s, InOut parameter, InOut m, InOut v, In gradient, In control
     const bool wide = n % 4 == 0 && packs<float>(parameter, 4) && packs<float>(m, 4) &&
                       packs<float>(v, 4) && packs<float>(gradient, 4) && (!copy || packs<T>(copy, 4));
     if (wide)
-      launch(s.handle, update<4, T>, {blocks_for(n / 4), kThreads}, p, first, second, g, c, to, n,
+      launch(s.handle, update<4, T>, {all_blocks_for(n / 4), kThreads}, p, first, second, g, c, to, n,
              beta1, beta2, eps, decay);
     else
       launch(s.handle, update<1, T>, {blocks_for(n), kThreads}, p, first, second, g, c, to, n, beta1,

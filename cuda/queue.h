@@ -31,6 +31,7 @@ class Queue {
 
  private:
   void loop(int device);
+  void look_around(std::unique_lock<std::mutex>& lock);
   bool idle() const { return tasks_.empty() && !busy_; }
 
   const cudaStream_t stream_;
@@ -40,6 +41,7 @@ class Queue {
   std::deque<Task> tasks_;
   bool busy_ = false, waiting_ = false;
   std::atomic<bool> closing_{false};
+  std::atomic<unsigned> pushed_{0};  // tasks so far
   std::thread thread_;  // last: it uses all of the above
 };
 

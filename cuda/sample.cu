@@ -23,12 +23,12 @@ template <int Blocks, bool Wide>
 __global__ void __launch_bounds__(kThreads, Blocks == 8 ? 1 : 2)
     draw_rows(const __grid_constant__ Rows rows) {
   extern __shared__ __align__(16) char memory[];
-  using Memory = typename Row<Blocks, kWarps, Wide>::Memory;
+  using Draw = Row<Blocks, kWarps, Wide>;
+  auto& shared = *reinterpret_cast<typename Draw::Memory*>(memory);
   let_next_start();
+  Draw::begin(shared);
   wait_for_previous();
-  Row<Blocks, kWarps, Wide>(rows, *reinterpret_cast<Memory*>(memory),
-                    reinterpret_cast<float*>(memory + sizeof(Memory)))
-      .draw();
+  Draw(rows, shared, reinterpret_cast<float*>(memory + sizeof(shared))).draw();
 }
 
 template <int Blocks, bool Wide>

@@ -40,7 +40,8 @@ Transfers::Transfers(int device, cudaStream_t stream, Failure& failure)
   for (unsigned i = 0; i < kPieces; i++) {
     pieces_[i].room = memory_ + i * kRoom;
     pieces_[i].seen = reinterpret_cast<Fault*>(memory_ + kPieces * kRoom + i * seen);
-    require(cudaEventCreate(&pieces_[i].reached));
+    require(cudaEventCreateWithFlags(&pieces_[i].reached, cudaEventDisableTiming));
+    require(cudaEventCreate(&pieces_[i].timed));
   }
   require(cudaEventCreate(&start_));
   require(cudaEventRecord(start_, stream_));
@@ -54,7 +55,10 @@ Transfers::~Transfers() {
   }
   more_.notify_one();
   thread_.join();
-  for (const Piece& piece : pieces_) cudaEventDestroy(piece.reached);
+  for (const Piece& piece : pieces_) {
+    cudaEventDestroy(piece.reached);
+    cudaEventDestroy(piece.timed);
+  }
   cudaEventDestroy(start_);
   cudaFreeHost(memory_);
 }
@@ -114,7 +118,7 @@ Transfers::Piece& Transfers::next() {
 }
 
 void Transfers::send(Piece& piece) {
-  failure_.note(cudaEventRecord(piece.reached, stream_), "transfer");
+  failure_.note(cudaEventRecord(event_of(piece), stream_), "transfer");
   {
     std::lock_guard lock(mutex_);
     sent_++;
@@ -123,11 +127,11 @@ void Transfers::send(Piece& piece) {
 }
 
 void Transfers::arrive(Piece& piece) {
-  failure_.note(cudaEventSynchronize(piece.reached), "read");
+  failure_.note(cudaEventSynchronize(event_of(piece)), "read");
   if (piece.kind == Piece::sent) return;
   if (piece.kind == Piece::stamped) {
     float milliseconds = 0;
-    failure_.note(cudaEventElapsedTime(&milliseconds, start_, piece.reached), "stamp");
+    failure_.note(cudaEventElapsedTime(&milliseconds, start_, piece.timed), "stamp");
     return piece.done.call(piece.done.context, failure_.lost() ? failure_.take() : Status{},
                            milliseconds);
   }

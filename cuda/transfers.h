@@ -33,7 +33,7 @@ class Transfers {
   static constexpr size_t kRoom = 128 << 10;  // bytes of a piece
   struct Piece {
     enum Kind { sent, received, last_received, stamped } kind;
-    cudaEvent_t reached;
+    cudaEvent_t reached, timed;  // timed: of a stamp. It costs the stream a microsecond more
     char* room;
     Fault* seen;  // what was reported before a read ended: see Faults
     void* to;
@@ -42,6 +42,9 @@ class Transfers {
     Status status;
   };
 
+  static cudaEvent_t event_of(const Piece& piece) {
+    return piece.kind == Piece::stamped ? piece.timed : piece.reached;
+  }
   Piece& next();  // waits until one is free
   void send(Piece& piece);
   void arrive(Piece& piece);

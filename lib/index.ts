@@ -26,7 +26,7 @@ export { rmsNorm, addRmsNorm, normMatmul, layerNorm } from './ops/norm';
 export { matmul, matmulAdd, embedding } from './ops/matmul';
 export { selectiveScan } from './ops/selective-scan';
 export type { SelectiveScanInput, SelectiveScanOutput } from './ops/selective-scan';
-export { selectiveScanPacked, causalConv1dPacked, mambaStep, mambaLayerStep } from './ops/scan';
+export { selectiveScanPacked, causalConv1dPacked, convMatmul, mambaStep, mambaLayerStep } from './ops/scan';
 export { S4D } from './nn/s4d-layer';
 export type { S4DInput, S4DOptions, S4DOutput, S4DPacked } from './nn/s4d-layer';
 export type { S4DMode } from './nn/s4d-cost';

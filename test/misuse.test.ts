@@ -36,6 +36,7 @@ afterAll(() => opened.forEach((each) => each.dispose()));
 const take = async (prompts: unknown, options?: unknown) =>
   await model.generate(prompts as string, options as object).completions();
 const config = { model_type: 'mamba', vocab_size: 8, hidden_size: 8, num_hidden_layers: 1, state_size: 2 };
+const size = { length: 8, rows: 1, epochs: 1 };
 const steps = { steps: 1, learningRate: 1 };
 const scan = { batch: 1, length: 1, dim: 1, dState: 1, u: [1], delta: [1], A: [1], B: [1], C: [1] };
 
@@ -139,6 +140,27 @@ const calls: Readonly<Record<string, readonly [call: Call, right?: readonly Wron
   'Trainer.fromPretrained: pathOrId': [(x) => library.Trainer.fromPretrained(x as string, steps)],
   'Trainer.fromPretrained: options': [(x) => library.Trainer.fromPretrained(folder.path, x as typeof steps)],
   'train: trainer': [(x) => library.train(x as library.Trainer, { source: x as never })],
+  ...Object.fromEntries(
+    (['folder', 'title', 'best', 'resume', 'signal', 'validation', 'onStep', 'onWarning'] as const).map(
+      (name): [string, readonly [call: Call, right: readonly Wrong[]]] => [
+        `train: ${name}`,
+        [
+          (x) => library.train(trainer, { source: new library.Windows(corpus, size), [name]: x }),
+          /^(folder|title|best)$/.test(name) ? ['undefined', 'string'] : ['undefined'],
+        ],
+      ],
+    ),
+  ),
+  'evaluate: batches': [(x) => trainer.evaluate(x as [])],
+  'diagnose: step': [(x) => trainer.diagnose(x as number, []), ['number']],
+  'diagnose: batches': [(x) => trainer.diagnose(1, x as [])],
+  'withAverages: fn': [(x) => trainer.withAverages(x as () => Promise<void>)],
+  'split: heldOut': [(x) => corpus.split(x as { share: number })],
+  'split: files': [(x) => corpus.split({ files: x as string[] })],
+  'split: share': [(x) => corpus.split({ share: x as number })],
+  'writeTokens: path': [(x) => library.writeTokens(x as string, model.tokenizer!, [__filename]), ['string']],
+  'writeTokens: codec': [(x) => library.writeTokens(folder.at('x'), x as library.Codec, [__filename])],
+  'writeTokens: files': [(x) => library.writeTokens(folder.at('x'), model.tokenizer!, x as string[])],
   'saveCheckpoint: folder': [(x) => library.saveCheckpoint(x as string, trainer), ['string']],
   'saveCheckpoint: trainer': [(x) => library.saveCheckpoint(folder.path, x as library.Trainer)],
   'saveCheckpoint: options': [

@@ -18,7 +18,7 @@ class Row {
  public:
   struct Memory {
     typename Select::Memory select;
-    typename Own::template Parts<Largest> largest;
+    Largest largest_of_warp[Warps], largest[Blocks];
     Sums sums_of_warp[Warps], sums[Blocks];
     typename Own::template Parts<Mass> masses;
   };
@@ -35,6 +35,8 @@ class Row {
         end_(min(rows.v, begin_ + rows.piece)) {
     if (fits_) fetch();  // on its way while the row's arguments are read, all at once
     at_ = rows.position[b_];
+    const auto* seed = reinterpret_cast<const uint32_t*>(rows.seed + b_ * rows.seed_stride);
+    seed_[0] = seed[0], seed_[1] = seed[1];
     top_k_ = rows.top_k[b_];
     temperature_ = rows.temperature[b_];
     top_p_ = rows.top_p[b_];
@@ -44,11 +46,14 @@ class Row {
     as_read_ = (!rows.seen || rows.penalty[b_] == 1) && stops_ == 0;
   }
 
+  // Before the kernel waits for those ahead of it.
+  static __device__ void begin(Memory& memory) {
+    Own::arrive();
+    Select(memory.select).clear();
+  }
   __device__ void draw() {
     Select select(m_.select);
     const bool draws = temperature_ > 0, filters = draws && (top_k_ > 0 || top_p_ < 1);
-    Own::arrive();
-    if (filters) select.clear();
     const Largest largest = find_largest();
     best_ = largest.best;
     scale_ = draws ? 1 / temperature_ : 1;
@@ -64,8 +69,7 @@ class Row {
       if (Own::rank() == 0 && threadIdx.x == 0) write(sums.id, largest_, all_);
       return;
     }
-    const auto* seed = reinterpret_cast<const uint32_t*>(rows_.seed + b_ * rows_.seed_stride);
-    const double random = uniform(seed[0], seed[1], static_cast<uint32_t>(at_));
+    const double random = uniform(seed_[0], seed_[1], static_cast<uint32_t>(at_));
     if (filters) return draw_filtered(select, sums, random);
     const uint32_t least = key_of(min_p_, rows_.least);
     write_nth(point(random, sums.left), [&](uint32_t key) { return key < least ? 0 : mass_of(key); });
@@ -158,7 +162,7 @@ class Row {
     }
     if (as_read_) largest.best = largest.raw;
     Own::wait();
-    return Own::sum(largest, m_.largest);
+    return Own::sum_blocks(largest, m_.largest_of_warp, m_.largest);
   }
 
   // visit(i, x) for ids i to i + 3, whose logits are x after penalty and held-back ids. Returns the
@@ -246,12 +250,14 @@ class Row {
     if (top_p_ < 1) {
       const Mass goal = goal_of_top_p(high);
       low = goal_of_top_p(low);
-      const Found first = select.bin_at(low, Measure::mass);
-      spans[top_p] = Span(select.bin_at(goal, Measure::mass), first);
+      Found first, last;
+      select.bins_at(low, goal, first, last);
+      spans[top_p] = Span(last, first);
       high = min(high, goal + mass_of((first.prefix + 1) << kLowBits));
     }
-    const Found first = select.bin_at(point(random, min(low, left)), Measure::mass);
-    spans[chosen] = Span(select.bin_at(point(random, min(high, left)), Measure::mass), first);
+    Found first, last;
+    select.bins_at(point(random, min(low, left)), point(random, min(high, left)), first, last);
+    spans[chosen] = Span(last, first);
 
     select.await_others();
     Mass total = all.mass;
@@ -359,6 +365,7 @@ class Row {
   const float* const raw_;
   const uint32_t first_, begin_, end_;
   int32_t at_, top_k_;
+  uint32_t seed_[2];
   float temperature_, top_p_, min_p_;
   int stops_;
   bool as_read_;  // penalty and held-back ids change nothing

@@ -51,11 +51,20 @@ __device__ inline void copy_async(float* to, const float* from) {
 __device__ inline void await_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 struct Largest {
-  float raw;   // of the logits
-  float best;  // of what penalty and held-back ids leave of them
+  float raw = -INFINITY;   // of the logits
+  float best = -INFINITY;  // of what penalty and held-back ids leave of them
 
+  // Of what larger() gave: a NaN is a positive one.
+  __device__ Largest over_warp() const { return {over_warp(raw), over_warp(best)}; }
   __device__ Largest operator+(const Largest& other) const {
     return {larger(raw, other.raw), larger(best, other.best)};
+  }
+
+ private:
+  static __device__ float over_warp(float x) {
+    const uint32_t bits = __float_as_uint(x);
+    const uint32_t most = __reduce_max_sync(0xffffffffu, bits >> 31 ? ~bits : bits | 0x80000000u);
+    return __uint_as_float(most >> 31 ? most & 0x7fffffffu : ~most);
   }
 };
 struct Sums {

@@ -60,8 +60,9 @@ struct Walk {
   static constexpr int kTokens = kTile * kWidth;  // an array by token and channel
   static constexpr int kCoefficients = 2 * kTile * kN;
   static constexpr int kEdge = 3 * kTokens + kCoefficients + (kWidth + 3) / 4 * 4;
+  static constexpr int kSlots = Lanes < 8 ? 32 + Lanes : 32;  // fours of all threads, and what parts banks
   static constexpr int kBack =
-      4 * kTokens + 2 * kCoefficients + 2 * kWidth + (kTile + 1) * kQuads * 128;
+      4 * kTokens + 2 * kCoefficients + 2 * kWidth + (kTile * kSlots + 32) * kQuads * 4;
   static constexpr int kEdgeBytes = kEdge * Warps * static_cast<int>(sizeof(float));
   static constexpr int kBytes = kBack * Warps * static_cast<int>(sizeof(float));
   // Of a multiprocessor at once: what its 228 KiB hold.

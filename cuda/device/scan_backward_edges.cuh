@@ -85,13 +85,24 @@ __device__ __forceinline__ void walk_edge(const W& w, const ScanBackward<typenam
       const int row = Share<W>::step(w, p);
       if (row >= kTile) break;
       float dt[W::kVector], dtu[W::kVector], g[W::kVector];
+      // Loops of their own, so that a thread waits for all answers of the special-function unit at once.
 #pragma unroll
       for (int v = 0; v < W::kVector; v++) {
-        const float x = raw.delta[p][v] + bias[v];
-        dt[v] = row < steps ? s.softplus ? softplus(x) : x : 0.0f;
-        dtu[v] = dt[v] * raw.u[p][v];
+        dt[v] = raw.delta[p][v] + bias[v];
         g[v] = raw.dy[p][v];
-        if (s.z) g[v] *= silu(raw.z[p][v]);
+      }
+      if (s.softplus) {
+#pragma unroll
+        for (int v = 0; v < W::kVector; v++) dt[v] = softplus(dt[v]);
+      }
+      if (s.z && !Lone) {
+#pragma unroll
+        for (int v = 0; v < W::kVector; v++) g[v] *= silu(raw.z[p][v]);
+      }
+#pragma unroll
+      for (int v = 0; v < W::kVector; v++) {
+        if (row >= steps) dt[v] = 0.0f;
+        dtu[v] = dt[v] * raw.u[p][v];
       }
       const int at = row * W::kWidth + c;
       store_floats<W::kVector>(dt, dt_of + at);

@@ -11,7 +11,7 @@ struct Room {
   float *dt, *dtu, *through, *g, *q, *y;
   float* states;        // two of: B and C of a tile, then dB and dC of it, [step][kN] of each
   float *D, *bias;      // [channel]
-  float4* history;      // [step][quad][lane]: h, then dB and dC of the thread's channels
+  float4* history;      // [step][quad][kSlots]: h before the step, then dB and dC of the thread's channels
   float4* start;        // [quad][lane]: h that the piece starts from
   __device__ explicit Room(float* memory)
       : dt(memory),
@@ -24,7 +24,7 @@ struct Room {
         D(states + 2 * W::kCoefficients),
         bias(D + W::kWidth),
         history(reinterpret_cast<float4*>(bias + W::kWidth)),
-        start(history + kTile * W::kQuads * 32) {}
+        start(history + kTile * W::kQuads * W::kSlots) {}
 };
 
 // What a thread keeps of its tokens and channels from the way in to the way out.
@@ -48,20 +48,29 @@ __device__ __forceinline__ void enter_tile(const W& w, const ScanBackward<typena
     if (row >= kTile) break;
     kept.u[p] = raw.u[p];
     float dt[W::kVector], dtu[W::kVector], g[W::kVector];
+    // Loops of their own: see walk_edge.
 #pragma unroll
     for (int v = 0; v < W::kVector; v++) {
-      const float x = raw.delta[p][v] + bias[v], u = raw.u[p][v];
-      kept.slope[p][v] = 1.0f;
-      dt[v] = s.softplus ? softplus_slope(x, kept.slope[p][v]) : x;
-      if (row >= steps) dt[v] = 0.0f;
-      dtu[v] = dt[v] * u;
-      g[v] = raw.dy[p][v];
-      if (s.z) {
-        const float z = raw.z[p][v];
-        const float gate = reciprocal_approx(1.0f + exp2_approx(z * -kLog2e));
+      dt[v] = raw.delta[p][v] + bias[v], g[v] = raw.dy[p][v];
+      kept.slope[p][v] = 1.0f, kept.gate[p][v] = 0.0f;
+    }
+    if (s.softplus) {
+#pragma unroll
+      for (int v = 0; v < W::kVector; v++) dt[v] = softplus_slope(dt[v], kept.slope[p][v]);
+    }
+    if (s.z) {
+#pragma unroll
+      for (int v = 0; v < W::kVector; v++) {
+        const float z = raw.z[p][v], gate = reciprocal_approx(1.0f + exp2_approx(z * -kLog2e));
         kept.gate[p][v] = g[v] * gate * fmaf(z, 1.0f - gate, 1.0f);
         g[v] *= z * gate;
       }
+    }
+#pragma unroll
+    for (int v = 0; v < W::kVector; v++) {
+      const float u = raw.u[p][v];
+      if (row >= steps) dt[v] = 0.0f;
+      dtu[v] = dt[v] * u;
       kept.skip[p][v] = D[v] * g[v];
       dD[v] = fmaf(g[v], u, dD[v]);
     }
@@ -126,7 +135,7 @@ __device__ __forceinline__ void leave_tile(const W& w, const ScanBackward<typena
   }
 }
 
-// A tile forward, keeping every h, and y.
+// A tile forward from h before it to the last, keeping h before each token, and y.
 template <class W>
 __device__ __forceinline__ void walk_forward(const W& w, const ScanBackward<typename W::T>& s,
                                              const Room<W>& room, const float* states, const Held<W>& A,
@@ -142,24 +151,25 @@ __device__ __forceinline__ void walk_forward(const W& w, const ScanBackward<type
     for (int k = 0; k < W::kOwn; k++)
 #pragma unroll
       for (int i = 0; i < W::kStates; i += 4) {
+        room.history[(step * W::kQuads + (k * W::kStates + i) / 4) * W::kSlots + w.lane] =
+            make_float4(h[k][i], h[k][i + 1], h[k][i + 2], h[k][i + 3]);
 #pragma unroll
         for (int j = i; j < i + 4; j++) {
           h[k][j] = fmaf(exp2_approx(dt[k] * A[k][j]), h[k][j],
                          dtu[k] * (W::kAny && s.B_constant ? B_of[k][j] : b[j]));
           y[k] = fmaf(W::kAny && s.C_constant ? C_of[k][j] : c[j], h[k][j], y[k]);
         }
-        room.history[(step * W::kQuads + (k * W::kStates + i) / 4) * 32 + w.lane] =
-            make_float4(h[k][i], h[k][i + 1], h[k][i + 2], h[k][i + 3]);
       }
     sum_states(w, y, room.y + step * W::kWidth);
   }
 }
 
-// A tile back: `dh` has exp(dt A) dh of the token after it.
+// A tile back from the last h: `dh` has exp(dt A) dh of the token after it, which with h before a token is
+// the flow through that token's decay.
 template <class W>
 __device__ __forceinline__ void walk_back(const W& w, const ScanBackward<typename W::T>& s,
                                           const Room<W>& room, const float* states, const Held<W>& A,
-                                          const Held<W>& B_of, const Held<W>& C_of, Held<W>& dh,
+                                          const Held<W>& B_of, const Held<W>& C_of, Held<W>& h, Held<W>& dh,
                                           Held<W>& dA, Held<W>& dB_of, Held<W>& dC_of) {
 #pragma unroll 2
   for (int step = kTile - 1; step >= 0; step--) {
@@ -169,35 +179,36 @@ __device__ __forceinline__ void walk_back(const W& w, const ScanBackward<typenam
     w.take(room.g, step, g);
     w.coefficients(states, step, b);
     w.coefficients(states + W::kCoefficients / 2, step, c);
-    float4* held = room.history + step * W::kQuads * 32 + w.lane;
+    float4* held = room.history + step * W::kQuads * W::kSlots + w.lane;
     float q[W::kOwn] = {}, through[W::kOwn] = {}, dB[W::kStates] = {}, dC[W::kStates] = {};
 #pragma unroll
     for (int k = 0; k < W::kOwn; k++)
 #pragma unroll
       for (int i = 0; i < W::kStates; i += 4) {
-        const float4 four = held[(k * W::kStates + i) / 4 * 32];
-        const float h[4] = {four.x, four.y, four.z, four.w};
+        const float4 four = held[(k * W::kStates + i) / 4 * W::kSlots];
+        const float before[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
         for (int j = i; j < i + 4; j++) {
           const float b_j = W::kAny && s.B_constant ? B_of[k][j] : b[j];
           const float c_j = W::kAny && s.C_constant ? C_of[k][j] : c[j];
           const float dh_j = fmaf(c_j, g[k], dh[k][j]);
-          const float flow = dh_j * fmaf(-dtu[k], b_j, h[j - i]);
+          dh[k][j] = exp2_approx(dt[k] * A[k][j]) * dh_j;
+          const float flow = dh[k][j] * before[j - i];
           q[k] = fmaf(dh_j, b_j, q[k]);
           through[k] = fmaf(flow, A[k][j], through[k]);
           dA[k][j] = fmaf(flow, dt[k], dA[k][j]);
           float& dB_j = W::kAny && s.B_constant ? dB_of[k][j] : dB[j];
           float& dC_j = W::kAny && s.C_constant ? dC_of[k][j] : dC[j];
           dB_j = fmaf(dh_j, dtu[k], dB_j);
-          dC_j = fmaf(h[j - i], g[k], dC_j);
-          dh[k][j] = exp2_approx(dt[k] * A[k][j]) * dh_j;
+          dC_j = fmaf(h[k][j], g[k], dC_j);
+          h[k][j] = before[j - i];
         }
       }
-    // The thread's own h of this step is no longer needed.
+    // The thread's own h before this step is no longer needed.
 #pragma unroll
     for (int i = 0; i < W::kStates; i += 4) {
-      held[i / 4 * 32] = make_float4(dB[i], dB[i + 1], dB[i + 2], dB[i + 3]);
-      held[(W::kStates + i) / 4 * 32] = make_float4(dC[i], dC[i + 1], dC[i + 2], dC[i + 3]);
+      held[i / 4 * W::kSlots] = make_float4(dB[i], dB[i + 1], dB[i + 2], dB[i + 3]);
+      held[(W::kStates + i) / 4 * W::kSlots] = make_float4(dC[i], dC[i + 1], dC[i + 2], dC[i + 3]);
     }
     __syncwarp();
     sum_states(w, q, room.q + step * W::kWidth);
@@ -205,18 +216,17 @@ __device__ __forceinline__ void walk_back(const W& w, const ScanBackward<typenam
   }
 }
 
-// dB and dC of a tile from all channels of the warp, to where B and C were. Threads begin at different
-// channels, so that they read from different banks: each sum has an order of its own, always the same.
+// dB and dC of a tile from all channels of the warp, to where B and C were.
 template <class W>
 __device__ __forceinline__ void add_channels(const W& w, const Room<W>& room, float* to) {
 #pragma unroll
   for (int p = 0; p < kTile * W::kQuads * W::kLanes / 32; p++) {
     const int o = w.lane + 32 * p, sub = o % W::kLanes, row = o / W::kLanes;
-    const int own = row * 32 + row % W::kGroups * W::kLanes + sub;
-    float4 total = make_float4(0, 0, 0, 0);
+    const float4* from = room.history + row * W::kSlots + sub;
+    float4 total = *from;
 #pragma unroll
-    for (int i = 0; i < W::kGroups; i++) {
-      const float4 more = room.history[own ^ (i * W::kLanes)];
+    for (int i = 1; i < W::kGroups; i++) {
+      const float4 more = from[i * W::kLanes];
       total.x += more.x, total.y += more.y, total.z += more.z, total.w += more.w;
     }
     const int step = row / W::kQuads, quad = row % W::kQuads, of_C = quad / (W::kStates / 4);
@@ -286,11 +296,12 @@ __global__ void __launch_bounds__(W::kThreads, W::kBlocks)
     const float* time_at = s.time + (number * s.tiles() + count - 2) * s.d + w.first + w.own;
     float4 inner[W::kQuads] = {};
     float time[W::kOwn] = {};
+    const int64_t tile_states = inner_step<W>(s);
     const auto fetch_inner = [&] {
       if (w.width == 0) return;  // scan_edges has left nothing there, and sums over warps need zeros
 #pragma unroll
       for (int i = 0; i < W::kQuads; i++) inner[i] = inner_at[i * 32];
-      inner_at -= inner_step<W>(s);
+      inner_at -= tile_states;
       if (fresh) return;
 #pragma unroll
       for (int k = 0; k < W::kOwn; k++)
@@ -307,7 +318,8 @@ __global__ void __launch_bounds__(W::kThreads, W::kBlocks)
       Kept<W> kept;
       enter_tile(w, s, room, raw, steps, kept, dD);
       raw.place_states(w, s, steps, states);
-      // h before the tile: what is left of the piece's start, and what came to be since.
+      // h before the tile: what is left of the piece's start (nothing where that is zero, of no time), and
+      // what came to be since.
 #pragma unroll
       for (int k = 0; k < W::kOwn; k++)
 #pragma unroll
@@ -315,18 +327,25 @@ __global__ void __launch_bounds__(W::kThreads, W::kBlocks)
           const int quad = (k * W::kStates + i) / 4;
           const float4 from = room.start[quad * 32 + w.lane];
           h[k][i] = from.x, h[k][i + 1] = from.y, h[k][i + 2] = from.z, h[k][i + 3] = from.w;
-          if (tile == 0) continue;
-          const float added[4] = {inner[quad].x, inner[quad].y, inner[quad].z, inner[quad].w};
-#pragma unroll
-          for (int j = i; j < i + 4; j++)
-            h[k][j] = fresh ? added[j - i] : fmaf(exp2_approx(time[k] * A[k][j]), h[k][j], added[j - i]);
         }
+      if (tile > 0) {
+#pragma unroll
+        for (int k = 0; k < W::kOwn; k++)
+#pragma unroll
+          for (int i = 0; i < W::kStates; i += 4) {
+            const int quad = (k * W::kStates + i) / 4;
+            const float added[4] = {inner[quad].x, inner[quad].y, inner[quad].z, inner[quad].w};
+#pragma unroll
+            for (int j = i; j < i + 4; j++)
+              h[k][j] = fmaf(exp2_approx(time[k] * A[k][j]), h[k][j], added[j - i]);
+          }
+      }
       __syncwarp();
       raw.move(s, true);
       if (tile > 0) raw.fetch(w, s, kTile);
       walk_forward(w, s, room, states, A, B, C, h);
       if (tile > 1) fetch_inner();
-      walk_back(w, s, room, states, A, B, C, dh, dA, dB, dC);
+      walk_back(w, s, room, states, A, B, C, h, dh, dA, dB, dC);
       __syncwarp();
       add_channels(w, room, states);
       leave_tile(w, s, room, kept, places, steps, dbias);

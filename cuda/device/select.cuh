@@ -17,7 +17,7 @@ namespace ss::cuda {
 using Mass = unsigned long long;
 
 // Of many weights: their sum, and how many.
-struct Amount {
+struct alignas(16) Amount {
   Mass mass;
   uint32_t count;
 
@@ -85,7 +85,7 @@ class Selection {
     uint32_t carries[Wide ? kBins : 1];  // of the last bits
     Amount totals[kShared ? kBins : 1];
     Amount of_warp[Team::kWarps];
-    Found found[2];
+    Found found[4];
     Amount start[3];  // of the list, before each span
     uint32_t listed;
   };
@@ -108,7 +108,7 @@ class Selection {
       for (int bin = begin + static_cast<int>(threadIdx.x); bin < end; bin += Team::kThreads) {
         const Amount sum = amount_of(bin);
 #pragma unroll
-        for (int i = 0; i < Team::kBlocks; i++) *Team::of(&m_.totals[bin], i) = sum;
+        for (int i = 0; i < Team::kBlocks; i++) store_whole(Team::of(&m_.totals[bin], i), sum);
       }
       Team::sync();
     }
@@ -133,6 +133,18 @@ class Selection {
   __device__ Found bin_at(Mass goal, Measure by) {
     return search(own_, above_, goal, by, kBins - 1 - kEach * static_cast<int>(threadIdx.x),
                   Found{0, kLowBits, {}, {}});
+  }
+
+  // Of two goals of mass.
+  __device__ void bins_at(Mass goal, Mass other_goal, Found& at, Found& other_at) {
+    const int first = kBins - 1 - kEach * static_cast<int>(threadIdx.x);
+    Found& answer = next_answer();
+    Found& other_answer = next_answer();
+    find(own_, above_, goal, Measure::mass, first, Found{0, kLowBits, {}, {}}, answer);
+    find(own_, above_, other_goal, Measure::mass, first, Found{0, kLowBits, {}, {}}, other_answer);
+    __syncthreads();
+    at = answer;
+    other_at = other_answer;
   }
 
   // That weight, by all blocks. each(visit) calls visit(key) for each weight of this thread.
@@ -216,7 +228,7 @@ class Selection {
   // its id, and what there is up to it.
   __device__ uint32_t id_at(int s, const Span& span, Mass goal, Measure by, Amount& through) {
     Amount above = span.above + (above_ - m_.start[s]);
-    Found& answer = m_.found[turn_++ & 1];
+    Found& answer = next_answer();
 #pragma unroll
     for (int j = 0; j < 2; j++) {
       const Amount next = above + own_[j];
@@ -318,7 +330,14 @@ class Selection {
   template <int N>
   __device__ __forceinline__ Found search(const Amount (&own)[N], Amount above, Mass goal, Measure by,
                                           int first, Found found) {
-    Found& answer = m_.found[turn_++ & 1];  // by turns: others may still read the last one
+    Found& answer = next_answer();
+    find(own, above, goal, by, first, found, answer);
+    __syncthreads();
+    return answer;
+  }
+  template <int N>
+  static __device__ __forceinline__ void find(const Amount (&own)[N], Amount above, Mass goal, Measure by,
+                                              int first, const Found& found, Found& answer) {
 #pragma unroll
     for (int j = 0; j < N; j++) {
       const Amount through = above + own[j];
@@ -326,8 +345,14 @@ class Selection {
         answer = {found.prefix | static_cast<uint32_t>(first - j), found.shift, above, own[j]};
       above = through;
     }
-    __syncthreads();
-    return answer;
+  }
+  // By turns: others may still read the last ones.
+  __device__ Found& next_answer() { return m_.found[turn_++ & 3]; }
+
+  // As one access of 16 bytes.
+  static __device__ void store_whole(Amount* to, const Amount& sum) {
+    *reinterpret_cast<uint4*>(to) = {static_cast<uint32_t>(sum.mass), static_cast<uint32_t>(sum.mass >> 32),
+                                     sum.count, 0};
   }
 
   Memory& m_;

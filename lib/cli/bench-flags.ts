@@ -1,6 +1,7 @@
 import { InvalidArgumentError, Option, type Command } from 'commander';
 import { mixturePresets, presets } from '../bench/model';
 import type { FloatFormat } from '../io/convert';
+import { UsageError } from './exit';
 
 export interface CommonFlags {
   readonly device?: string;
@@ -22,6 +23,8 @@ export interface ModelFlags extends CommonFlags {
 /** Flags that hold a list of each size of a shape. */
 export type Lists<Shape> = { readonly [K in keyof Shape]?: readonly number[] };
 
+const mostElements = 2 ** 32; // of one tensor
+
 /** All combinations of the lists in `flags`, one's default where it is missing; undefined without any. */
 export function combinations<Shape extends object>(
   flags: Lists<Shape>,
@@ -29,11 +32,17 @@ export function combinations<Shape extends object>(
 ): readonly Shape[] | undefined {
   const names = Object.keys(defaults) as (keyof Shape)[];
   if (names.every((name) => flags[name] === undefined)) return undefined;
-  return names.reduce<readonly object[]>(
+  const all = names.reduce<readonly Readonly<Record<string, number>>[]>(
     (shapes, name) =>
       shapes.flatMap((shape) => (flags[name] ?? defaults[name]).map((size) => ({ ...shape, [name]: size }))),
     [{}],
-  ) as readonly Shape[];
+  );
+  for (const { batch = 1, dim = 1, length = 1 } of all)
+    if (batch * dim * length > mostElements)
+      throw new UsageError(
+        `--batch, --dim and --length are ${batch}, ${dim} and ${length}, expected a product of at most ${mostElements}`,
+      );
+  return all as unknown as readonly Shape[];
 }
 
 /** `1,2,8`: whole numbers from 1. */
@@ -46,9 +55,10 @@ export function wholes(text: string): readonly number[] {
 }
 
 export function whole(text: string): number {
-  const [value, ...more] = wholes(text);
-  if (more.length > 0) throw new InvalidArgumentError('It is a list; one number is expected.');
-  return value!;
+  const value = Number(text);
+  if (text.trim() === '' || !Number.isSafeInteger(value) || value < 1)
+    throw new InvalidArgumentError('It is not a whole number from 1 on.');
+  return value;
 }
 
 function threadCounts(text: string): readonly number[] {
@@ -80,7 +90,7 @@ export const common = (command: Command, runs: number) =>
       'f32, bf16, f16, of activations (scan, conv) or weights (default: f32 on a CPU)',
       dtypeList,
     )
-    .option('--device <name>', 'cpu, cuda or cuda:<index> (default: cpu)')
+    .option('--device <name>', 'cpu, cuda or cuda:<index> (default: SELECTIVE_SCAN_DEVICE, or cpu)')
     .option(
       '--threads <list>',
       'numbers of threads, such as 1,2,4 (default: one for each core)',
@@ -92,19 +102,20 @@ export const common = (command: Command, runs: number) =>
     .option('--plot <file>', 'draw the results as SVG')
     .option('--compare <file>', "print ratios to an earlier run's file, or to peers' figures");
 
+const presetNames = Object.keys({ ...presets, ...mixturePresets }).join(', ');
+const modelOption = (help: string, preset: string) =>
+  new Option('--model <list>', help).argParser(names).default([preset], preset);
+
 /** The options of benches of models. */
 export const addModel = (command: Command, preset = '130m') =>
   command
-    .addOption(
-      new Option(
-        '--model <list>',
-        `${Object.keys({ ...presets, ...mixturePresets }).join(', ')} (random weights), folders or hub ids`,
-      )
-        .argParser(names)
-        .default([preset], preset),
-    )
+    .addOption(modelOption(`${presetNames} (random weights), folders or hub ids`, preset))
     .addOption(
       new Option('--state-dtype <name>', 'of what is remembered between tokens (default: f32)').choices(
         formats,
       ),
     );
+
+/** Of one that trains them: sizes alone matter, and no state outlives a step. */
+export const addPreset = (command: Command) =>
+  command.addOption(modelOption(`of random weights: ${presetNames}`, '130m'));

@@ -12,6 +12,7 @@ import { peerTraining, TrainingBench } from '../bench/train';
 import { DeviceError } from '../errors';
 import {
   addModel,
+  addPreset,
   combinations,
   common,
   whole,
@@ -22,6 +23,7 @@ import {
 } from './bench-flags';
 import { scanBackwardCommand, scanCommand } from './bench-scan';
 import { Session } from './bench-session';
+import { UsageError } from './exit';
 
 type TrainFlags = ModelFlags & { readonly length?: readonly number[]; readonly breakdown?: boolean };
 type ConvFlags = CommonFlags & Lists<ConvShape>;
@@ -88,7 +90,7 @@ export function benchCommand(): Command {
     .option('--tokens <list>', 'tokens together', wholes, [1, 64])
     .addHelpText('after', '\nBeside each time: that of routing alone, and of a plain loop over the experts.')
     .action(expertLayers);
-  const train = common(addModel(new Command('train').description('Time steps of training.')), 5)
+  const train = common(addPreset(new Command('train').description('Time steps of training.')), 5)
     .option('--batch <list>', 'sequences together (default: 1; on a GPU 8)', wholes)
     .option('--length <list>', 'tokens of each (default: 128; on a GPU 2048)', wholes)
     .option('--breakdown', 'also show the time of each kind of op')
@@ -117,7 +119,7 @@ async function trains(flags: TrainFlags): Promise<void> {
       const config = preset ? presetConfig(...preset) : mixturePresets[name];
       if (!config) {
         const known = Object.keys({ ...presets, ...mixturePresets }).join(', ');
-        throw new RangeError(`bench train: --model is ${name}, expected ${known}`);
+        throw new UsageError(`--model is ${name}, expected ${known}`);
       }
       for (const dtype of dtypes) {
         const bench = await TrainingBench.open(device, name, config, dtype);

@@ -33,6 +33,7 @@ const flags: readonly (readonly [RegExp, string])[] = [
   [/^generate: (prompt|state|stop needs)\b/, '$1'],
   [/^generate: eosTokenId\b/, '--eos'],
   [/^generate: (?=[a-z][a-zA-Z]* (?:is|holds|has|needs)\b)/, '--'],
+  [/^evaluate: stride needs (?=context\b)/, '--stride needs --'],
   [/^evaluate: (?=(context|stride)\b)/, '--'],
   [/^evaluate: /, ''],
   [/^device: name\b/, '--device'],
@@ -52,6 +53,7 @@ const flags: readonly (readonly [RegExp, string])[] = [
   [/^split: share\b/, '--validation-share'],
   [/^train: (?=(keep|saveEvery|evaluateEvery|logEvery) is\b)/, '--'],
   [/^train: /, ''],
+  [/^verify: (?=seed\b)/, '--'],
 ];
 
 /** The library's message in the words of the command line: `generate: topP is 2, ...` is about `--top-p`. */
@@ -62,7 +64,7 @@ export function inFlags(message: string): string {
   if (!told.startsWith('--')) return told;
   // What it is held against is a flag as well: `expected at most maxNewTokens, which is 3`.
   return told
-    .replace(/(?<![\w-])[a-z]+(?:[A-Z][a-z]+)+(?=, which is\b)/, '--$&')
+    .replace(/(?<![\w-])([a-z]+(?:[A-Z][a-z]+)+|context)(?=, which is\b)/, '--$&')
     .replace(/--[a-z]\w+/g, (flag) => flag.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`));
 }
 

@@ -20,3 +20,10 @@ export async function checkOutput(flag: string, path: string, direct = false): P
     });
   });
 }
+
+/** The same of a folder, which need not be there yet. */
+export async function checkFolder(flag: string, path: string): Promise<void> {
+  const stats = await stat(path).catch(() => undefined);
+  if (stats && !stats.isDirectory())
+    throw new UsageError(`${flag}: ${oneLine(path)} is ${irregular(stats) ?? 'a file'}, expected a folder`);
+}

@@ -1,5 +1,5 @@
 import { join } from 'node:path';
-import { Argument, Command, InvalidArgumentError } from 'commander';
+import { Argument, Command, InvalidArgumentError, Option } from 'commander';
 import { device as openDevice, setThreads } from '../device';
 import { writeAtomically, writeFully } from '../io/atomic';
 import { lockFolder } from '../io/lock';
@@ -14,6 +14,7 @@ import { stepsIn } from '../training/checkpoints';
 import { number } from './arguments';
 import { whole, wholes } from './bench-flags';
 import { interruption, UsageError } from './exit';
+import { checkFolder, checkOutput } from './output-file';
 import { note, print, table } from './terminal';
 
 const tasks: readonly Task[] = [inductionHeads, selectiveCopying];
@@ -44,8 +45,8 @@ paper's figures. Models have two layers of D = 64, Mamba's or, as the contrast, 
   selective-copying  Sixteen tokens among 4,096 of noise, to be said in their order. Begins
                      with shorter sequences, 64 tokens, whatever the layers are.
 
-In the output folder each training has its checkpoints and its log; after Ctrl-C the same
-command goes on where it ended. At the end results.json and results.svg are there. On a CPU, make it small:
+In the output folder each training has its checkpoints and its log; after Ctrl-C or SIGTERM the
+same command goes on where it ended. At the end results.json and results.svg are there. On a CPU, make it small:
   $ selective-scan reproduce induction-heads --length 32 --steps 3000 --layers mamba \\
       --test-lengths 32,64,128
 
@@ -58,7 +59,11 @@ export function reproduceCommand(): Command {
     .description("Train and test the Mamba paper's synthetic tasks, beside its figures.")
     .addArgument(new Argument('<task>', 'which one').choices(tasks.map(({ name }) => name)))
     .optionsGroup('What is trained:')
-    .option('--layers <list>', 'mamba, s4d', layerList, ['mamba', 's4d'])
+    .addOption(
+      new Option('--layers <list>', 'some of mamba, s4d')
+        .argParser(layerList)
+        .default(['mamba', 's4d'], 'mamba,s4d'),
+    )
     .option('--steps <n>', `steps in all (default: ${defaults('steps')})`, whole)
     .option('--rows <n>', `sequences of a step (default: ${defaults('rows')})`, whole)
     .option('--length <n>', "tokens of each (default: the paper's, 256 and 4096)", whole)
@@ -91,10 +96,12 @@ function layerList(text: string): readonly Layers[] {
 }
 
 async function run(name: string, flags: Flags): Promise<void> {
-  const signal = interruption();
+  const signal = interruption(['SIGINT', 'SIGTERM']);
   const task = tasks.find((task) => task.name === name)!;
   check(task, flags);
+  if (flags.plot !== undefined) await checkOutput('--plot', flags.plot);
   const folder = flags.output ?? task.name;
+  await checkFolder('--output', folder);
   const lock = await lockFolder(folder, (message) => note(`warning: ${message}`));
   try {
     await trainAndTest(task, folder, flags, signal);

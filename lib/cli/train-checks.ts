@@ -50,6 +50,7 @@ export function checkSettings(settings: Settings): void {
   for (const name of ['evaluateEvery', 'keepBest', 'validationBatches'] as const)
     idle(name, validationShare !== 0, 'but --validation-share is 0');
   for (const name of [
+    ...(['layers', 'width', 'stateSize', 'experts'] as const),
     ...(['batch', 'microBatches', 'length', 'steps', 'epochs', 'validationBatches'] as const),
     ...(['evaluateEvery', 'saveEvery', 'logEvery', 'keep'] as const),
   ]) {

@@ -4,6 +4,7 @@ import { writeByteLevelTokenizer } from '../io/byte-level';
 import { readJson, type JsonObject } from '../io/json';
 import { loadTokenizer, type Tokenizer } from '../io/tokenizer';
 import { familyOf } from '../models';
+import type { CommonConfig } from '../models/family';
 import { completeOptions } from '../training/options';
 import { planTraining, type TrainingPlan } from '../training/plan';
 import { Trainer, type TrainerOptions } from '../training/trainer';
@@ -35,7 +36,7 @@ export async function prepare(
   const config = from ? await readJson(join(from, 'config.json')) : undefined;
   const tokenizer = await tokenizerFor(settings, from, config);
   const json = config ?? (await modelOf(settings, tokenizer));
-  const { vocabSize } = familyOf(json).config;
+  const { vocabSize } = config ? familyOf(json).config : configOf(json, settings);
   if (tokenizer && tokenizer.vocabSize > vocabSize)
     throw new UsageError(
       `--tokenizer has ${tokenizer.vocabSize} tokens, expected at most vocab_size of the model, which is ${vocabSize}`,
@@ -51,6 +52,25 @@ export async function prepare(
   return { config: json, data, plan, options, from };
 }
 
+/** Of a fresh model. Sizes that flags gave are called by them. */
+function configOf(json: JsonObject, { model }: Settings): CommonConfig {
+  try {
+    return familyOf(json).config;
+  } catch (error) {
+    const said = model === undefined && /^config\.json: (\w+) (.*)/s.exec((error as Error).message);
+    const flag = said && sizeFlags.get(said[1]!);
+    throw flag ? new UsageError(`${flag} ${said[2]}`, { cause: error }) : error;
+  }
+}
+
+const sizeFlags: ReadonlyMap<string, string> = new Map([
+  ['hidden_size', '--width'],
+  ['num_hidden_layers', '--layers'],
+  ['num_layers', '--layers'],
+  ['state_size', '--state-size'],
+  ['num_experts', '--experts'],
+]);
+
 function planned(...[json, options, batch]: Parameters<typeof planTraining>): TrainingPlan {
   try {
     return planTraining(json, options, batch);
@@ -58,7 +78,7 @@ function planned(...[json, options, batch]: Parameters<typeof planTraining>): Tr
     const { message } = error as Error;
     if (!message.includes('out of memory')) throw error;
     throw new UsageError(
-      `a pass over ${batch.rows} rows of ${batch.length} tokens does not fit, expected a smaller --batch or --length, or more --micro-batches; ${message}`,
+      `this model and a pass over ${batch.rows} rows of ${batch.length} tokens do not fit, expected a smaller model, --batch or --length, or more --micro-batches; ${message}`,
       { cause: error },
     );
   }
@@ -93,10 +113,16 @@ const namesOfOptions = [
   ...(['eps', 'clip', 'lossScale', 'lossScaleInterval', 'device', 'seed'] as const),
 ];
 
+const mostSteps = 1e9;
+
 function trainerOptions(settings: Settings, data: TrainingData): TrainerOptions {
   const { steps, epochs = 1, microBatches = 1, learningRate = 1e-3, ema, dtype } = settings;
   const given = namesOfOptions.filter((name) => settings[name] !== undefined);
   const each = Math.floor((epochs * data.training.batchesPerEpoch) / microBatches);
+  if (steps === undefined && each > mostSteps)
+    throw new UsageError(
+      `--epochs is ${epochs}, which is ${each} steps, expected at most ${mostSteps} of them`,
+    );
   return {
     ...Object.fromEntries(given.map((name) => [name, settings[name]])),
     learningRate,
@@ -108,8 +134,8 @@ function trainerOptions(settings: Settings, data: TrainingData): TrainerOptions 
 
 /** Before files are read, which may take long. */
 function checkOptionsEarly(settings: Settings): void {
-  const data = { training: { batchesPerEpoch: 1e6 } } as TrainingData;
-  const { device: _device, seed, ...options } = trainerOptions(settings, data);
+  const data = { training: { batchesPerEpoch: 1 } } as TrainingData; // it is not known how many
+  const { device: _device, seed, ...options } = trainerOptions({ steps: mostSteps, ...settings }, data);
   completeOptions('Trainer.fromConfig', options);
   if (seed !== undefined && !Number.isSafeInteger(seed))
     throw new UsageError(`--seed is ${seed}, expected a whole number`);

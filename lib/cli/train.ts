@@ -14,6 +14,7 @@ import { train } from '../training/train';
 import type { TrainResult } from '../training/train-options';
 import { interruption, UsageError } from './exit';
 import { checkResumed, checkSettings, overridden } from './train-checks';
+import { checkFolder } from './output-file';
 import { describePlan, describeResult, describeEvaluation } from './train-description';
 import { makeTrainer, prepare, type Job } from './train-job';
 import { TrainingProgress } from './train-progress';
@@ -70,6 +71,7 @@ async function run(
   const { out } = settings;
   if (out === undefined && !flags.dryRun)
     throw new UsageError('--out is missing, expected a folder for the model');
+  if (out !== undefined) await checkFolder('--out', out);
   const scratch = flags.dryRun ? await mkdtemp(join(tmpdir(), 'selective-scan-')) : undefined;
   const lock = scratch ? undefined : await lockFolder(out!, (message) => note(`warning: ${message}`));
   try {

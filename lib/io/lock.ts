@@ -30,29 +30,44 @@ export interface Lock {
 /**
  * Makes `folder` if need be, and a file in it, `.lock`, which says who holds it. The lock of a process that has
  * died is taken over, and `onWarning` says so.
- * @throws TrainingError where another holds it.
+ * @throws TrainingError where another holds it, or it cannot be made or written.
  */
 export async function lockFolder(
   folder: string,
   onWarning: (message: string) => void = () => {},
 ): Promise<Lock> {
-  const made = await makeFolder(folder);
+  const made = await makeFolder(folder).catch(explained(`${folder}: folder cannot be made`));
   const path = join(folder, name);
   const holder = { pid: process.pid, begun: begunAt(process.pid), host: hostname() };
   const own = `${JSON.stringify({ ...holder, since: new Date().toISOString() } satisfies Holder)}\n`;
-  while (!(await create(path, own))) {
-    const text = await readFile(path, 'utf8').catch(absent);
-    if (text === undefined) continue; // it was released just now
-    const gone = await whyGone(path, text, folder);
-    if (await takeAway(path, text)) onWarning(`${folder}: was left locked by ${gone}; going on`);
+  // What holds something stays.
+  const removeMade = async () => {
+    for (const each of [...made].reverse()) await rmdir(each).catch(() => {});
+  };
+  try {
+    while (!(await create(path, own).catch(explained(`${folder}: folder cannot be written`)))) {
+      const text = await readFile(path, 'utf8').catch(absent);
+      if (text === undefined) continue; // it was released just now
+      const gone = await whyGone(path, text, folder);
+      if (await takeAway(path, text)) onWarning(`${folder}: was left locked by ${gone}; going on`);
+    }
+  } catch (error) {
+    await removeMade();
+    throw error;
   }
   return {
     async release() {
       if ((await readFile(path, 'utf8').catch(absent)) === own) await rm(path, { force: true });
-      for (const each of [...made].reverse()) await rmdir(each).catch(() => {}); // what holds something stays
+      await removeMade();
     },
   };
 }
+
+/** Throws what the system says after what it means here. */
+const explained = (what: string) => (error: NodeJS.ErrnoException) => {
+  const reason = error.code === 'ENOSPC' ? 'the disk is full' : error.message;
+  throw new TrainingError(`${what}; ${reason}`, { cause: error });
+};
 
 function absent(error: NodeJS.ErrnoException): undefined {
   if (error.code !== 'ENOENT') throw error;

@@ -3,10 +3,9 @@ import type { JsonObject } from '../io/json';
 import * as init from '../nn/init';
 import { Linear } from '../nn/linear';
 import { MambaMixer, type Batch, type MixerConfig } from '../nn/mamba';
-import { normed } from '../nn/normed';
+import { normed, normedProduct, type Entering } from '../nn/normed';
 import type { Weights } from '../nn/weights';
 import { embedding } from '../ops/matmul';
-import { normMatmul } from '../ops/norm';
 import { scope, type DType, type Tensor } from '../tensor';
 import type { Backbone, CommonConfig, Family, ModelDTypes, StatePart } from './family';
 import { Fields } from './fields';
@@ -135,7 +134,6 @@ class MambaBackbone implements Backbone {
   }
 
   forward(ids: Tensor, batch: Batch, pools: readonly Tensor[], visit?: (hidden: Tensor) => void): Tensor {
-    const eps = this.#config.layerNormEpsilon;
     return scope(() => {
       const embedded = embedding({ ids, weight: this.#embeddings, dtype: 'f32' });
       const whole =
@@ -146,7 +144,7 @@ class MambaBackbone implements Backbone {
       const { mixed, residual } = whole
         ? this.#stepLayers(embedded, batch, pools, visit)
         : this.#runLayers(embedded, batch, pools, visit);
-      const [y, sum] = this.#normed(mixed, residual, this.#norm, eps);
+      const { y, sum } = normed(this.#entering(mixed, residual, this.#norm));
       visit?.(sum);
       return y;
     });
@@ -177,11 +175,10 @@ class MambaBackbone implements Backbone {
   }
 
   #runLayers(residual: Tensor, batch: Batch, pools: readonly Tensor[], visit?: (hidden: Tensor) => void) {
-    const eps = this.#config.layerNormEpsilon;
     const adds = addsAtOnce(residual.shape[0]!, batch);
     let mixed: Tensor | undefined;
     for (const [i, { norm, mixer }] of this.#layers.entries()) {
-      const [xz, sum] = this.#entered(mixed, residual, norm, mixer.inProj, eps);
+      const { y: xz, sum } = normedProduct(this.#entering(mixed, residual, norm), mixer.inProj);
       if (i > 0) visit?.(sum);
       // What this layer no longer needs goes at once: a long prompt's memory is one layer's.
       mixed?.dispose();
@@ -197,44 +194,9 @@ class MambaBackbone implements Backbone {
     return { mixed, residual };
   }
 
-  /** What a layer's mixer is given, and the residual with what the layer before has added. */
-  #entered(
-    mixed: Tensor | undefined,
-    residual: Tensor,
-    norm: Tensor,
-    inProj: Linear,
-    eps: number,
-  ): readonly [Tensor, Tensor] {
-    if (residual.shape[0] === 1) {
-      const { weight, bias } = inProj;
-      const dtype = this.#activations;
-      const { y, sum, normed } = normMatmul({
-        x: mixed,
-        residual,
-        normWeight: norm,
-        weight,
-        bias,
-        eps,
-        dtype,
-      });
-      normed.dispose();
-      return [y, sum];
-    }
-    const [y, sum] = this.#normed(mixed, residual, norm, eps);
-    const xz = inProj.forward(y);
-    y.dispose();
-    return [xz, sum];
-  }
-
-  #normed(
-    mixed: Tensor | undefined,
-    residual: Tensor,
-    weight: Tensor,
-    eps: number,
-  ): readonly [Tensor, Tensor] {
-    const dtype = this.#activations;
-    const { y, sum } = normed({ x: mixed, residual, normWeight: weight, eps, dtype });
-    return [y, sum];
+  /** What a layer starts with, `mixed` being what the layer before adds. */
+  #entering(mixed: Tensor | undefined, residual: Tensor, normWeight: Tensor): Entering {
+    return { x: mixed, residual, normWeight, eps: this.#config.layerNormEpsilon, dtype: this.#activations };
   }
 
   dispose(): void {

@@ -3,10 +3,10 @@ import type { FeedForward } from '../nn/experts';
 import type { Linear } from '../nn/linear';
 import type { Batch, MambaMixer } from '../nn/mamba';
 import { MoE, type MoEOptions } from '../nn/moe';
-import { normed, type Entering } from '../nn/normed';
+import { normed, normedProduct, type Entering } from '../nn/normed';
 import { accumulate, add, cast } from '../ops/elementwise';
 import { embedding } from '../ops/matmul';
-import { addRmsNorm, layerNorm, normMatmul } from '../ops/norm';
+import { addRmsNorm, layerNorm } from '../ops/norm';
 import { scope, type DType, type Tensor } from '../tensor';
 import type { Backbone, ModelDTypes, RouterSetup, StatePart } from './family';
 
@@ -166,17 +166,5 @@ const stepsWhole = ({ mixer, network }: MixtureLayer): boolean =>
   mixer ? !network && mixer.stepsWhole : network instanceof MoE && network.stepsWhole;
 
 /** The norm of `residual + x`, times a layer's first matrix where there is one. */
-function enter(entering: Entering, first?: Linear): { readonly y: Tensor; readonly sum: Tensor } {
-  if (first && entering.residual.shape[0] === 1 && !isRecording()) {
-    // One row is where a step's kernels are short enough for their number to count.
-    const { x, residual, normWeight, eps, dtype } = entering;
-    const { weight, bias } = first;
-    const { y, sum } = normMatmul({ x, residual, normWeight, weight, bias, eps, dtype });
-    return { y, sum };
-  }
-  const { y, sum } = normed(entering);
-  if (!first) return { y, sum };
-  const projected = first.forward(y);
-  y.dispose();
-  return { y: projected, sum };
-}
+const enter = (entering: Entering, first?: Linear) =>
+  first ? normedProduct(entering, first) : normed(entering);

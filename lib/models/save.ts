@@ -17,6 +17,13 @@ export interface Extras {
   readonly tokenizerFolder?: string;
 }
 
+/** What transformers writes beside a model of which nothing is known but its configuration. */
+export function generationDefaults(json: JsonObject): JsonObject {
+  const ids = ['bos_token_id', 'eos_token_id', 'pad_token_id'] as const;
+  const said = ids.filter((name) => json[name] !== undefined && json[name] !== null);
+  return { _from_model_config: true, ...Object.fromEntries(said.map((name) => [name, json[name]])) };
+}
+
 const stored = { f32: 'F32', bf16: 'BF16', f16: 'F16' } as const;
 const named = { f32: 'float32', bf16: 'bfloat16', f16: 'float16' } as const;
 const [weightsFile, indexFile] = WEIGHTS;
@@ -35,12 +42,27 @@ const architectures: ReadonlyMap<string, string> = new Map([
   ['falcon_mamba', 'FalconMambaForCausalLM'],
 ]);
 
+/**
+ * A field on a line of its own that Python's side holds to be a float and refuses as an int: 1 of JavaScript has to
+ * be written as 1.0.
+ */
+const wholeFloat = new RegExp(
+  `(?<=^ {2}"(?:${[
+    ...['layer_norm_epsilon', 'mixer_rms_eps', 'initializer_range', 'time_step_scale', 'time_step_min'],
+    ...['time_step_max', 'time_step_floor', 'temperature', 'top_p', 'min_p', 'typical_p', 'epsilon_cutoff'],
+    ...['eta_cutoff', 'repetition_penalty', 'encoder_repetition_penalty', 'length_penalty'],
+    ...['diversity_penalty', 'guidance_scale'],
+  ].join('|')})": )-?\\d+(?=,?$)`,
+  'gm',
+);
+
 /** A link is replaced, not written through: what it leads to may be of others, as in a snapshot of the hub. */
 const writeInPlace = (path: string, content: Buffer) =>
   writeAtomically(path, (file) => writeFully(file, content), { links: 'replace' });
 
 export async function writeJson(path: string, json: unknown): Promise<void> {
-  await writeInPlace(path, Buffer.from(`${JSON.stringify(json, undefined, 2)}\n`));
+  const text = JSON.stringify(json, undefined, 2).replace(wholeFloat, '$&.0');
+  await writeInPlace(path, Buffer.from(`${text}\n`));
 }
 
 /**

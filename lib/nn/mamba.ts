@@ -3,7 +3,7 @@ import { isRecording } from '../autograd/tape';
 import { accumulate, fill, negExp, zeroSlots } from '../ops/elementwise';
 import { matmul } from '../ops/matmul';
 import { rmsNorm } from '../ops/norm';
-import { causalConv1dPacked, mambaLayerStep, mambaStep, selectiveScanPacked } from '../ops/scan';
+import { causalConv1dPacked, convMatmul, mambaLayerStep, mambaStep, selectiveScanPacked } from '../ops/scan';
 import { keep, scope, Tensor } from '../tensor';
 import * as init from './init';
 import { Linear } from './linear';
@@ -215,12 +215,26 @@ export class MambaMixer {
       const filled = isRecording() ? undefined : this.#filled;
       const dtWeight = filled?.dtWeight ?? this.#dtWeight;
       const dtRank = dtWeight.shape[1]!;
-      const input = xz.columns(0, dInner);
-      if (muted) zeroSlots({ pool: input, slots: muted });
-      const conv = { x: input, weight: convWeight, bias: this.#convBias, offsets, slots, silu: true };
-      const u = derivedBy(causalConv1dPacked({ ...conv, state: convState }), causalConv1dPacked, conv);
-      if (muted) zeroSlots({ pool: u, slots: muted });
-      const dbc = matmul({ x: u, weight: filled?.xProj ?? this.#xProj.weight }); // [t, dtRank + 2 dState]
+      const x = xz.columns(0, dInner);
+      const weight = filled?.xProj ?? this.#xProj.weight;
+      const start = () => {
+        if (!isRecording() && !muted)
+          return convMatmul({
+            x,
+            convWeight,
+            convBias: this.#convBias,
+            offsets,
+            slots,
+            state: convState,
+            weight,
+          });
+        if (muted) zeroSlots({ pool: x, slots: muted });
+        const conv = { x, weight: convWeight, bias: this.#convBias, offsets, slots, silu: true };
+        const u = derivedBy(causalConv1dPacked({ ...conv, state: convState }), causalConv1dPacked, conv);
+        if (muted) zeroSlots({ pool: u, slots: muted });
+        return { u, y: matmul({ x: u, weight }) };
+      };
+      const { u, y: dbc } = start(); // [t, dInner], [t, dtRank + 2 dState]
       const part = (begin: number, size: number) => {
         const x = dbc.columns(begin, begin + size);
         const weight = this.#ones?.get(size);

@@ -1,6 +1,6 @@
 import type { Call, InputGradients } from '../autograd/tape';
 import { op } from '../op';
-import type { Tensor } from '../tensor';
+import { Tensor, type DType } from '../tensor';
 import { add, cast } from './elementwise';
 import { columnSums, matmulInputGradient, matmulWeightGradient } from './matmul-backward';
 import { addRmsNormBackward, layerNormBackward, rmsNormBackward } from './norm-backward';
@@ -27,19 +27,11 @@ export const rmsNorm = op('rms_norm', {
 
 const normOf = (args: Call['args']) => ({ x: args['x'] as Tensor, eps: args['eps'] as number | undefined });
 
-/** The gradients of `residual + x`, from those of it and of its norm; `room` for the weight's, if it has one. */
-function sumGradients(
-  sum: Tensor,
-  weight: Tensor,
-  eps: number | undefined,
-  dtype: Tensor['dtype'],
-  room: () => Tensor | undefined,
-  dy?: Tensor,
-  dsum?: Tensor,
-) {
-  if (dy) return addRmsNormBackward({ sum, weight, dy, dsum, eps, out: { dweight: room() } });
-  return { dx: dtype === 'f32' ? dsum! : cast({ x: dsum!, dtype }), dresidual: dsum!, dweight: undefined };
-}
+/** The gradients of `residual + x` where only that was used. */
+const sumGradients = (dsum: Tensor, dtype: DType) => ({
+  x: dtype === 'f32' ? dsum : cast({ x: dsum, dtype }),
+  residual: dsum,
+});
 
 /** `sum = residual + x`, kept in f32, and `y`, the RMS norm of `sum`. */
 export const addRmsNorm = op('add_rms_norm', {
@@ -47,17 +39,15 @@ export const addRmsNorm = op('add_rms_norm', {
   attrs: { eps: 1e-5 },
   out: { y: 'T[t,d]', sum: 'f32[t,d]' },
   saves: ['sum', 'weight'],
-  vjp: ({ args, results, grad, inputs, room }): InputGradients => {
-    const dtype = inputs['x']?.dtype ?? 'f32';
-    const { dx, dresidual, dweight } = sumGradients(
-      results['sum']!,
-      args['weight'] as Tensor,
-      args['eps'] as number | undefined,
-      dtype,
-      () => room('weight'),
-      grad['y'],
-      grad['sum'],
-    );
+  vjp: ({ args, results, grad: { y: dy, sum: dsum }, inputs, room }): InputGradients => {
+    if (!dy) return sumGradients(dsum!, inputs['x']?.dtype ?? 'f32');
+    const { dx, dresidual, dweight } = addRmsNormBackward({
+      sum: results['sum']!,
+      weight: args['weight'] as Tensor,
+      eps: args['eps'] as number | undefined,
+      ...{ dy, dsum },
+      out: { dweight: room('weight') },
+    });
     return { x: dx, residual: dresidual, weight: dweight };
   },
 });
@@ -66,36 +56,39 @@ export const addRmsNorm = op('add_rms_norm', {
  * The start of a layer in one call: `sum = residual + x` in f32, or `residual` itself without `x`;
  * `normed`, the RMS norm of `sum` by `normWeight`; `y = normed · weightᵀ + bias`. The same bits as
  * `addRmsNorm` and `matmul`; for one row of halves one kernel on CUDA. `dtype` sets that of
- * `y`, by default that of `x`; without `x` that of `normed` too, by default that of `weight`.
+ * `y`, by default that of `x`; without `x` that of `normed` too, by default that of `weight`. On the way back
+ * `normed` is not kept, but left by the norm's gradients.
  */
 export const normMatmul = op('norm_matmul', {
   in: { x: 'T[t,d]?', residual: 'f32[t,d]', normWeight: 'f32[d]', weight: 'W[n,d]', bias: 'f32[n]?' },
   attrs: { eps: 1e-5 },
   out: { y: 'Y[t,n]', sum: 'f32[t,d]', normed: 'T[t,d]' },
-  saves: ['sum', 'normed', 'normWeight', 'weight'],
-  vjp: ({ args, results, grad: { y: dy, sum: dsum, normed }, inputs, room }): InputGradients => {
-    const weight = args['weight'] as Tensor;
-    const { dtype } = results['normed']!;
+  saves: ['sum', 'normWeight', 'weight'],
+  vjp: ({ args, results, grad, inputs, room, sum: sumOf }): InputGradients => {
+    const { y: dy, sum: dsum } = grad;
+    const [weight, sum] = [args['weight'] as Tensor, results['sum']!];
+    const dtype =
+      inputs['x']?.dtype ?? grad['normed']?.dtype ?? (args['dtype'] as DType | undefined) ?? weight.dtype;
     const fromY = dy && matmulInputGradient({ dy, weight, dtype });
-    const dnormed = fromY && normed ? add(fromY, normed) : (fromY ?? normed);
-    const { dx, dresidual, dweight } = sumGradients(
-      results['sum']!,
-      args['normWeight'] as Tensor,
-      args['eps'] as number | undefined,
-      dtype,
-      () => room('normWeight'),
-      dnormed,
-      dsum,
-    );
+    const dnormed = fromY && grad['normed'] ? add(fromY, grad['normed']) : (fromY ?? grad['normed']);
+    if (!dnormed) return sumGradients(dsum!, dtype);
+    const normed = dy && inputs['weight'] && Tensor.empty(sum.shape, dtype, sum.device);
+    const { dx, dresidual, dweight } = addRmsNormBackward({
+      ...{ sum, dsum, normed, dy: dnormed },
+      weight: args['normWeight'] as Tensor,
+      eps: args['eps'] as number | undefined,
+      out: { dweight: room('normWeight') },
+    });
+    const weightGradient = (dy: Tensor, x: Tensor) => {
+      const { plus, out } = sumOf('weight');
+      return matmulWeightGradient({ dy, x, plus, dtype: inputs['weight']!.dtype, out: { dweight: out } });
+    };
     return {
       x: dx,
       residual: dresidual,
       normWeight: dweight,
-      weight:
-        dy &&
-        inputs['weight'] &&
-        matmulWeightGradient({ dy, x: results['normed']!, dtype: inputs['weight'].dtype }),
-      bias: dy && inputs['bias'] && columnSums({ x: dy }),
+      weight: dy && normed && weightGradient(dy, normed),
+      bias: dy && inputs['bias'] && columnSums({ x: dy, out: { sum: room('bias') } }),
     };
   },
 });

@@ -106,6 +106,26 @@ export const causalConv1dPacked = op('causal_conv1d', {
 });
 
 /**
+ * `causalConv1dPacked` with silu and a product of its result, the start of a Mamba mixer without gradients:
+ * `u = silu(conv(x) + convBias)`, rounded to T, and `y = u · weightᵀ`, summed in f32. On the CPU the bits of the
+ * two ops. On CUDA u has those bits too; for many tokens of halves (d a multiple of 128, n even and 192 at most,
+ * four taps) one kernel on Hopper, which reads x once and u not at all: docs/kernels/prefill.md.
+ */
+export const convMatmul = op('conv_matmul', {
+  in: {
+    x: 'T[t,d]',
+    convWeight: 'f32[d,w]',
+    convBias: 'f32[d]?',
+    offsets: 'i32[s+1]',
+    slots: 'i32[s]?',
+    state: 'T[p,d,w-1]?!',
+    weight: 'W[n,d]',
+  },
+  out: { y: 'T[t,n]', u: 'T[t,d]' },
+  check: (size) => (size('w') === 0 ? 'convWeight has no taps, expected 1 or more' : undefined),
+});
+
+/**
  * A Mamba mixer between its `in_proj` and its `out_proj` (Gu and Dao 2023, figure 3), for sequences
  * of one token each: `xz` holds x, then z. With `r`, `n` columns of dbc for Δ, B and C each,
  *

@@ -39,6 +39,7 @@ export const selectiveCopying: Task = {
       { model: 'Mamba', accuracy: [99.8] },
       { model: 'Mamba with S4 layers', accuracy: [56.4] },
       { model: 'H3', accuracy: [57.0] },
+      { model: 'Hyena', accuracy: [30.1] },
       { model: 'S4', accuracy: [18.3] },
     ],
   },

@@ -27,6 +27,13 @@ export const countLabels = (batches: readonly TrainingBatch[]): number =>
 export const longestOf = (offsets: Int32Array): number =>
   offsets.reduce((most, end, i) => (i > 0 ? Math.max(most, end - offsets[i - 1]!) : most), 0);
 
+/** @throws TypeError, RangeError that name what is wrong with the batches of a step. */
+export function checkBatches(call: string, batches: readonly TrainingBatch[]): void {
+  checkList(call, 'batches', batches, () => true, 'batch');
+  if (batches.length === 0) throw new RangeError(`${call}: batches is empty, expected one or more`);
+  for (const batch of batches) checkBatch(call, batch);
+}
+
 /** @throws TypeError, RangeError that name what is wrong with a batch. */
 export function checkBatch(call: string, batch: TrainingBatch): void {
   checkRecord(call, batch, 'batch');

@@ -1,9 +1,7 @@
-import { stat } from 'node:fs/promises';
-import { checkNames, kindOf } from '../arguments';
-import { FormatError } from '../errors';
+import { checkNames, checkRecord, kindOf } from '../arguments';
 import { openForReading } from '../io/json';
 import { readFully } from '../io/safetensors';
-import { checkSize, digestOf, type FileRecord } from './data-files';
+import { checkSize, describeFile, type FileRecord } from './data-files';
 import { permutation } from './permutation';
 
 export interface CorpusOptions {
@@ -42,6 +40,7 @@ const sizes: Readonly<Record<TokenFormat, number>> = { bytes: 1, u16: 2, i32: 4 
 const names: readonly (keyof CorpusOptions)[] = ['tokens', 'separator'];
 const blockBytes = 1 << 16;
 const mostBlocks = 1024;
+const openAtOnce = 16;
 
 /**
  * Files as one long row of tokens. They are read by position, in blocks of 64 KiB of which the last used
@@ -77,17 +76,22 @@ export class Corpus {
     checkNames('Corpus.open', options, names, 'options');
     const { tokens = 'bytes', separator } = options;
     checkPaths('Corpus.open', files);
-    const twice = files.find((file, i) => files.indexOf(file) !== i);
-    if (twice !== undefined) throw new RangeError(`Corpus.open: files has ${twice} twice`);
+    const seen = new Set<string>();
+    for (const file of files)
+      if (seen.size === seen.add(file).size) throw new RangeError(`Corpus.open: files has ${file} twice`);
     if (!Object.hasOwn(sizes, tokens))
       throw new TypeError(`Corpus.open: tokens is ${String(tokens)}, expected bytes, u16 or i32`);
     if (separator !== undefined && (!Number.isInteger(separator) || separator < 0))
       throw new RangeError(`Corpus.open: separator is ${String(separator)}, expected a token id`);
     const spans: Omit<Span, 'at'>[] = [];
-    for (const path of files) {
-      const bytes = await bytesOf(path, sizes[tokens]);
-      const fileTokens = bytes / sizes[tokens];
-      spans.push({ path, fileTokens, digest: await digestOf(path, bytes), begin: 0, end: fileTokens });
+    for (let at = 0; at < files.length; at += openAtOnce) {
+      const some = files.slice(at, at + openAtOnce).map((path) => describeFile(path, sizes[tokens]));
+      for (const result of await Promise.allSettled(some)) {
+        if (result.status === 'rejected') throw result.reason; // of the first in order
+        const { bytes, digest } = result.value;
+        const fileTokens = bytes / sizes[tokens];
+        spans.push({ path: files[spans.length]!, fileTokens, digest, begin: 0, end: fileTokens });
+      }
     }
     return new Corpus(spans, tokens, separator, new Map());
   }
@@ -123,6 +127,7 @@ export class Corpus {
    * @throws RangeError where nothing would be left on one side.
    */
   split(heldOut: HeldOut): { readonly training: Corpus; readonly validation: Corpus } {
+    checkRecord('split', heldOut, 'heldOut');
     const parts = 'files' in heldOut ? this.#splitFiles(heldOut.files) : this.#splitShare(heldOut);
     const [training, validation] = parts.map(
       (spans) => new Corpus(spans, this.#format, this.#separator, this.#blocks),
@@ -131,7 +136,9 @@ export class Corpus {
   }
 
   #splitFiles(files: readonly string[]): readonly (readonly Span[])[] {
-    const missing = files.find((file) => !this.files.includes(file));
+    checkPaths('split', files);
+    const known = new Set(this.files);
+    const missing = files.find((file) => !known.has(file));
     if (missing !== undefined)
       throw new RangeError(`split: files has ${missing}, which is not in the corpus`);
     const held = new Set(files);
@@ -230,18 +237,6 @@ export function checkPaths(call: string, files: readonly unknown[]): void {
   if (!Array.isArray(files) || files.some((file) => typeof file !== 'string'))
     throw new TypeError(`${call}: files is ${kindOf(files)}, expected a list of paths`);
   if (files.length === 0) throw new RangeError(`${call}: files is empty, expected one path or more`);
-}
-
-async function bytesOf(path: string, item: number): Promise<number> {
-  const stats = await stat(path).catch((error: NodeJS.ErrnoException) => {
-    const reason = error.code === 'ENOENT' ? 'file does not exist' : `file cannot be read; ${error.message}`;
-    throw new FormatError(`${path}: ${reason}`, { cause: error });
-  });
-  if (!stats.isFile()) throw new FormatError(`${path}: is not a regular file`);
-  if (stats.size === 0) throw new FormatError(`${path}: file is empty, expected tokens`);
-  if (stats.size % item !== 0)
-    throw new FormatError(`${path}: file has ${stats.size} bytes, expected tokens of ${item} bytes each`);
-  return stats.size;
 }
 
 /** @throws FormatError where the file has another size than when it was opened. */

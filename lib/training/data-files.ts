@@ -10,29 +10,35 @@ const pieceBytes = 1 << 16;
 const mostPieces = 256;
 
 /**
- * 64 bits of the SHA-256 of a file of `size` bytes: of all of it up to 16 MiB, of a larger one of 256 pieces of
- * 64 KiB that lie evenly over it, its beginning and its end among them.
- * @throws FormatError for a file that cannot be read or has another size by now.
+ * How many bytes a file of tokens of `item` bytes has, and 64 bits of their SHA-256: of all of it up to 16 MiB, of a
+ * larger one of 256 pieces of 64 KiB that lie evenly over it, its beginning and its end among them.
+ * @throws FormatError for a file that is missing, empty or no whole number of tokens.
  */
-export async function digestOf(path: string, size: number): Promise<string> {
-  const hash = createHash('sha256');
-  const pieces = Math.ceil(size / pieceBytes);
-  const count = Math.min(pieces, mostPieces);
-  const buffer = Buffer.allocUnsafeSlow(Math.min(pieceBytes, size));
+export async function describeFile(
+  path: string,
+  item: number,
+): Promise<{ readonly bytes: number; readonly digest: string }> {
   const file = await openForReading(path);
   try {
-    await checkSize(file, path, size);
+    const bytes = (await file.stat()).size;
+    if (bytes === 0) throw new FormatError(`${path}: file is empty, expected tokens`);
+    if (bytes % item !== 0)
+      throw new FormatError(`${path}: file has ${bytes} bytes, expected tokens of ${item} bytes each`);
+    const hash = createHash('sha256');
+    const pieces = Math.ceil(bytes / pieceBytes);
+    const count = Math.min(pieces, mostPieces);
+    const buffer = Buffer.allocUnsafeSlow(Math.min(pieceBytes, bytes));
     for (let i = 0; i < count; i++) {
       const piece = count === 1 ? 0 : Math.floor((i * (pieces - 1)) / (count - 1));
       const begin = piece * pieceBytes;
-      const part = buffer.subarray(0, Math.min(pieceBytes, size - begin));
+      const part = buffer.subarray(0, Math.min(pieceBytes, bytes - begin));
       await readFully(file, part, begin, path);
       hash.update(part);
     }
+    return { bytes, digest: hash.digest('hex').slice(0, 16) };
   } finally {
     await file.close();
   }
-  return hash.digest('hex').slice(0, 16);
 }
 
 /** @throws FormatError where a file has another size than when it was opened. */

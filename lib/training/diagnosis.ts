@@ -55,10 +55,9 @@ export async function firstNotFinite(
           args: Readonly<Record<string, unknown>>,
           written: Readonly<Record<string, Tensor>>,
         ) => {
-          const own = Object.values(args).map((arg) => names.get(arg));
-          const parameter = own.find((name) => name !== undefined);
-          last = parameter ?? last;
-          const where = parameter ? ` with ${parameter}` : last ? `, after ${last}` : '';
+          const own = Object.values(args).flatMap((arg) => names.get(arg) ?? []);
+          last = own.at(-1) ?? last;
+          const where = own.length > 0 ? ` with ${own.join(' and ')}` : last ? `, after ${last}` : '';
           for (const [name, tensor] of Object.entries(written))
             if (isFloat(tensor))
               probes.push({ name: `${name} of ${opName}${where}`, sum: noGrad(() => probe(tensor, zero)) });

@@ -179,13 +179,13 @@ export class Run {
   async #evaluate(): Promise<void> {
     const begin = performance.now();
     const { steps } = this.#trainer;
+    const lowest = this.#best?.validation ?? Infinity;
     const validation = await this.#trainer.withAverages(async () => {
       const loss = await this.#trainer.evaluate(this.#options.validation!());
-      if (this.#options.best !== undefined && !(loss >= (this.#best?.validation ?? Infinity)))
-        await this.#trainer.save(this.#options.best);
+      if (this.#options.best !== undefined && loss < lowest) await this.#trainer.save(this.#options.best);
       return loss;
     });
-    const best = !(validation >= (this.#best?.validation ?? Infinity));
+    const best = validation < lowest; // NaN never is
     if (best) this.#best = { step: steps, validation };
     const record = { step: steps, validation, best };
     this.#validation = validation;
@@ -255,10 +255,12 @@ export class Run {
 async function nothingToGoOnFrom(folder: string): Promise<TrainingError> {
   const failed = join(folder, failedName);
   const state = (await findCheckpoints(failed)).at(-1);
+  const anew =
+    (await findCheckpoints(folder)).length > 0
+      ? 'to begin the training anew, move that folder away first'
+      : 'the command that began the training begins it anew';
   const kept = state === undefined ? '' : `; ${join(failed, state)} has the state before a step that failed`;
-  return new TrainingError(
-    `train: ${folder} holds no checkpoint that could be gone on from; the command that began the training begins it anew${kept}`,
-  );
+  return new TrainingError(`train: ${folder} holds no checkpoint that could be gone on from; ${anew}${kept}`);
 }
 
 /** @throws TrainingError where a folder's disk has less than `bytes` free. */

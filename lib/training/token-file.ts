@@ -1,4 +1,5 @@
 import { createReadStream } from 'node:fs';
+import { kindOf } from '../arguments';
 import { FormatError } from '../errors';
 import { tokensOf } from '../evaluation/tokens';
 import { writeAtomically, writeFully } from '../io/atomic';
@@ -29,6 +30,9 @@ export async function writeTokens(
   codec: Codec,
   files: readonly string[],
 ): Promise<WrittenTokens> {
+  if (typeof path !== 'string') throw new TypeError(`writeTokens: path is ${kindOf(path)}, expected a path`);
+  if (typeof (codec as Codec | null | undefined)?.encode !== 'function')
+    throw new TypeError(`writeTokens: codec is ${kindOf(codec)}, expected a tokenizer`);
   checkPaths('writeTokens', files);
   const options = tokenFileOptions(codec);
   const Ids = options.tokens === 'i32' ? Int32Array : Uint16Array;

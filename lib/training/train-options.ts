@@ -1,4 +1,4 @@
-import { checkNames, kindOf } from '../arguments';
+import { checkFlag, checkFunction, checkNames, kindOf } from '../arguments';
 import type { BatchSource, TrainingBatch } from './batch';
 import type { EvaluationRecord, StepRecord } from './log';
 import { checkTrainer, type Trainer } from './trainer';
@@ -59,6 +59,16 @@ export function checkTrainOptions(trainer: Trainer, options: TrainOptions): void
   checkNames('train', options, names, 'options');
   if (typeof (options.source as Partial<BatchSource> | undefined)?.next !== 'function')
     throw new TypeError(`train: source is ${kindOf(options.source)}, expected a BatchSource`);
+  for (const name of ['folder', 'title', 'best'] as const)
+    if (options[name] !== undefined && typeof options[name] !== 'string')
+      throw new TypeError(
+        `train: ${name} is ${kindOf(options[name])}, expected ${name === 'title' ? 'text' : 'a path'}`,
+      );
+  for (const name of ['validation', 'onStep', 'onEvaluation', 'onCheckpoint', 'onWarning'] as const)
+    if (options[name] !== undefined) checkFunction('train', options[name], name);
+  if (options.signal !== undefined && !(options.signal instanceof AbortSignal))
+    throw new TypeError(`train: signal is ${kindOf(options.signal)}, expected an AbortSignal`);
+  checkFlag('train', 'resume', options.resume);
   for (const name of ['microBatches', 'logEvery', 'evaluateEvery', 'saveEvery', 'keep'] as const) {
     const value = options[name];
     if (value !== undefined && !(Number.isInteger(value) && value >= 1))

@@ -1,4 +1,4 @@
-import { checkRecord, kindOf } from '../arguments';
+import { checkFunction, checkRecord, kindOf } from '../arguments';
 import { device as openDevice, type Device } from '../device';
 import { DisposedError, FormatError, TrainingError } from '../errors';
 import { CausalLM } from '../generation/causal-lm';
@@ -8,10 +8,10 @@ import { resolveModel } from '../io/hub';
 import type { JsonObject } from '../io/json';
 import { loadTokenizer, type Tokenizer } from '../io/tokenizer';
 import { familyOf } from '../models';
-import type { Extras } from '../models/save';
+import { generationDefaults, type Extras } from '../models/save';
 import { Weights } from '../nn/weights';
 import { scope, Tensor } from '../tensor';
-import { checkBatch, countLabels, longestOf, type TrainingBatch } from './batch';
+import { checkBatch, checkBatches, countLabels, longestOf, type TrainingBatch } from './batch';
 import { firstNotFinite } from './diagnosis';
 import { Optimizer, type StepReport } from './optimizer';
 import { checkRouterOptions, completeOptions, type CompleteOptions, type TrainingOptions } from './options';
@@ -137,8 +137,7 @@ export class Trainer {
   step(batches: TrainingBatch | readonly TrainingBatch[]): Promise<TrainingStep> {
     this.#check('step');
     const all = Array.isArray(batches) ? (batches as readonly TrainingBatch[]) : [batches as TrainingBatch];
-    if (all.length === 0) throw new RangeError('step: batches is empty, expected one or more');
-    for (const batch of all) checkBatch('step', batch);
+    checkBatches('step', all);
     const count = countLabels(all);
     if (count === 0) throw new RangeError('step: labels are all -100, expected some that count');
     const learningRate = learningRateAt(this.#steps, this.options.schedule);
@@ -164,6 +163,9 @@ export class Trainer {
    */
   async diagnose(step: number, batches: readonly TrainingBatch[]): Promise<string | undefined> {
     this.#check('diagnose');
+    if (!Number.isSafeInteger(step) || step < 1)
+      throw new RangeError(`diagnose: step is ${String(step)}, expected a whole number, 1 or more`);
+    checkBatches('diagnose', batches);
     this.#passes.dispose(); // its memory is needed
     this.#passes = new Passes(this.model, this.parameters, this.optimizer, this.options);
     this.#steps = step - 1;
@@ -175,6 +177,8 @@ export class Trainer {
   /** The mean loss over batches, nothing being updated. */
   async evaluate(batches: Iterable<TrainingBatch> | AsyncIterable<TrainingBatch>): Promise<number> {
     this.#check('evaluate');
+    if (typeof batches !== 'object' || batches === null)
+      throw new TypeError(`evaluate: batches is ${kindOf(batches)}, expected batches one after the other`);
     this.#refresh();
     const { device } = this.model;
     let [sum, count] = [0, 0];
@@ -207,6 +211,7 @@ export class Trainer {
   /** Runs `fn` while the model computes with the averages of its parameters, where they are kept. */
   async withAverages<R>(fn: () => Promise<R>): Promise<R> {
     this.#check('withAverages');
+    checkFunction('withAverages', fn);
     if (this.options.average === undefined) {
       this.#refresh();
       return fn();
@@ -266,13 +271,6 @@ function whyNotTaken({ loss, gradientNorm, lossScale }: StepReport, scaled: bool
   }
   if (!Number.isFinite(loss)) return `loss is ${loss}`;
   return Number.isFinite(gradientNorm) ? undefined : `norm of the gradient is ${gradientNorm}`;
-}
-
-/** What transformers writes beside a model of which nothing is known but its configuration. */
-function generationDefaults(json: JsonObject): JsonObject {
-  const ids = ['bos_token_id', 'eos_token_id', 'pad_token_id'] as const;
-  const said = ids.filter((name) => json[name] !== undefined && json[name] !== null);
-  return { _from_model_config: true, ...Object.fromEntries(said.map((name) => [name, json[name]])) };
 }
 
 /** The tokenizer in a folder that is to go with a model. */

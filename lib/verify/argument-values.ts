@@ -42,6 +42,7 @@ export const fills: Readonly<Record<string, Readonly<Record<string, Fill>>>> = {
   copy_slots: { fromSlots: slots('p'), toSlots: (_, { q }, i) => (i === 2 ? -1 : (i + 1) % q!) },
   causal_conv1d: { offsets, slots: slots('p') },
   causal_conv1d_backward: { offsets },
+  conv_matmul: { offsets, slots: slots('p'), weight: narrow('d') },
   selective_scan: scan,
   selective_scan_backward: scan,
   embedding_backward: { ids: below('rows') },

@@ -19,6 +19,7 @@ const tolerances: Readonly<Record<string, number>> = {
   expert_weight_gradient: 1.3e-6,
   causal_conv1d: 2.8e-6,
   causal_conv1d_backward: 2.8e-6,
+  conv_matmul: 3.5e-6,
   fft_conv_backward: 2.6e-6,
   rms_norm_backward: 2.2e-6,
   add_rms_norm_backward: 2.2e-6,

@@ -55,6 +55,7 @@ const dependent: Readonly<Record<string, (sizes: Sizes) => Sizes>> = {
   cross_entropy_gradient: someWords,
   causal_conv1d: (sizes) => ({ ...sizes, w: Math.max(sizes['w']!, 1), ...pool(sizes) }),
   causal_conv1d_backward: (sizes) => ({ ...sizes, w: Math.max(sizes['w']!, 1), ...pool(sizes) }),
+  conv_matmul: (sizes) => ({ ...sizes, w: Math.max(sizes['w']!, 1), ...pool(sizes) }),
   selective_scan: (sizes) => ({ ...sizes, g: groups(sizes), ...pool(sizes) }),
   selective_scan_backward: (sizes) => ({ ...sizes, g: groups(sizes), ...pool(sizes) }),
   rms_norm_backward: several,

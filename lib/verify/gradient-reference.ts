@@ -1,5 +1,14 @@
 /** The gradients of ops, plainly and in f64. */
-import { logSumExp, row, sum, values, type Attrs, type Inputs, type Values } from './values';
+import {
+  logSumExp,
+  rmsNorm as normOf,
+  row,
+  sum,
+  values,
+  type Attrs,
+  type Inputs,
+  type Values,
+} from './values';
 
 const sigmoid = (x: number) => 1 / (1 + Math.exp(-x));
 const silu = (x: number) => x * sigmoid(x);
@@ -58,7 +67,8 @@ function rmsNorm(x: Values, weight: Values, dy: Values, eps: number): { dx: Valu
 
 function addRmsNorm(inputs: Inputs, { eps }: Attrs): Inputs {
   const { dx, dweight } = rmsNorm(inputs['sum']!, inputs['weight']!, inputs['dy']!, eps as number);
-  const { dsum } = inputs;
+  const { dsum, normed } = inputs;
+  normed?.data.set(normOf(inputs['sum']!, inputs['weight']!, eps as number).data);
   const all = { shape: dx.shape, data: dx.data.map((v, i) => v + (dsum?.data[i] ?? 0)) };
   return { dx: all, dresidual: all, dweight };
 }

@@ -196,6 +196,14 @@ function mambaStep(inputs: Inputs, round: Round): Inputs {
   return { y: selectiveScan(scan, { deltaSoftplus: true }), u, dbc };
 }
 
+/** A convolution and a product of what it gives. */
+function convMatmul(inputs: Inputs, round: Round): Inputs {
+  const { x, convWeight, convBias, offsets, slots, state, weight } = inputs;
+  const given = { ...(convBias && { bias: convBias }), ...(slots && { slots }), ...(state && { state }) };
+  const u = causalConv1d({ x: x!, weight: convWeight!, offsets: offsets!, ...given }, { silu: true });
+  return { y: matmul({ x: { ...u, data: round(u.data) }, weight: weight! }), u };
+}
+
 /** The same with the norm and the projections around it. */
 function mambaLayerStep(inputs: Inputs, eps: number, round: Round): Inputs {
   const { x, residual, normWeight, inProj, outProj } = inputs;
@@ -210,6 +218,7 @@ function mambaLayerStep(inputs: Inputs, eps: number, round: Round): Inputs {
 
 /** By op name, of those that keep values in their dtype on the way: `round` does that to them. */
 export const roundingReferences: Readonly<Record<string, Reference>> = {
+  conv_matmul: (inputs, _attrs, round = (data) => data) => convMatmul(inputs, round),
   mamba_step: (inputs, _attrs, round = (data) => data) => mambaStep(inputs, round),
   mamba_layer_step: (inputs, { eps }, round = (data) => data) => mambaLayerStep(inputs, eps as number, round),
   ...moeRoundingReferences,

@@ -19,7 +19,7 @@ SS_INLINE Vec weight_at(const float* weight, int64_t j, int64_t left) {
   return weight ? load_some(weight + j, left) : splat(1);
 }
 
-// write(j, dx, left) gets one row of dx; dw is added to.
+// write(j, dx, r, left) gets one row of dx, and the row's r; dw is added to.
 template <class F>
 SS_INLINE void rms_row(const float* x, const float* g, const float* dy, float eps, int64_t d,
                        float* dw, F&& write) {
@@ -33,7 +33,7 @@ SS_INLINE void rms_row(const float* x, const float* g, const float* dy, float ep
   for (int64_t j = 0; j < d; j += kLanes) {
     const int64_t left = d - j;
     add_to(dw + j, load(dy + j) * load(x + j) * r, left);
-    write(j, (load(g + j) - load(x + j) * along) * r, left);
+    write(j, (load(g + j) - load(x + j) * along) * r, r, left);
   }
 }
 
@@ -74,7 +74,7 @@ void rms_norm_backward(Stream& s, In x, In weight, In dy, float eps, Out dx, Out
           [&](int64_t i, const float* row, const float* g, const float* dy_row, float* sums) {
             X* to = dx.row<X>(i);
             rms_row(row, g, dy_row, eps, d, sums,
-                    [&](int64_t j, Vec v, int64_t left) { store_some(to + j, v, left); });
+                    [&](int64_t j, Vec v, float, int64_t left) { store_some(to + j, v, left); });
           });
     });
   });
@@ -82,8 +82,8 @@ void rms_norm_backward(Stream& s, In x, In weight, In dy, float eps, Out dx, Out
 }
 KERNEL(rms_norm_backward)
 
-void add_rms_norm_backward(Stream& s, In total, In weight, In dy, Opt dsum, float eps, Out dx,
-                           Out dresidual, Out dweight) {
+void add_rms_norm_backward(Stream& s, In total, In weight, In dy, Opt dsum, OptInOut normed, float eps,
+                           Out dx, Out dresidual, Out dweight) {
   const int64_t d = total.size(1), pieces = row_pieces(total.size(0));
   const Room room(s, pieces * d);
   if (!room) return;
@@ -92,10 +92,12 @@ void add_rms_norm_backward(Stream& s, In total, In weight, In dy, Opt dsum, floa
     for_rows<float, T>(
         s, total, weight.data<float>(), dy, room.floats(), d,
         [&](int64_t i, const float* row, const float* g, const float* dy_row, float* sums) {
-          rms_row(row, g, dy_row, eps, d, sums, [&](int64_t j, Vec v, int64_t left) {
+          rms_row(row, g, dy_row, eps, d, sums, [&](int64_t j, Vec v, float r, int64_t left) {
             if (dsum) v += load_some(dsum.row<float>(i) + j, left);
             store_some(dx.row<T>(i) + j, v, left);
             store_some(dresidual.row<float>(i) + j, v, left);
+            if (normed)
+              store_some(normed.row<T>(i) + j, load(row + j) * r * weight_at(weight.data<float>(), j, left), left);
           });
         });
   });

@@ -43,6 +43,7 @@ sets=(
   'scan|scan|(f32|bf16) packed.*of 16 |width: (4|16|33)$|a few channels'
   'scan-gradients|scan-gradients|'
   'matmul|matmul|bf16|nothing to sum'
+  'conv-matmul|conv-matmul|128 channels, (34|192)'
   'experts|moe|bf16|plain product|no number'
   'sample|sample|greedy|same token|penalises|quiet|one token'
   'norm|norm|'

@@ -169,12 +169,17 @@ it('breaks a decode step down', async () => {
 
 it.each([
   [['scan', '--threads', '0'], '--threads'],
+  [['scan', '--runs', '1,2'], "'1,2' is invalid. It is not a whole number from 1 on."],
+  [
+    ['scan', '--batch', '1000', '--dim', '1e6', '--length', '1e6'],
+    '--batch, --dim and --length are 1000, 1000000 and 1000000, expected a product of at most 4294967296',
+  ],
+  [['train', '--state-dtype', 'bf16'], "unknown option '--state-dtype'"],
   [['scan', '--plot', 'no/such/x.svg'], '--plot: folder'],
   [['scan', '--output', 'no/such/x.jsonl'], '--output: folder'],
   [['scan', '--threads', '1,999'], 'At most 256 threads'],
   [['scan', '--dim', '1.5'], '--dim'],
   [['scan', '--dtype', 'f64'], 'f32, bf16, f16'],
-  [['scan', '--runs', '1,2'], 'one number'],
   [['prefill', '--lengths', 'x'], '--lengths'],
   [['prefill', '--device', 'tpu'], '--device'],
   [['decode', '--model', '131m'], '131m'],
@@ -197,6 +202,6 @@ it('times gradients of scans, and refuses to train what is no preset', async () 
   ]);
   expect(parse(readFileSync(join(folder, 'scan_bwd.jsonl'), 'utf8'))).toEqual(parse(scans.stdout));
   const { code, stderr } = await run(['bench', 'train', '--model', IDS_MODEL]);
-  expect(code).toBe(1);
-  expect(stderr).toContain('bench train: --model is');
+  expect(code).toBe(2);
+  expect(stderr).toMatch(/^error: --model is .*, expected 130m, /);
 });

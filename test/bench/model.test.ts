@@ -68,9 +68,9 @@ it('names the ops of a prompt and of a step', async () => {
   const layers = { rms_norm: 1, add_rms_norm: 2, embedding: 1 };
   expect(named(await prefillOps(model, { batch: 1, length: 6 }))).toEqual({
     ...layers,
-    matmul: 2 * 4 + 1,
+    matmul: 2 * 3 + 1,
     selective_scan: 2,
-    causal_conv1d: 2,
+    conv_matmul: 2,
     take_rows: 1,
     copy_slots: 1,
   });

@@ -73,7 +73,7 @@ describe('eval', () => {
   it.each<[string, string[], number, string]>([
     ['a file that is not there', ['nowhere.txt'], 2, 'nowhere.txt: file does not exist'],
     ['a folder', ['.'], 2, '.: is a folder, expected a file'],
-    ['a stride alone', ['$text', '--stride', '4'], 2, '--stride needs context, which is missing'],
+    ['a stride alone', ['$text', '--stride', '4'], 2, '--stride needs --context, which is missing'],
     ['a context of 0', ['$text', '--context', '0'], 2, '--context is 0, expected a whole number, 1 or more'],
     ['stdin twice', ['-', '-'], 2, 'stdin (-) can be read once only'],
     ['nothing', ['-'], 1, '-: text is empty, expected something to predict'],

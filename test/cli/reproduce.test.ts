@@ -1,7 +1,7 @@
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { lockFolder } from '../../lib/io/lock';
 import { temporaryFolder } from '../io/folder';
-import { run } from './run';
+import { ended, run, start } from './run';
 
 const folder = temporaryFolder();
 const small = ['--steps', '4', '--rows', '2', '--length', '32', '--test-sequences', '3'];
@@ -53,6 +53,23 @@ it('refuses fewer steps than are done, before any work, and goes on with more', 
   expect([more.code, JSON.parse(more.stdout)]).toMatchObject([0, { runs: [{ recipe: { steps: 5 } }] }]);
 });
 
+it.each([
+  ['SIGINT', 130],
+  ['SIGTERM', 143],
+] as const)('saves at %s, and goes on from there', async (signal, code) => {
+  const args = ['induction-heads', ...small, '--layers', 'mamba', '--output', folder.at('out')];
+  const child = start(['reproduce', ...args, '--steps', '100000']);
+  const end = ended(child);
+  const log = folder.at('out', 'mamba', 'log.jsonl');
+  while (!existsSync(log) && child.exitCode === null) await new Promise((done) => setTimeout(done, 20));
+  child.kill(signal);
+  expect((await end).code).toBe(code);
+  expect(readdirSync(folder.at('out'))).toEqual(['mamba']);
+  const [saved] = readdirSync(folder.at('out', 'mamba')).filter((name) => name.startsWith('step-'));
+  const again = await reproduce(...args, '--steps', String(Number(saved!.slice(5)) + 1), '--json');
+  expect([again.code, again.stderr]).toEqual([0, '']);
+});
+
 it('leaves a folder alone that another process is in', async () => {
   const lock = await lockFolder(folder.at('out'));
   const args = ['induction-heads', ...small, '--output', folder.at('out')];
@@ -65,6 +82,9 @@ it('leaves a folder alone that another process is in', async () => {
 
 it.each([
   [['parity'], /Allowed choices are induction-heads, selective-copying/],
+  [['induction-heads', '--steps', '1,2'], /argument '1,2' is invalid. It is not a whole number from 1 on\./],
+  [['induction-heads', '--plot', '/nowhere/x.svg'], /^error: --plot: folder \/nowhere does not exist or/],
+  [['induction-heads', '--output', __filename], /^error: --output: .* is a file, expected a folder\n/],
   [['induction-heads', '--layers', 'h3'], /It is not a list of some of mamba, s4d/],
   [['induction-heads', '--seed', '-1'], /^error: --seed is -1, expected a whole number from 0 to 1048575\n/],
   [['selective-copying', '--length', '20'], /^error: --length has 20, expected 32 to 16777216 tokens\n/],
@@ -74,7 +94,7 @@ it.each([
     /^error: --rows is 99999999, expected at most 268435456 tokens/,
   ],
 ])('refuses %p', async (args, message) => {
-  const { code, stderr } = await reproduce(...args, '--output', folder.at('out'));
+  const { code, stderr } = await reproduce(args[0]!, '--output', folder.at('out'), ...args.slice(1));
   expect([code, stderr]).toEqual([2, expect.stringMatching(message)]);
   expect(readdirSync(folder.path)).toEqual([]);
 });

@@ -44,6 +44,12 @@ describe('inFlags', () => {
       'generate: minNewTokens is 5, expected at most maxNewTokens, which is 3',
       '--min-new-tokens is 5, expected at most --max-new-tokens, which is 3',
     ],
+    ['evaluate: stride needs context, which is missing', '--stride needs --context, which is missing'],
+    [
+      'evaluate: stride is 9, expected a whole number from 1 to context, which is 8',
+      '--stride is 9, expected a whole number from 1 to --context, which is 8',
+    ],
+    ['verify: seed is 70000, expected', '--seed is 70000, expected'],
     [
       'Trainer.fromConfig: minimumLearningRate is 2, expected at most learningRate, which is 1',
       '--minimum-learning-rate is 2, expected at most --learning-rate, which is 1',

@@ -287,12 +287,17 @@ describe('train', () => {
     expect(existsSync(at('dry'))).toBe(false);
   });
 
+  it('counts as many epochs as there are steps for', async () => {
+    const { code, stderr } = await run(training('dry', '--dry-run', '--epochs', '1000000'));
+    expect([code, stderr]).toEqual([0, expect.stringMatching(/plan +5\d,\d+,000 steps, /)]);
+  });
+
   it('says what does not fit, and how it might', async () => {
     const args = ['--dry-run', '--batch', '100000', '--length', '256', '--width', '4096'];
     const { code, stderr } = await run(training('dry', ...args));
     expect(code).toBe(2);
     expect(stderr).toMatch(
-      /error: a pass over 100000 rows of 256 tokens does not fit, expected a smaller --batch or --length, .*out of memory: /,
+      /error: this model and a pass over 100000 rows of 256 tokens do not fit, expected a smaller model, --batch or .*out of memory: /,
     );
   });
 
@@ -304,7 +309,10 @@ describe('train', () => {
 
   it('tells of a folder that cannot be made', async () => {
     const { code, stderr } = await run(['train', at('text.txt'), '--out', '/proc/x', ...small]);
-    expect([code, stderr]).toEqual([1, expect.stringMatching(/error: ENOENT: .*mkdir '\/proc\/x'\n$/)]);
+    expect([code, stderr]).toEqual([
+      1,
+      expect.stringMatching(/error: \/proc\/x: folder cannot be made; ENOENT: .*mkdir '\/proc\/x'\n$/),
+    ]);
   });
 
   it('tells of a full disk', async () => {
@@ -377,6 +385,31 @@ describe('train refuses', () => {
       () => plain('--micro-batches', '3'),
       2,
       '--micro-batches is 3, expected a divisor of --batch, which is 8',
+    ],
+    [
+      'a file for the model',
+      () => ['train', at('text.txt'), '--out', at('text.txt')],
+      2,
+      'text.txt is a file, expected a folder',
+    ],
+    [
+      'more epochs than there may be steps',
+      () => plain('--epochs', '1e9', '--batch', '1'),
+      2,
+      '--epochs is 1000000000, which is 2',
+    ],
+    ['a width that is none', () => plain('--width', '1.5'), 2, '--width is 1.5, expected a whole number'],
+    [
+      'more layers than there may be, by the name of the flag',
+      () => plain('--layers', '10001'),
+      2,
+      '--layers is 10001, expected at most 10000 layers',
+    ],
+    [
+      'an odd state of s4d, by the name of the flag',
+      () => plain('--family', 's4d', '--state-size', '3'),
+      2,
+      '--state-size is 3, expected an even number',
     ],
     [
       'a batch that no memory is for',

@@ -38,6 +38,19 @@ it('lets in one of many that come at once', async () => {
   expect(readdirSync(at())).toEqual([]);
 });
 
+it('tells of a folder that cannot be made or written', async () => {
+  writeFileSync(folder.at('file'), '');
+  await expect(lockFolder(folder.at('file', 'x'))).rejects.toThrow(
+    /file\/x: folder cannot be made; ENOTDIR: /,
+  );
+  const full = jest
+    .spyOn(jest.requireActual<typeof import('node:fs/promises')>('node:fs/promises'), 'open')
+    .mockRejectedValueOnce(Object.assign(new Error('ENOSPC: no space left on device'), { code: 'ENOSPC' }));
+  await expect(lockFolder(at())).rejects.toThrow(/out: folder cannot be written; the disk is full$/);
+  full.mockRestore();
+  expect(readdirSync(folder.path)).toEqual(['file']);
+});
+
 it('keeps folders that it made and in which something is', async () => {
   const lock = await lockFolder(at('deep'));
   writeFileSync(at('deep', 'file'), '');

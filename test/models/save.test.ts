@@ -157,6 +157,31 @@ describe('savePretrained', () => {
     });
   });
 
+  it('writes as floats what transformers does, which refuses an int in their place', async () => {
+    const numbers = (path: string) =>
+      [...readFileSync(path, 'utf8').matchAll(/^ {2}"(\w+)": (-?[\d.]+(?:e[-+]?\d+)?),?$/gm)].map(
+        ([, name, value]) => `${name} ${/[.e]/.test(value!) ? 'float' : 'int'} ${Number(value)}`,
+      );
+    for (const name of ['mamba-tiny', 'mamba-odd', 'falcon-mamba-tiny']) {
+      const model = await open(name);
+      await model.savePretrained(folder.path);
+      model.dispose();
+      for (const file of ['config.json', 'generation_config.json'])
+        expect(numbers(folder.at(file)).sort()).toEqual(numbers(join(FIXTURES, name, file)).sort());
+      expect(numbers(folder.at('config.json'))).toContain('time_step_scale float 1');
+    }
+    const generation = { temperature: 1, top_p: 1, top_k: 50, eos_token_id: 2 };
+    const source = folder.at('source');
+    cpSync(join(FIXTURES, 'mamba-tiny'), source, { recursive: true });
+    writeFileSync(join(source, 'generation_config.json'), JSON.stringify(generation));
+    const model = await load(source);
+    await model.savePretrained(folder.path);
+    model.dispose();
+    expect(numbers(folder.at('generation_config.json'))).toEqual([
+      ...['temperature float 1', 'top_p float 1', 'top_k int 50', 'eos_token_id int 2'],
+    ]);
+  });
+
   it('says of a fresh model what transformers asks for', async () => {
     for (const [dtype, name, stored] of [
       ['f32', 'float32', 'F32'],

@@ -184,6 +184,30 @@ it('stops at a loss that is not finite, with the tensor and the state before it'
   expect(result.steps).toBe(20);
 });
 
+it('takes a held-out loss that is not a number for no best one', async () => {
+  const [at, best] = [join(folder, 'wild'), join(folder, 'wild', 'best')];
+  const { average: _, ...plain } = options;
+  const trainer = await Trainer.fromConfig(config, { ...plain, learningRate: 1e3, warmup: 0 });
+  trainers.push(trainer);
+  const seen: (readonly [number, boolean])[] = [];
+  await expect(
+    train(trainer, {
+      ...{ source: source(), validation, folder: at, best, evaluateEvery: 1 },
+      onEvaluation: ({ validation, best }) => seen.push([validation, best]),
+    }),
+  ).rejects.toThrow(/^train: loss is NaN at step 2;/);
+  expect(seen).toEqual([[NaN, false]]);
+  await expect(access(best)).rejects.toThrow('ENOENT');
+});
+
+it('says how to begin anew where all checkpoints are damaged', async () => {
+  const at = join(folder, 'damaged');
+  await mkdir(join(at, 'step-00000003'), { recursive: true });
+  await expect(train(await make(), { source: source(), folder: at, resume: true })).rejects.toThrow(
+    /damaged holds no checkpoint that could be gone on from; to begin the training anew, move that folder away first$/,
+  );
+});
+
 it('refuses what cannot be meant, before any work', async () => {
   const trainer = await make();
   const refused = (bad: object, message: string | RegExp) =>

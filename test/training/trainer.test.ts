@@ -237,7 +237,9 @@ describe('a trainer', () => {
     const weight = trainer.model.parameters.get(name)!;
     weight.set(new Float32Array(weight.size).fill(3e38));
     await expect(trainer.step(batchOf(0))).rejects.toThrow('at step 1');
-    expect(await trainer.diagnose(1, [batchOf(0)])).toBe(`y of matmul with ${name}`);
+    expect(await trainer.diagnose(1, [batchOf(0)])).toBe(
+      `y of norm_matmul with backbone.layers.1.norm.weight and ${name}`,
+    );
     trainer.dispose();
   });
 
