@@ -1,5 +1,6 @@
-// Which calls of mamba_layer_step and expert_layer_step the kernels of device/mamba_layers.cuh and
-// device/mixture_layers.cuh take, how many of them in one launch, and whether a step's end is part of it.
+// Which calls of mamba_layer_step and expert_layer_step the kernels of device/mamba_layers.cuh,
+// device/cluster_layers.cuh and device/mixture_layers.cuh take, how many of them in one launch, and whether
+// a step's end is part of it.
 #include "layer_steps.h"
 
 #include <cstring>
@@ -66,23 +67,27 @@ bool all_dense(P... tensors) {
   return (dense(tensors) && ...);
 }
 
+bool several(const LayerEnds& c) { return c.residual.size(0) > 1; }
+
 bool fits(const MambaCall& c) {
   const int64_t m = c.residual.size(1);
   const DType type = c.y.dtype();
-  return c.in_proj.dtype() == type && c.scan_state.dtype() == DType::f32 && c.A.size(0) == 2 * m &&
+  if (several(c) ? !steps_in_clusters(c) : c.scan_state.dtype() != DType::f32)
+    return false;
+  return c.in_proj.dtype() == type && c.A.size(0) == 2 * m &&
          c.A.size(1) == kLayerStates && c.dt_weight.size(1) == (m / 16 + 15) / 16 * 16 &&
          c.conv_weight.size(1) == kLayerTaps &&
          all_dense(c.in_proj, c.conv_weight, c.conv_bias, c.conv_state, c.x_proj, c.dt_weight,
                    c.dt_bias, c.A, c.D, c.scan_state, c.out_proj, c.xz, c.u, c.dbc, c.gated);
 }
 bool fits(const ExpertCall& c) {
-  return c.k == 1 && c.router.size(0) <= kMostExperts && c.up.dtype() == c.y.dtype() &&
+  return !several(c) && c.k == 1 && c.router.size(0) <= kMostExperts && c.up.dtype() == c.y.dtype() &&
          all_dense(c.router, c.router_bias, c.up, c.up_bias, c.down, c.down_bias, c.logits, c.experts,
                    c.weights, c.hidden);
 }
 bool fits(const LayerCall& call) {
   const LayerEnds& c = ends(call);
-  return c.residual.size(0) == 1 && c.y.dtype() != DType::f32 &&
+  return c.residual.size(0) >= 1 && c.y.dtype() != DType::f32 &&
          all_dense(c.x, c.residual, c.norm_weight, c.y, c.sum, c.normed) &&
          std::visit([](const auto& own) { return fits(own); }, call);
 }
@@ -136,7 +141,8 @@ struct Run {
     }
     if (const auto* own = std::get_if<MambaCall>(&next); own && mamba)
       if (!same(own->offsets.view, mamba->offsets.view) || !same(own->slots.view, mamba->slots.view) ||
-          own->scan_state.size(0) != mamba->scan_state.size(0))
+          own->scan_state.size(0) != mamba->scan_state.size(0) ||
+          own->scan_state.dtype() != mamba->scan_state.dtype())
         return false;
     if (const auto* own = std::get_if<ExpertCall>(&next); own && experts && own->h() != experts->h())
       return false;
@@ -296,6 +302,11 @@ Head<T> head_of(const Ending& e) {
 
 template <class T>
 bool launch_run(Stream& stream, const Run& run, const std::optional<Ending>& ending) {
+  if (several(ends(run.calls[0]))) {
+    const MambaCall* calls[kMostLayers];
+    for (int i = 0; i < run.count; i++) calls[i] = &std::get<MambaCall>(run.calls[i]);
+    return launch_cluster_layers(stream, calls, run.count);
+  }
   const int64_t m = ends(run.calls[0]).residual.size(1);
   if (!run.experts) {
     auto s = layers_of<Layers<T>>(stream, run);
@@ -318,9 +329,11 @@ bool launch_run(Stream& stream, const Run& run, const std::optional<Ending>& end
 
 bool step_layers(Stream& stream, const LayerCall& first) {
   Run run;
-  if (!stream.exchange->words() || !run.joins(first)) return false;
+  const bool clusters = several(ends(first));
+  if ((!clusters && !stream.exchange->words()) || !run.joins(first)) return false;
   run.add(first);
-  for (int i = 0; i < stream.following->count && run.count < kMostLayers; i++) {
+  const int most = clusters ? kMostClusterLayers : kMostLayers;
+  for (int i = 0; i < stream.following->count && run.count < most; i++) {
     LayerCall next = first;
     if (!read(stream.following->calls[i], next) || !run.joins(next)) break;
     run.add(next);

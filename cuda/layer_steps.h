@@ -55,6 +55,11 @@ bool launch_mamba_layers(Stream& stream, int64_t m, Layers<T>& s);
 template <class T>
 bool launch_mixture_layers(Stream& stream, int64_t m, int64_t h, mixture::Layers<T>& s);
 
+// The same for several sequences, `calls` Mamba layers of one step; false if clusters do not run here. Each is
+// such a call, and its tensors are dense.
+bool launch_cluster_layers(Stream& stream, const MambaCall* const* calls, int count);
+bool steps_in_clusters(const MambaCall& call);
+
 // Does this layer and, in a recorded graph, those that follow it, in one launch; false if the kernel
 // takes no such layer, or not all of its blocks run at once here: then nothing is done.
 bool step_layers(Stream& stream, const LayerCall& first);

@@ -89,6 +89,9 @@ function config(json: JsonObject): MambaConfig {
 const addsAtOnce = (tokens: number, { slots }: Batch) =>
   tokens > 16 && tokens !== slots.shape[0] && !isRecording(); // see #recordLayers
 
+/** Sequences of 130m that CUDA steps faster at once than op by op. */
+const mostAtOnce = 168;
+
 class MambaBackbone implements Backbone {
   readonly stateParts: readonly StatePart[];
   readonly #config: MambaConfig;
@@ -133,9 +136,8 @@ class MambaBackbone implements Backbone {
   forward(ids: Tensor, batch: Batch, pools: readonly Tensor[], visit?: (hidden: Tensor) => void): Tensor {
     return scope(() => {
       const embedded = embedding({ ids, weight: this.#embeddings, dtype: 'f32' });
-      // One row is where a step's kernels are short enough for their number to count.
       const whole =
-        ids.shape[0] === 1 &&
+        this.#stepsAtOnce(ids, batch) &&
         pools.length > 0 &&
         !batch.muted &&
         this.#layers.every(({ mixer }) => mixer.stepsWhole);
@@ -150,7 +152,18 @@ class MambaBackbone implements Backbone {
     });
   }
 
-  /** One token: all layers as one op each. */
+  /**
+   * Where a step's kernels are short enough for their number to count: one token, or one of each of some
+   * sequences where CUDA does a narrow model's layers in one launch.
+   */
+  #stepsAtOnce(ids: Tensor, { slots }: Batch): boolean {
+    const tokens = ids.shape[0]!;
+    if (tokens === 1) return true;
+    const narrow = this.#config.hiddenSize === 768 && this.#activations !== 'f32';
+    return narrow && ids.device.id !== 'cpu' && tokens === slots.shape[0] && tokens <= mostAtOnce;
+  }
+
+  /** One token of each sequence: all layers as one op each. */
   #stepLayers(residual: Tensor, batch: Batch, pools: readonly Tensor[], visit?: (hidden: Tensor) => void) {
     const eps = this.#config.layerNormEpsilon;
     let x: Tensor | undefined;

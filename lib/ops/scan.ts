@@ -166,8 +166,8 @@ export const mambaStep = op('mamba_step', {
  *     normed = rmsNorm(sum),   xz = normed · inProjᵀ,   gated = mambaStep(xz, ..),   y = gated · outProjᵀ
  *
  * each result rounded to T; `offsets` and `slots` as in `mambaStep`. On the CPU the bits are those of the
- * ops. On CUDA, for one sequence, halves of one type and the sizes of a published model, one kernel; in a
- * captured graph one for all layers that follow one another, `expertLayerStep`'s too, as long as none of their
+ * ops. On CUDA, for one sequence, halves of one type and the sizes of a published model, or for up to 168
+ * sequences and 768 columns with states of f32 or of that type, one kernel; in a captured graph one for all layers that follow one another, `expertLayerStep`'s too, as long as none of their
  * outputs was disposed before the last was called. There the rank r is a multiple of 16: m / 16, filled up.
  */
 export const mambaLayerStep = op('mamba_layer_step', {

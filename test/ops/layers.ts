@@ -39,20 +39,27 @@ export function layersOn(device: Device) {
   };
   const ints = (...values: number[]) => Tensor.from(Int32Array.from(values), [values.length], { device });
 
-  const mamba = (m: number, dtype: Half, seed: number, slots = ints(1), offsets = ints(0, 1)): MambaArgs => {
+  const mamba = (
+    m: number,
+    dtype: Half,
+    seed: number,
+    slots = ints(1),
+    offsets = ints(0, 1),
+    { pool = 3, states = 'f32' }: { readonly pool?: number; readonly states?: DType } = {},
+  ): MambaArgs => {
     const [d, r] = [2 * m, Math.ceil(m / 256) * 16];
     return {
       normWeight: random([m], seed, 0.3, 'f32', 1),
       inProj: random([2 * d, m], seed + 1, 1.7 / Math.sqrt(m), dtype),
       convWeight: random([d, 4], seed + 2, 0.8),
       convBias: seed % 2 ? random([d], seed + 3, 0.3) : undefined,
-      convState: random([3, d, 3], seed + 4, 1, dtype),
+      convState: random([pool, d, 3], seed + 4, 1, dtype),
       xProj: random([r + 32, d], seed + 5, 3 / Math.sqrt(d), dtype),
       dtWeight: random([d, r], seed + 6, 1 / Math.sqrt(r), dtype),
       dtBias: random([d], seed + 7, 2, 'f32', -3),
       A: random([d, 16], seed + 8, 7, 'f32', -8),
       D: random([d], seed + 9, 0.5, 'f32', 1),
-      scanState: random([3, d, 16], seed + 10, 1),
+      scanState: random([pool, d, 16], seed + 10, 1, states),
       outProj: random([m, d], seed + 11, 1.7 / Math.sqrt(d), dtype),
       offsets,
       slots,
@@ -82,7 +89,7 @@ export function layersOn(device: Device) {
   const copyOf = <A extends MambaArgs>(args: A): A => ({
     ...args,
     convState: as(args.convState, args.convState.dtype),
-    scanState: as(args.scanState, 'f32'),
+    scanState: as(args.scanState, args.scanState.dtype),
   });
 
   return { random, ints, mamba, experts, copyOf };

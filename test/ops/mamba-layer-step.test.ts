@@ -7,7 +7,7 @@ import { Tensor } from '../../lib/tensor';
 import { bits } from '../../lib/verify/cases';
 import { relativeError } from '../../lib/verify/measure';
 import { onEach } from '../devices';
-import { bounds, layersOn, numbers, type MambaArgs } from './layers';
+import { bounds, layersOn, numbers, type Half, type MambaArgs } from './layers';
 
 const outputs = ['sum', 'normed', 'xz', 'u', 'dbc', 'gated', 'y'] as const;
 describe.each(onEach)('on %s', (_, device) => {
@@ -19,6 +19,20 @@ describe.each(onEach)('on %s', (_, device) => {
     const { y: xz, sum, normed } = normMatmul({ x, residual, normWeight, weight: inProj, dtype });
     const { y: gated, u, dbc } = mambaStep({ xz, ...mixer });
     return { sum, normed, xz, u, dbc, gated, y: matmul({ x: gated, weight: outProj }) };
+  };
+
+  const compare = async (x: Tensor | undefined, residual: Tensor, args: MambaArgs) => {
+    const other = copyOf(args);
+    const bound = bounds[args.convState.dtype as Half];
+    const got = mambaLayerStep({ x, residual, ...args });
+    const wanted = oneByOne(x, residual, other);
+    const errors = await Promise.all(
+      outputs.map(async (name) => relativeError(await numbers(got[name]), await numbers(wanted[name]))),
+    );
+    for (const [i, name] of outputs.entries())
+      if (!(errors[i]! <= (device.id === 'cpu' ? 0 : bound))) throw new Error(`${name}: ${errors[i]}`);
+    for (const name of ['convState', 'scanState'] as const)
+      expect(relativeError(await numbers(args[name]), await numbers(other[name]))).toBeLessThanOrEqual(bound);
   };
 
   it.each([
@@ -34,28 +48,50 @@ describe.each(onEach)('on %s', (_, device) => {
     [1472, 'bf16', 1, 1],
     [640, 'bf16', 1, 1],
   ] as const)('gives what the ops give, m %p, %s, seed %p, slot %p', async (m, dtype, seed, slot) => {
-    const args = layer(m, dtype, seed, ints(slot));
-    const other = copyOf(args);
     const residual = random([1, m], 90, 1);
     const x = seed === 1 ? random([1, m], 91, 1, dtype) : undefined;
-    const got = mambaLayerStep({ x, residual, ...args });
-    const wanted = oneByOne(x, residual, other);
-    const errors = await Promise.all(
-      outputs.map(async (name) => relativeError(await numbers(got[name]), await numbers(wanted[name]))),
-    );
-    for (const [i, name] of outputs.entries())
-      if (!(errors[i]! <= (device.id === 'cpu' ? 0 : bounds[dtype])))
-        throw new Error(`${name}: ${errors[i]}`);
-    for (const name of ['convState', 'scanState'] as const)
-      expect(relativeError(await numbers(args[name]), await numbers(other[name]))).toBeLessThanOrEqual(
-        bounds[dtype],
-      );
+    await compare(x, residual, layer(m, dtype, seed, ints(slot)));
   });
 
-  describe.each(['bf16', 'f16'] as const)('several layers, %s', (dtype) => {
+  /** Sequences whose states lie in the opposite order; the third has none. */
+  const several = (b: number) =>
+    [
+      ints(...Array.from({ length: b }, (_, i) => (i === 2 ? -1 : b - i))),
+      ints(...Array.from({ length: b + 1 }, (_, i) => i)),
+    ] as const;
+
+  // Up to 168 sequences of 768 columns are one kernel on CUDA.
+  it.each([
+    [768, 'bf16', 'f32', 2],
+    [768, 'bf16', 'bf16', 3],
+    [768, 'f16', 'f32', 5],
+    [768, 'bf16', 'bf16', 37],
+    [768, 'f16', 'f16', 64],
+    [768, 'bf16', 'f32', 100],
+    [768, 'bf16', 'bf16', 168],
+    [768, 'bf16', 'bf16', 169],
+    [768, 'f16', 'bf16', 4],
+    [1024, 'bf16', 'f32', 3],
+  ] as const)(
+    'gives what the ops give, m %p, %s, states in %s, %p sequences',
+    async (m, dtype, states, b) => {
+      const seed = b % 2 ? 1 : 2;
+      const x = seed === 1 ? random([b, m], 91, 1, dtype) : undefined;
+      const args = layer(m, dtype, seed, ...several(b), { pool: b + 2, states });
+      await compare(x, random([b, m], 90, 1), args);
+    },
+  );
+
+  describe.each([
+    ['bf16', 'f32', 1],
+    ['f16', 'f32', 1],
+    ['bf16', 'f32', 9],
+    ['bf16', 'bf16', 100],
+  ] as const)('several layers, %s, states in %s, %p sequences', (dtype, states, b) => {
     const m = 768;
-    const layers = [1, 20, 40].map((seed) => layer(m, dtype, seed));
-    const residual = random([1, m], 90, 1);
+    const [slots, offsets] = b === 1 ? [ints(1), ints(0, 1)] : several(b);
+    const layers = [1, 20, 40].map((seed) => layer(m, dtype, seed, slots, offsets, { pool: b + 2, states }));
+    const residual = random([b, m], 90, 1);
 
     /** All outputs and states, of the layers one after the other. */
     const run = (args: readonly MambaArgs[], early: boolean) => {
