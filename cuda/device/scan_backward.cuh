@@ -63,7 +63,7 @@ struct Walk {
   static constexpr int kEdge = 3 * kTokens + kCoefficients + (kWidth + 3) / 4 * 4;
   static constexpr int kSlots = Lanes < 8 ? 32 + Lanes : 32;  // fours of all threads, and what parts banks
   static constexpr int kBack =
-      4 * kTokens + 2 * kCoefficients + 2 * kWidth + (kTile * kSlots + 32) * kQuads * 4;
+      6 * kTokens + 2 * kCoefficients + 2 * kWidth + (kTile * kSlots + 32) * kQuads * 4;
   static constexpr int kEdgeBytes = kEdge * Warps * static_cast<int>(sizeof(float));
   static constexpr int kBytes = kBack * Warps * static_cast<int>(sizeof(float));
   // Of a multiprocessor at once: what its 228 KiB hold.

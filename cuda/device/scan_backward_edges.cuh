@@ -80,40 +80,44 @@ __device__ __forceinline__ void walk_edge(const W& w, const ScanBackward<typenam
     const int steps = tile_steps(t, end), c = Share<W>::channel(w);
     float bias[W::kVector];
     load_floats<W::kVector>(bias_of + c, bias);
+    // Loops of their own, so that a thread waits for all answers of the special-function unit at once.
+    Some<W> dt_in, g_in;
+#pragma unroll
+    for (int p = 0; p < W::kPasses; p++)
+#pragma unroll
+      for (int v = 0; v < W::kVector; v++)
+        dt_in[p][v] = raw.delta[p][v] + bias[v], g_in[p][v] = raw.dy[p][v];
+    if (s.softplus) {
+#pragma unroll
+      for (int p = 0; p < W::kPasses; p++)
+#pragma unroll
+        for (int v = 0; v < W::kVector; v++) dt_in[p][v] = softplus(dt_in[p][v]);
+    }
+    if (s.z && !Lone) {
+#pragma unroll
+      for (int p = 0; p < W::kPasses; p++)
+#pragma unroll
+        for (int v = 0; v < W::kVector; v++) g_in[p][v] *= silu(raw.z[p][v]);
+    }
 #pragma unroll
     for (int p = 0; p < W::kPasses; p++) {
-      const int row = Share<W>::step(w, p);
+      const int row = Share<W>::step(w, p), at = row * W::kWidth + c;
       if (row >= kTile) break;
-      float dt[W::kVector], dtu[W::kVector], g[W::kVector];
-      // Loops of their own, so that a thread waits for all answers of the special-function unit at once.
+      float dtu[W::kVector];
 #pragma unroll
       for (int v = 0; v < W::kVector; v++) {
-        dt[v] = raw.delta[p][v] + bias[v];
-        g[v] = raw.dy[p][v];
+        if (row >= steps) dt_in[p][v] = 0.0f;
+        dtu[v] = dt_in[p][v] * raw.u[p][v];
       }
-      if (s.softplus) {
-#pragma unroll
-        for (int v = 0; v < W::kVector; v++) dt[v] = softplus(dt[v]);
-      }
-      if (s.z && !Lone) {
-#pragma unroll
-        for (int v = 0; v < W::kVector; v++) g[v] *= silu(raw.z[p][v]);
-      }
-#pragma unroll
-      for (int v = 0; v < W::kVector; v++) {
-        if (row >= steps) dt[v] = 0.0f;
-        dtu[v] = dt[v] * raw.u[p][v];
-      }
-      const int at = row * W::kWidth + c;
-      store_floats<W::kVector>(dt, dt_of + at);
+      store_floats<W::kVector>(dt_in[p], dt_of + at);
       store_floats<W::kVector>(dtu, dtu_of + at);
-      if (!Lone) store_floats<W::kVector>(g, g_of + at);
+      if (!Lone) store_floats<W::kVector>(g_in[p], g_of + at);
     }
     raw.place_states(w, s, steps, B_of);
     __syncwarp();
     raw.move(s, false);
     if (tile + 1 < needed) raw.fetch(w, s, tile_steps(t + kTile, end));
-#pragma unroll 2
+#pragma unroll
     for (int step = 0; step < kTile; step++) {
       float dt[W::kOwn], dtu[W::kOwn], g[W::kOwn], b[W::kStates], c[W::kStates];
       w.take(dt_of, step, dt);

@@ -4,11 +4,10 @@
 
 namespace ss::cuda {
 
-// A warp's shared memory in scan_back. Arrays by token and channel, [step][channel], are read by all
-// before others are written in their place.
+// A warp's shared memory in scan_back.
 template <class W>
 struct Room {
-  float *dt, *dtu, *through, *g, *q, *y;
+  float *dt, *dtu, *through, *g, *q, *y;  // [step][channel]
   float* states;        // two of: B and C of a tile, then dB and dC of it, [step][kN] of each
   float *D, *bias;      // [channel]
   float4* history;      // [step][quad][kSlots]: h before the step, then dB and dC of the thread's channels
@@ -16,10 +15,10 @@ struct Room {
   __device__ explicit Room(float* memory)
       : dt(memory),
         dtu(dt + W::kTokens),
-        through(dtu),
-        g(dtu + W::kTokens),
-        q(g),
-        y(g + W::kTokens),
+        through(dtu + W::kTokens),
+        g(through + W::kTokens),
+        q(g + W::kTokens),
+        y(q + W::kTokens),
         states(y + W::kTokens),
         D(states + 2 * W::kCoefficients),
         bias(D + W::kWidth),
@@ -42,42 +41,49 @@ __device__ __forceinline__ void enter_tile(const W& w, const ScanBackward<typena
   float bias[W::kVector], D[W::kVector];
   load_floats<W::kVector>(room.bias + c, bias);
   load_floats<W::kVector>(room.D + c, D);
+  Some<W> dt, g;
+  // Loops of their own: see walk_edge.
 #pragma unroll
   for (int p = 0; p < W::kPasses; p++) {
-    const int row = Share<W>::step(w, p);
-    if (row >= kTile) break;
     kept.u[p] = raw.u[p];
-    float dt[W::kVector], dtu[W::kVector], g[W::kVector];
-    // Loops of their own: see walk_edge.
 #pragma unroll
     for (int v = 0; v < W::kVector; v++) {
-      dt[v] = raw.delta[p][v] + bias[v], g[v] = raw.dy[p][v];
+      dt[p][v] = raw.delta[p][v] + bias[v], g[p][v] = raw.dy[p][v];
       kept.slope[p][v] = 1.0f, kept.gate[p][v] = 0.0f;
     }
-    if (s.softplus) {
+  }
+  if (s.softplus) {
 #pragma unroll
-      for (int v = 0; v < W::kVector; v++) dt[v] = softplus_slope(dt[v], kept.slope[p][v]);
-    }
-    if (s.z) {
+    for (int p = 0; p < W::kPasses; p++)
+#pragma unroll
+      for (int v = 0; v < W::kVector; v++) dt[p][v] = softplus_slope(dt[p][v], kept.slope[p][v]);
+  }
+  if (s.z) {
+#pragma unroll
+    for (int p = 0; p < W::kPasses; p++)
 #pragma unroll
       for (int v = 0; v < W::kVector; v++) {
         const float z = raw.z[p][v], gate = reciprocal_approx(1.0f + exp2_approx(z * -kLog2e));
-        kept.gate[p][v] = g[v] * gate * fmaf(z, 1.0f - gate, 1.0f);
-        g[v] *= z * gate;
+        kept.gate[p][v] = g[p][v] * gate * fmaf(z, 1.0f - gate, 1.0f);
+        g[p][v] *= z * gate;
       }
-    }
+  }
+#pragma unroll
+  for (int p = 0; p < W::kPasses; p++) {
+    const int row = Share<W>::step(w, p), at = row * W::kWidth + c;
+    if (row >= kTile) break;
+    float dtu[W::kVector];
 #pragma unroll
     for (int v = 0; v < W::kVector; v++) {
       const float u = raw.u[p][v];
-      if (row >= steps) dt[v] = 0.0f;
-      dtu[v] = dt[v] * u;
-      kept.skip[p][v] = D[v] * g[v];
-      dD[v] = fmaf(g[v], u, dD[v]);
+      if (row >= steps) dt[p][v] = 0.0f;
+      dtu[v] = dt[p][v] * u;
+      kept.skip[p][v] = D[v] * g[p][v];
+      dD[v] = fmaf(g[p][v], u, dD[v]);
     }
-    const int at = row * W::kWidth + c;
-    store_floats<W::kVector>(dt, room.dt + at);
+    store_floats<W::kVector>(dt[p], room.dt + at);
     store_floats<W::kVector>(dtu, room.dtu + at);
-    store_floats<W::kVector>(g, room.g + at);
+    store_floats<W::kVector>(g[p], room.g + at);
   }
 }
 
@@ -153,18 +159,17 @@ __device__ __forceinline__ void leave_tile(const W& w, const ScanBackward<typena
   }
 }
 
-// A tile forward from h before it to the last, keeping h before each token, and y.
+// A tile forward from h before it to the last, keeping h before each token.
 template <class W>
 __device__ __forceinline__ void walk_forward(const W& w, const ScanBackward<typename W::T>& s,
                                              const Room<W>& room, const float* states, const Held<W>& A,
-                                             const Held<W>& B_of, const Held<W>& C_of, Held<W>& h) {
-#pragma unroll 2
+                                             const Held<W>& B_of, Held<W>& h) {
+#pragma unroll
   for (int step = 0; step < kTile; step++) {
-    float dt[W::kOwn], dtu[W::kOwn], b[W::kStates], c[W::kStates], y[W::kOwn] = {};
+    float dt[W::kOwn], dtu[W::kOwn], b[W::kStates];
     w.take(room.dt, step, dt);
     w.take(room.dtu, step, dtu);
     w.coefficients(states, step, b);
-    w.coefficients(states + W::kCoefficients / 2, step, c);
 #pragma unroll
     for (int k = 0; k < W::kOwn; k++)
 #pragma unroll
@@ -172,13 +177,10 @@ __device__ __forceinline__ void walk_forward(const W& w, const ScanBackward<type
         room.history[(step * W::kQuads + (k * W::kStates + i) / 4) * W::kSlots + w.lane] =
             make_float4(h[k][i], h[k][i + 1], h[k][i + 2], h[k][i + 3]);
 #pragma unroll
-        for (int j = i; j < i + 4; j++) {
+        for (int j = i; j < i + 4; j++)
           h[k][j] = fmaf(exp2_approx(dt[k] * A[k][j]), h[k][j],
                          dtu[k] * (W::kAny && s.B_constant ? B_of[k][j] : b[j]));
-          y[k] = fmaf(W::kAny && s.C_constant ? C_of[k][j] : c[j], h[k][j], y[k]);
-        }
       }
-    sum_states(w, y, room.y + step * W::kWidth);
   }
 }
 
@@ -189,7 +191,7 @@ __device__ __forceinline__ void walk_back(const W& w, const ScanBackward<typenam
                                           const Room<W>& room, const float* states, const Held<W>& A,
                                           const Held<W>& B_of, const Held<W>& C_of, Held<W>& h, Held<W>& dh,
                                           Held<W>& dA, Held<W>& dB_of, Held<W>& dC_of) {
-#pragma unroll 2
+#pragma unroll 2  // more do not fit the cache of instructions
   for (int step = kTile - 1; step >= 0; step--) {
     float dt[W::kOwn], dtu[W::kOwn], g[W::kOwn], b[W::kStates], c[W::kStates];
     w.take(room.dt, step, dt);
@@ -198,7 +200,7 @@ __device__ __forceinline__ void walk_back(const W& w, const ScanBackward<typenam
     w.coefficients(states, step, b);
     w.coefficients(states + W::kCoefficients / 2, step, c);
     float4* held = room.history + step * W::kQuads * W::kSlots + w.lane;
-    float q[W::kOwn] = {}, through[W::kOwn] = {}, dB[W::kStates] = {}, dC[W::kStates] = {};
+    float y[W::kOwn] = {}, q[W::kOwn] = {}, through[W::kOwn] = {}, dB[W::kStates] = {}, dC[W::kStates] = {};
 #pragma unroll
     for (int k = 0; k < W::kOwn; k++)
 #pragma unroll
@@ -219,6 +221,7 @@ __device__ __forceinline__ void walk_back(const W& w, const ScanBackward<typenam
           float& dC_j = W::kAny && s.C_constant ? dC_of[k][j] : dC[j];
           dB_j = fmaf(dh_j, dtu[k], dB_j);
           dC_j = fmaf(h[k][j], g[k], dC_j);
+          y[k] = fmaf(c_j, h[k][j], y[k]);
           h[k][j] = before[j - i];
         }
       }
@@ -228,7 +231,7 @@ __device__ __forceinline__ void walk_back(const W& w, const ScanBackward<typenam
       held[i / 4 * W::kSlots] = make_float4(dB[i], dB[i + 1], dB[i + 2], dB[i + 3]);
       held[(W::kStates + i) / 4 * W::kSlots] = make_float4(dC[i], dC[i + 1], dC[i + 2], dC[i + 3]);
     }
-    __syncwarp();
+    sum_states(w, y, room.y + step * W::kWidth);
     sum_states(w, q, room.q + step * W::kWidth);
     sum_states(w, through, room.through + step * W::kWidth);
   }
@@ -339,29 +342,24 @@ __global__ void __launch_bounds__(W::kThreads, W::kBlocks)
       // h before the tile: what is left of the piece's start (nothing where that is zero, of no time), and
       // what came to be since.
 #pragma unroll
-      for (int k = 0; k < W::kOwn; k++)
-#pragma unroll
-        for (int i = 0; i < W::kStates; i += 4) {
-          const int quad = (k * W::kStates + i) / 4;
-          const float4 from = room.start[quad * 32 + w.lane];
-          h[k][i] = from.x, h[k][i + 1] = from.y, h[k][i + 2] = from.z, h[k][i + 3] = from.w;
-        }
+      for (int i = 0; i < W::kQuads; i++) {
+        const float4 from = room.start[i * 32 + w.lane];
+        float* to = h[i * 4 / W::kStates] + i * 4 % W::kStates;
+        to[0] = from.x, to[1] = from.y, to[2] = from.z, to[3] = from.w;
+      }
       if (tile > 0) {
 #pragma unroll
-        for (int k = 0; k < W::kOwn; k++)
-#pragma unroll
-          for (int i = 0; i < W::kStates; i += 4) {
-            const int quad = (k * W::kStates + i) / 4;
-            const float added[4] = {inner[quad].x, inner[quad].y, inner[quad].z, inner[quad].w};
-#pragma unroll
-            for (int j = i; j < i + 4; j++)
-              h[k][j] = fmaf(exp2_approx(time[k] * A[k][j]), h[k][j], added[j - i]);
-          }
+        for (int i = 0; i < W::kQuads * 4; i++) {
+          const float4& four = inner[i / 4];
+          const int k = i / W::kStates, j = i % W::kStates;
+          const float added = i % 4 == 0 ? four.x : i % 4 == 1 ? four.y : i % 4 == 2 ? four.z : four.w;
+          h[k][j] = fmaf(exp2_approx(time[k] * A[k][j]), h[k][j], added);
+        }
       }
       __syncwarp();
       raw.move(s, true);
       if (tile > 0) raw.fetch(w, s, kTile);
-      walk_forward(w, s, room, states, A, B, C, h);
+      walk_forward(w, s, room, states, A, B, h);
       if (tile > 1) fetch_inner();
       walk_back(w, s, room, states, A, B, C, h, dh, dA, dB, dC);
       __syncwarp();
