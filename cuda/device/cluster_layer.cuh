@@ -155,6 +155,7 @@ __device__ __forceinline__ void show_to_copies() {
 // The threads that compute.
 template <class Size>
 __device__ __forceinline__ void sync_cluster_step() {
+  __syncwarp();
   asm volatile("barrier.cta.sync 15, %0;" ::"n"(Size::threads) : "memory");
 }
 
@@ -171,8 +172,10 @@ struct ClusterRing {
     wait_barrier(&full[at.stage], at.parity);
     return memory + at.stage * Size::stage_bytes;
   }
-  // A barrier of the block: every warp comes once, and only the one that fills waits.
+  // A barrier of the block: every warp comes once, and only the one that fills waits. A warp whose lanes
+  // are apart would come, and be counted, more than once.
   __device__ __forceinline__ void give_back() {
+    __syncwarp();
     asm volatile("barrier.cta.arrive %0, %1;" ::"r"(at.stage + 1), "n"(Size::threads + 32)
                  : "memory");
     at.next(stages);
