@@ -59,6 +59,11 @@ export class TrainingBench {
   async time(shape: TrainShape, runs: number): Promise<Result> {
     const batch = this.#batch(shape);
     const ms = await timeRuns(this.model.device, () => this.#step(batch), runs);
+    const { loss, gradientNorm } = await this.optimizer.report();
+    if (!Number.isFinite(gradientNorm))
+      throw new Error(
+        `${this.name}: the norm of the gradient is ${gradientNorm}, the loss ${loss}: no parameter moved, which takes less time`,
+      );
     const { peak } = this.model.device.memoryUsage();
     return {
       bench: 'train_step',

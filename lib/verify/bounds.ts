@@ -100,6 +100,10 @@ const lostTo = (dtype: DType, values: Float64Array): number =>
     ? 0
     : Math.max(...roundingsTo(dtype, values.length).map((round) => relativeError(round(values), values)));
 
+/** The same of a value on the way, which few values that are made of it do not show: at most half a unit. */
+const lostOnTheWay = (dtype: DType, values: Float64Array): number =>
+  values.length < fewValues ? Math.max(lostTo(dtype, values), (unit[dtype] ?? 0) / 2) : lostTo(dtype, values);
+
 /**
  * What an answer in `dtype` may be off. In half precision twice what the same maths loses that is done plainly
  * in it: from the same rounded inputs, in f32, rounded once at the end, and once `within` where one value is
@@ -107,7 +111,7 @@ const lostTo = (dtype: DType, values: Float64Array): number =>
  */
 export function boundOf(op: Op, wanted: Float64Array, dtype: DType, within: DType = 'f32'): number {
   if (dtype === 'i32') return 0;
-  return (tolerances[op.opName] ?? usual) + 2 * (lostTo(dtype, wanted) + lostTo(within, wanted));
+  return (tolerances[op.opName] ?? usual) + 2 * (lostTo(dtype, wanted) + lostOnTheWay(within, wanted));
 }
 
 /** The bound of one result of a call, whose letters stand for `dtypes`. */

@@ -28,3 +28,11 @@ it.each(['f32', 'bf16'] as const)(
     expect(cpu.memoryUsage().used).toBe(used);
   },
 );
+
+it('does not pass off steps that move no parameter', async () => {
+  const bench = await TrainingBench.open(device('cpu'), 'tiny', presetConfig(8, 2, 40), 'f32');
+  const { parameter } = bench.parameters.blocks[0]!;
+  parameter.set(new Float32Array(parameter.size).fill(NaN));
+  await expect(bench.time(shape, 1)).rejects.toThrow('tiny: the norm of the gradient is NaN, the loss NaN');
+  bench.dispose();
+});

@@ -122,7 +122,7 @@ describe('generate: options', () => {
     [['--max-new-tokens', '0'], '--max-new-tokens is 0, expected a whole number from 1'],
     [
       ['--min-new-tokens', '10', '-n', '6'],
-      '--min-new-tokens is 10, expected at most maxNewTokens, which is 6',
+      '--min-new-tokens is 10, expected at most --max-new-tokens, which is 6',
     ],
     [['--min-p', '-1'], '--min-p is -1, expected a number from 0'],
     [['--threads', '0'], '--threads is 0, expected a whole number from 1 to 256'],
