@@ -27,10 +27,6 @@ export const together =
   (args: A): R => {
     if (!isTracked(args)) return scope(() => fn(args));
     const results = recording(undefined, () => scope(() => fn(args)));
-    record(
-      { opName: name, vjp, saves, inPlace: [] },
-      args,
-      results,
-    );
+    record({ opName: name, vjp, saves, inPlace: [] }, args, results);
     return results;
   };
