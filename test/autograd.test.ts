@@ -301,6 +301,7 @@ describe.each(onEach)('on %s', (_, on) => {
     expect(() => grad(() => matrix([1]), [x])).toThrow('grad: the value does not depend on any');
     expect(() => grad(() => x, [x], { into: [] })).toThrow('grad: into has 0 tensors, expected 1');
     expect(() => grad(() => grad(() => x, [x]).value, [x])).toThrow('in use by another grad');
+    expect(() => grad(() => x, [x, x])).toThrow('grad: parameters has number 1 a second time');
     expect(await gradients(() => mul(x, x), x)).toEqual([[2, 4]]);
   });
 

@@ -256,6 +256,10 @@ export function grad(fn: () => Tensor, parameters: readonly Tensor[], options: G
     throw new TypeError(`grad: seed is ${kindOf(seed)}, expected a tensor`);
   if (into && into.length !== parameters.length)
     throw new TypeError(`grad: into has ${into.length} tensors, expected ${parameters.length}`);
+  if (new Set(parameters).size < parameters.length) {
+    const again = parameters.findIndex((parameter, i) => parameters.indexOf(parameter) < i);
+    throw new RangeError(`grad: parameters has number ${again} a second time, expected each tensor once`);
+  }
   const known = parameters.findIndex((parameter) => variableOf(parameter));
   if (known >= 0) throw new Error(`grad: parameter ${known} is in use by another grad`);
   const tape: Tape = [];

@@ -28,14 +28,14 @@ export const longestOf = (offsets: Int32Array): number =>
   offsets.reduce((most, end, i) => (i > 0 ? Math.max(most, end - offsets[i - 1]!) : most), 0);
 
 /** @throws TypeError, RangeError that name what is wrong with the batches of a step. */
-export function checkBatches(call: string, batches: readonly TrainingBatch[]): void {
+export function checkBatches(call: string, batches: readonly TrainingBatch[], vocabSize: number): void {
   checkList(call, 'batches', batches, () => true, 'batch');
   if (batches.length === 0) throw new RangeError(`${call}: batches is empty, expected one or more`);
-  for (const batch of batches) checkBatch(call, batch);
+  for (const batch of batches) checkBatch(call, batch, vocabSize);
 }
 
 /** @throws TypeError, RangeError that name what is wrong with a batch. */
-export function checkBatch(call: string, batch: TrainingBatch): void {
+export function checkBatch(call: string, batch: TrainingBatch, vocabSize: number): void {
   checkRecord(call, batch, 'batch');
   const { ids, labels, offsets } = batch;
   for (const [name, value] of Object.entries({ ids, labels, offsets }))
@@ -50,6 +50,13 @@ export function checkBatch(call: string, batch: TrainingBatch): void {
   for (let i = 1; i < offsets.length; i++)
     if (offsets[i]! <= offsets[i - 1]!)
       throw new RangeError(`${call}: offsets[${i}] is ${offsets[i]}, expected more than ${offsets[i - 1]}`);
+  // Before any work: what a device finds wrong later comes after the parameters have moved.
+  const most = vocabSize - 1;
+  const wrong = ids.findIndex((id) => id < 0 || id > most);
+  if (wrong >= 0) throw new RangeError(`${call}: ids[${wrong}] is ${ids[wrong]}, expected 0 to ${most}`);
+  const odd = labels.findIndex((label) => label !== -100 && (label < 0 || label > most));
+  if (odd >= 0)
+    throw new RangeError(`${call}: labels[${odd}] is ${labels[odd]}, expected 0 to ${most}, or -100`);
 }
 
 /**

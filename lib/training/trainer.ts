@@ -137,7 +137,7 @@ export class Trainer {
   step(batches: TrainingBatch | readonly TrainingBatch[]): Promise<TrainingStep> {
     this.#check('step');
     const all = Array.isArray(batches) ? (batches as readonly TrainingBatch[]) : [batches as TrainingBatch];
-    checkBatches('step', all);
+    checkBatches('step', all, this.model.config.vocabSize);
     const count = countLabels(all);
     if (count === 0) throw new RangeError('step: labels are all -100, expected some that count');
     const learningRate = learningRateAt(this.#steps, this.options.schedule);
@@ -165,7 +165,7 @@ export class Trainer {
     this.#check('diagnose');
     if (!Number.isSafeInteger(step) || step < 1)
       throw new RangeError(`diagnose: step is ${String(step)}, expected a whole number, 1 or more`);
-    checkBatches('diagnose', batches);
+    checkBatches('diagnose', batches, this.model.config.vocabSize);
     this.#passes.dispose(); // its memory is needed
     this.#passes = new Passes(this.model, this.parameters, this.optimizer, this.options);
     this.#steps = step - 1;
@@ -183,7 +183,7 @@ export class Trainer {
     const { device } = this.model;
     let [sum, count] = [0, 0];
     for await (const batch of batches) {
-      checkBatch('evaluate', batch);
+      checkBatch('evaluate', batch, this.model.config.vocabSize);
       this.#check('evaluate');
       const loss = scope(() => {
         const ints = (values: Int32Array) => Tensor.from(values, [values.length], { device });

@@ -43,7 +43,6 @@ const usual = 1e-6;
 /** What is made of a value that was rounded to a dtype on the way, and the letter of that dtype. */
 const roundedOnTheWay: Readonly<Record<string, Readonly<Record<string, string>>>> = {
   norm_matmul: { y: 'T' },
-  conv_project_backward: { dx: 'T', dweight: 'T', dbias: 'T' },
 };
 
 /** What is rounded to its dtype at random, to either neighbour, where that is not f32. */
@@ -100,10 +99,6 @@ const lostTo = (dtype: DType, values: Float64Array): number =>
     ? 0
     : Math.max(...roundingsTo(dtype, values.length).map((round) => relativeError(round(values), values)));
 
-/** The same of a value on the way, which few values that are made of it do not show: at most half a unit. */
-const lostOnTheWay = (dtype: DType, values: Float64Array): number =>
-  values.length < fewValues ? Math.max(lostTo(dtype, values), (unit[dtype] ?? 0) / 2) : lostTo(dtype, values);
-
 /**
  * What an answer in `dtype` may be off. In half precision twice what the same maths loses that is done plainly
  * in it: from the same rounded inputs, in f32, rounded once at the end, and once `within` where one value is
@@ -111,7 +106,7 @@ const lostOnTheWay = (dtype: DType, values: Float64Array): number =>
  */
 export function boundOf(op: Op, wanted: Float64Array, dtype: DType, within: DType = 'f32'): number {
   if (dtype === 'i32') return 0;
-  return (tolerances[op.opName] ?? usual) + 2 * (lostTo(dtype, wanted) + lostOnTheWay(within, wanted));
+  return (tolerances[op.opName] ?? usual) + 2 * (lostTo(dtype, wanted) + lostTo(within, wanted));
 }
 
 /** The bound of one result of a call, whose letters stand for `dtypes`. */

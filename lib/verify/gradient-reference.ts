@@ -7,6 +7,7 @@ import {
   values,
   type Attrs,
   type Inputs,
+  type Round,
   type Values,
 } from './values';
 
@@ -200,6 +201,16 @@ function crossEntropyGradient({ logits, labels, scale }: Inputs): Inputs {
   return { loss };
 }
 
+/** By op name, of those that keep values in their dtype on the way: `round` does that to them. */
+export const roundingGradients: Readonly<
+  Record<string, (inputs: Inputs, attrs: Attrs, round?: Round) => Inputs>
+> = {
+  conv_project_backward: (inputs, attrs, round = (data) => data) => {
+    const dy = withSum(product(inputs['dproduct']!, inputs['projection']!, false), inputs['dy']);
+    return causalConv1d({ ...inputs, dy: { shape: dy.shape, data: round(dy.data) } }, attrs);
+  },
+};
+
 /** By op name. */
 export const gradientReferences: Readonly<Record<string, (inputs: Inputs, attrs: Attrs) => Inputs>> = {
   matmul_input_gradient: ({ dy, weight, plus }) => ({ dx: withSum(product(dy!, weight!, false), plus) }),
@@ -210,10 +221,7 @@ export const gradientReferences: Readonly<Record<string, (inputs: Inputs, attrs:
   add_rms_norm_backward: addRmsNorm,
   layer_norm_backward: layerNorm,
   causal_conv1d_backward: causalConv1d,
-  conv_project_backward: (inputs, attrs) => {
-    const dy = withSum(product(inputs['dproduct']!, inputs['projection']!, false), inputs['dy']);
-    return causalConv1d({ ...inputs, dy }, attrs);
-  },
+  ...roundingGradients,
   selective_scan_backward: selectiveScan,
   cross_entropy_backward: ({ logits, labels, dloss }) => ({
     dlogits: crossEntropy(logits!, labels!, (t) => dloss!.data[t]!),

@@ -1,5 +1,5 @@
 /** Every op once more, plainly and in f64: what the kernels are held to. */
-import { gradientReferences } from './gradient-reference';
+import { gradientReferences, roundingGradients } from './gradient-reference';
 import { moeGradientReferences } from './moe-gradient-reference';
 import { moeReferences, moeRoundingReferences } from './moe-reference';
 import { optimizerReferences } from './optimizer-reference';
@@ -222,6 +222,7 @@ export const roundingReferences: Readonly<Record<string, Reference>> = {
   mamba_step: (inputs, _attrs, round = (data) => data) => mambaStep(inputs, round),
   mamba_layer_step: (inputs, { eps }, round = (data) => data) => mambaLayerStep(inputs, eps as number, round),
   ...moeRoundingReferences,
+  ...roundingGradients,
 };
 
 /** By op name. */

@@ -272,6 +272,13 @@ describe('a trainer', () => {
     expect(refused({ offsets: Int32Array.of(0, 9, 9, 192) })).toThrow(
       'step: offsets[2] is 9, expected more than 9',
     );
+    const [ids, labels] = [good.ids.slice(), good.labels.slice()];
+    const { vocabSize } = trainer.model.config;
+    ids[3] = vocabSize;
+    labels[5] = -1;
+    expect(refused({ ids })).toThrow(`step: ids[3] is ${vocabSize}, expected 0 to ${vocabSize - 1}`);
+    expect(refused({ labels })).toThrow(`step: labels[5] is -1, expected 0 to ${vocabSize - 1}, or -100`);
+    expect(trainer.steps).toBe(0);
     expect(() => trainer.step([])).toThrow('step: batches is empty');
     trainer.dispose();
     expect(() => trainer.step(good)).toThrow('step: trainer is disposed');
