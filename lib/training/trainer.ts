@@ -264,13 +264,12 @@ export function checkTrainer(call: string, trainer: unknown): void {
 
 /** Why a step cannot have been meant, if so. */
 function whyNotTaken({ loss, gradientNorm, lossScale }: StepReport, scaled: boolean): string | undefined {
-  if (scaled) {
-    if (lossScale >= leastScale) return undefined;
-    const what = Number.isFinite(loss) ? 'gradients are' : 'loss is';
-    return `loss scale is ${lossScale}, and ${what} still not finite`;
-  }
   if (!Number.isFinite(loss)) return `loss is ${loss}`;
-  return Number.isFinite(gradientNorm) ? undefined : `norm of the gradient is ${gradientNorm}`;
+  if (Number.isFinite(gradientNorm)) return undefined;
+  if (!scaled) return `norm of the gradient is ${gradientNorm}`;
+  return lossScale >= leastScale
+    ? undefined
+    : `loss scale is ${lossScale}, and gradients are still not finite`;
 }
 
 /** The tokenizer in a folder that is to go with a model. */

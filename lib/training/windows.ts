@@ -64,6 +64,7 @@ export class Windows implements BatchSource {
   /** Windows of this epoch that were given out. */
   #at = 0;
   /** The batch that is being read ahead, and where it began. */
+  #turn: Promise<unknown> = Promise.resolve(); // of those who ask for batches at the same time
   #ahead: { readonly epoch: number; readonly at: number; readonly batch: Promise<Ahead> } | undefined;
 
   /** @throws TypeError, RangeError for bad options, and for a corpus that is shorter than a row. */
@@ -133,10 +134,16 @@ export class Windows implements BatchSource {
   }
 
   /**
-   * The next batch; undefined after the last epoch. One call at a time; the batch after it is read ahead.
+   * The next batch; undefined after the last epoch. Calls take turns; the batch after it is read ahead.
    * @throws FormatError for a file that cannot be read, RangeError for an id beyond the vocabulary.
    */
-  async next(): Promise<TrainingBatch | undefined> {
+  next(): Promise<TrainingBatch | undefined> {
+    const batch = this.#turn.then(() => this.#next());
+    this.#turn = batch.catch(() => {}); // whoever asked for it is told
+    return batch;
+  }
+
+  async #next(): Promise<TrainingBatch | undefined> {
     const ahead =
       this.#ahead?.epoch === this.#cut.epoch && this.#ahead.at === this.#at
         ? this.#ahead.batch

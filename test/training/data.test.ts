@@ -174,6 +174,15 @@ describe('windows', () => {
     );
   });
 
+  it('give each batch once to those who ask at the same time', async () => {
+    const corpus = await Corpus.open([file('a', 161)]);
+    const make = () => new Windows(corpus, { length: 8, rows: 1, seed: 4 });
+    const [one, other] = [make(), make()];
+    const together = await Promise.all([one.next(), one.next(), one.next()]);
+    expect(together).toEqual(await take(other, 3));
+    expect(one.state()).toEqual(other.state());
+  });
+
   it('go on from a state that was saved with a training', async () => {
     const corpus = await Corpus.open([file('a', 500), file('b', 77)]);
     const make = (seed = 1) => new Windows(corpus, { length: 10, rows: 4, seed, documents: 'separate' });
