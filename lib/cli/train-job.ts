@@ -1,4 +1,6 @@
+import { totalmem } from 'node:os';
 import { join } from 'node:path';
+import { device as openDevice } from '../device';
 import { resolveModel } from '../io/hub';
 import { writeByteLevelTokenizer } from '../io/byte-level';
 import { readJson, type JsonObject } from '../io/json';
@@ -12,7 +14,7 @@ import { UsageError } from './exit';
 import { forgetTokens, openData, type TrainingData } from './train-data';
 import { modelOf } from './train-model';
 import type { Settings } from './train-settings';
-import { note } from './terminal';
+import { note, size } from './terminal';
 
 /** A training, ready to begin. */
 export interface Job {
@@ -72,16 +74,22 @@ const sizeFlags: ReadonlyMap<string, string> = new Map([
 ]);
 
 function planned(...[json, options, batch]: Parameters<typeof planTraining>): TrainingPlan {
+  const refuse = (why: string, cause?: unknown) =>
+    new UsageError(
+      `this model and a pass over ${batch.rows} rows of ${batch.length} tokens do not fit, expected a smaller model, --batch or --length, or more --micro-batches; ${why}`,
+      { cause },
+    );
+  let plan;
   try {
-    return planTraining(json, options, batch);
+    plan = planTraining(json, options, batch);
   } catch (error) {
     const { message } = error as Error;
-    if (!message.includes('out of memory')) throw error;
-    throw new UsageError(
-      `this model and a pass over ${batch.rows} rows of ${batch.length} tokens do not fit, expected a smaller model, --batch or --length, or more --micro-batches; ${message}`,
-      { cause: error },
-    );
+    throw message.includes('out of memory') ? refuse(message, error) : error;
   }
+  // A CPU's memory is given before it is there: what uses more of it is ended without a word.
+  if (openDevice(options.device).id === 'cpu' && plan.total > totalmem())
+    throw refuse(`they take ${size(plan.total)}, and this machine has ${size(totalmem())}`);
+  return plan;
 }
 
 /** The tokenizer that makes tokens of texts; undefined where bytes are tokens. */

@@ -301,6 +301,15 @@ describe('train', () => {
     );
   });
 
+  it('refuses what the system would grant and this machine has not', async () => {
+    const args = ['--dry-run', '--batch', '1000000', '--length', '64', '--width', '64'];
+    const { code, stderr } = await run(training('dry', ...args));
+    expect(code).toBe(2);
+    expect(stderr).toMatch(
+      /over 1000000 rows of 64 tokens do not fit, .*(they take .*iB, and this machine has|out of memory)/,
+    );
+  });
+
   it.each(['moe-mamba', 'blackmamba', 's4d'])('trains %s', async (family) => {
     const { code, stderr } = await run(training(family, '--family', family, '--steps', '2'));
     expect([code, stderr]).toEqual([0, expect.stringContaining('held-out loss')]);
