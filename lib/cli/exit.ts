@@ -2,20 +2,31 @@ import { CommanderError } from 'commander';
 import { note } from './terminal';
 
 /** What the process ends with. A reader that goes away (`| head`) is no failure. */
-export const exitCodes = { fine: 0, failed: 1, usage: 2, interrupted: 130, terminated: 143 } as const;
+export const exitCodes = {
+  fine: 0,
+  failed: 1,
+  usage: 2,
+  hungUp: 129,
+  interrupted: 130,
+  terminated: 143,
+} as const;
 
 /** What the user wrote cannot be meant. */
 export class UsageError extends Error {}
 
-/** Ctrl-C was pressed, or the process was asked to end. */
+/** Ctrl-C was pressed, the terminal was closed, or the process was asked to end. */
 export class Interrupted extends Error {
   readonly exitCode: number;
 
   constructor(signal: NodeJS.Signals) {
     super('interrupted');
-    this.exitCode = signal === 'SIGTERM' ? exitCodes.terminated : exitCodes.interrupted;
+    const { terminated, hungUp, interrupted } = exitCodes;
+    this.exitCode = signal === 'SIGTERM' ? terminated : signal === 'SIGHUP' ? hungUp : interrupted;
   }
 }
+
+/** What ends long work in order: Ctrl-C, `kill`, a terminal that is closed. */
+export const endings: readonly NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGHUP'];
 
 /** Aborts on Ctrl-C, so that work ends in order; a second Ctrl-C ends the process there and then. */
 export function interruption(signals: readonly NodeJS.Signals[] = ['SIGINT']): AbortSignal {

@@ -13,7 +13,7 @@ import { mostSeed, type Layers, type Task } from '../tasks/task';
 import { stepsIn } from '../training/checkpoints';
 import { number } from './arguments';
 import { whole, wholes } from './bench-flags';
-import { interruption, UsageError } from './exit';
+import { endings, interruption, UsageError } from './exit';
 import { checkFolder, checkOutput } from './output-file';
 import { note, print, table } from './terminal';
 
@@ -96,7 +96,7 @@ function layerList(text: string): readonly Layers[] {
 }
 
 async function run(name: string, flags: Flags): Promise<void> {
-  const signal = interruption(['SIGINT', 'SIGTERM']);
+  const signal = interruption(endings);
   const task = tasks.find((task) => task.name === name)!;
   check(task, flags);
   if (flags.plot !== undefined) await checkOutput('--plot', flags.plot);

@@ -12,7 +12,7 @@ import { writeJson } from '../models/save';
 import { findCheckpoints } from '../training/checkpoints';
 import { train } from '../training/train';
 import type { TrainResult } from '../training/train-options';
-import { interruption, UsageError } from './exit';
+import { endings, interruption, UsageError } from './exit';
 import { checkResumed, checkSettings, overridden } from './train-checks';
 import { checkFolder } from './output-file';
 import { describePlan, describeResult, describeEvaluation } from './train-description';
@@ -38,7 +38,7 @@ Examples:
   $ selective-scan train --config train.json --dry-run
   $ selective-scan train --resume my-model
 
-Exit codes: 0 fine, 1 failed, 2 wrong arguments, 130 ended by Ctrl-C, 143 by SIGTERM.`;
+Exit codes: 0 fine, 1 failed, 2 wrong arguments, 130 ended by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.`;
 
 interface Flags {
   readonly config?: string;
@@ -65,7 +65,7 @@ async function run(
   files: readonly string[],
   flags: Flags & Readonly<Record<string, unknown>>,
 ): Promise<void> {
-  const signal = interruption(['SIGINT', 'SIGTERM']);
+  const signal = interruption(endings);
   const settings = await allSettings(files, flags);
   if (settings.threads !== undefined) setThreads(settings.threads);
   const { out } = settings;
@@ -189,6 +189,10 @@ async function execute(
     await trainer.withAverages(() => trainer.save(out));
     if (flags.json) await print(`${JSON.stringify({ out, ...result })}\n`);
     else await print(describeResult(out, result, data));
+    if (result.validation !== undefined && !Number.isFinite(result.validation))
+      throw new TrainingError(
+        `the held-out loss is ${result.validation}: the last steps were too large; try a lower --learning-rate`,
+      );
     if (!result.stopped) return;
     note(`stopped; go on with: selective-scan train --resume ${out}`);
     signal.throwIfAborted(); // for the exit code

@@ -141,13 +141,16 @@ describe('train', () => {
     expect(readdirSync(at('first'))).not.toContain('.lock');
   });
 
-  it('ends in order on SIGTERM', async () => {
-    const first = start(training('term', '--steps', '100000', '--json'));
+  it.each([
+    ['SIGTERM', 143],
+    ['SIGHUP', 129],
+  ] as const)('ends in order on %s', async (signal, status) => {
+    const first = start(training(signal, '--steps', '100000', '--json'));
     const end = ended(first);
     await once(first.stdout, 'data');
-    first.kill('SIGTERM');
-    expect((await end).code).toBe(143);
-    expect(existsSync(at('term', 'model.safetensors'))).toBe(true);
+    first.kill(signal);
+    expect((await end).code).toBe(status);
+    expect(existsSync(at(signal, 'model.safetensors'))).toBe(true);
   });
 
   it('has its folder for itself, and takes it over from one that has died', async () => {
@@ -299,6 +302,12 @@ describe('train', () => {
     expect(stderr).toMatch(
       /error: this model and a pass over 100000 rows of 256 tokens do not fit, expected a smaller model, --batch or .*out of memory: /,
     );
+  });
+
+  it('fails where what it made is no use', async () => {
+    const wild = ['--learning-rate', '1000', '--warmup', '0', '--clip', '0'];
+    const { code, stderr } = await run(training('wild', '--steps', '1', ...wild));
+    expect([code, stderr]).toEqual([1, expect.stringContaining('the held-out loss is NaN')]);
   });
 
   it('refuses what the system would grant and this machine has not', async () => {
