@@ -4,7 +4,7 @@ import { TrainingError } from '../errors';
 import { makeFolder } from '../io/folder';
 import { isObject } from '../io/json';
 import { countLabels, type TrainingBatch } from './batch';
-import { checkpointBytes, findCheckpoints, loadCheckpoint, saveCheckpoint } from './checkpoints';
+import { AllDamaged, checkpointBytes, findCheckpoints, loadCheckpoint, saveCheckpoint } from './checkpoints';
 import { writeCurves } from './curves';
 import { Log, type StepRecord } from './log';
 import type { TrainOptions, TrainResult } from './train-options';
@@ -68,7 +68,9 @@ export class Run {
     if (folder === undefined) return;
     await makeFolder(folder);
     if (resume) {
-      const found = await loadCheckpoint(folder, this.#trainer, onWarning);
+      const found = await loadCheckpoint(folder, this.#trainer, onWarning).catch((error: unknown) => {
+        if (!(error instanceof AllDamaged)) throw error;
+      });
       if (!found) throw await nothingToGoOnFrom(folder);
       this.#takeUp(found.data);
       this.#savedAt = this.#trainer.steps;
@@ -80,7 +82,7 @@ export class Run {
     }
     const there = Math.min(keep, (await findCheckpoints(folder)).length); // they make room for others
     await checkRoom(folder, (keep + 1 - there) * checkpointBytes(this.#trainer));
-    this.#log = new Log(join(folder, logName));
+    this.#log = new Log(join(folder, logName), this.#trainer.steps);
     this.#log.write({ event: resume ? 'resumed' : 'started', at: this.#trainer.steps });
   }
 
