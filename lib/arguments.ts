@@ -51,3 +51,30 @@ export function checkFunction(call: string, value: unknown, name = 'fn'): void {
     throw new TypeError(`${call}: ${name} is ${kindOf(value)}, expected a function`);
   }
 }
+
+/** As deep as a value may be: far less than what fills the stack. */
+const deepest = 500;
+
+/**
+ * Throws unless JSON gives `value` back as it is: text, finite numbers, true, false, null, and lists and plain records
+ * of them; a field may be undefined, which leaves it out.
+ */
+export function checkJson(call: string, value: unknown, name: string, above: readonly object[] = []): void {
+  const refuse = (got: string, why = '') => {
+    throw new TypeError(`${call}: ${name} is ${got}, expected what JSON can hold${why}`);
+  };
+  if (value === null || typeof value === 'string' || typeof value === 'boolean') return;
+  if (typeof value === 'number') return Number.isFinite(value) ? undefined : refuse(String(value));
+  if (typeof value !== 'object') return refuse(kindOf(value));
+  if (above.includes(value)) return refuse('a part of itself');
+  if (above.length === deepest) return refuse(`${deepest} levels deep`);
+  const within = [...above, value];
+  if (Array.isArray(value)) {
+    for (let i = 0; i < value.length; i++) checkJson(call, value[i], `${name}[${i}]`, within);
+    return;
+  }
+  const prototype = Object.getPrototypeOf(value) as object | null;
+  if (prototype !== null && Object.getPrototypeOf(prototype) !== null) return refuse(kindOf(value));
+  for (const [key, item] of Object.entries(value))
+    if (item !== undefined) checkJson(call, item, `${name}.${key}`, within);
+}

@@ -1,7 +1,7 @@
 import { checkRecordable, isTracked, record, type Vjp } from './autograd/tape';
 import type { Device } from './device';
 import { deviceError, native, type TensorHandle } from './native';
-import { bind, parseSpec, resolve, Symbols, type Spec } from './schema';
+import { bind, parseSpec, resolve, Symbols, unknownArgument, type Spec } from './schema';
 import { dtypes, Tensor, type DType } from './tensor';
 
 /** An op's declaration; see `schema.ts` for how tensors are written. */
@@ -233,7 +233,7 @@ export function op<const S extends Schema>(opName: string, schema: S): Op<S> {
     let device: Device | undefined;
     for (const name in args) {
       const arg = args[name];
-      if (!known.has(name)) throw new TypeError(`${opName}: there is no argument ${name}`);
+      if (!known.has(name)) throw unknownArgument(opName, args, name);
       if (arg instanceof Tensor) device ??= arg.device;
     }
     if (!device)

@@ -167,3 +167,11 @@ export function resolve(
   });
   return [bound as DType, shape];
 }
+
+/** Of a name that an op does not know; most are misspelt, but one of a tensor's own is of a tensor that stands alone. */
+export const unknownArgument = (opName: string, args: unknown, name: string): TypeError =>
+  new TypeError(
+    args instanceof Tensor
+      ? `${opName}: the argument is a tensor, expected a record of tensors by their names`
+      : `${opName}: there is no argument ${name}`,
+  );

@@ -124,6 +124,11 @@ describe.each(onEach)('on %s', (_, device) => {
       const error = refused(op, { wieghts: 1 });
       expect(error).toBeInstanceOf(TypeError);
       expect(error.message).toBe(`${name}: there is no argument wieghts`);
+      const alone = Tensor.from(new Float32Array(1), [1]);
+      expect(() => (op as (args: unknown) => unknown)(alone)).toThrow(
+        `${name}: the argument is a tensor, expected a record of tensors by their names`,
+      );
+      alone.dispose();
     });
 
     it('refuses dtypes that its output cannot have', () => {

@@ -216,6 +216,10 @@ it('an argument of another kind inside is refused by its name and place', async 
     [[undefined, 1], 'u[0] is undefined'],
     [new Array<number>(2), 'u[0] is undefined'],
   ];
+  for (const size of ['batch', 'length', 'dim', 'dState'])
+    await expect(library.selectiveScan({ ...scan, [size]: 2 ** 40 })).rejects.toThrow(
+      /^selectiveScan: [uA] has \d+ elements/,
+    );
   const layer = await library.S4D.create({ dModel: 1, dState: 2 });
   for (const [u, message] of values) {
     await expect(library.selectiveScan({ ...two, u: u as number[] })).rejects.toThrow(

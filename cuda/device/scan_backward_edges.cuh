@@ -45,6 +45,60 @@ __device__ int64_t inner_step(const ScanBackward<typename W::T>& s) {
   return s.groups * s.group_warps * (W::kHeld / 4);
 }
 
+// Brings the thread's part of a tile to where the warp reads it, [step][channel]: Δ, which is 0 behind the last of
+// the steps, Δ u and, with Gated, the gated dy; `each(p, v, u, g)` may take more of it along. What the thread keeps
+// are the slopes of softplus and, times dy, of silu; whoever needs none of them pays for none.
+template <class W, bool Gated, class Each>
+__device__ __forceinline__ void bring_tile(const W& w, const ScanBackward<typename W::T>& s,
+                                           const Share<W>& raw, const float* bias_of, int steps, float* dt_of,
+                                           float* dtu_of, float* g_of, Some<W>& slope, Some<W>& gate,
+                                           Each each) {
+  const int c = Share<W>::channel(w);
+  float bias[W::kVector];
+  load_floats<W::kVector>(bias_of + c, bias);
+  // Loops of their own, so that a thread waits for all answers of the special-function unit at once.
+  Some<W> dt, g;
+#pragma unroll
+  for (int p = 0; p < W::kPasses; p++)
+#pragma unroll
+    for (int v = 0; v < W::kVector; v++) {
+      dt[p][v] = raw.delta[p][v] + bias[v], g[p][v] = raw.dy[p][v];
+      slope[p][v] = 1.0f, gate[p][v] = 0.0f;
+    }
+  if (s.softplus) {
+#pragma unroll
+    for (int p = 0; p < W::kPasses; p++)
+#pragma unroll
+      for (int v = 0; v < W::kVector; v++) dt[p][v] = softplus_slope(dt[p][v], slope[p][v]);
+  }
+  if (Gated && s.z) {
+#pragma unroll
+    for (int p = 0; p < W::kPasses; p++)
+#pragma unroll
+      for (int v = 0; v < W::kVector; v++) {
+        const float z = raw.z[p][v], open = reciprocal_approx(1.0f + exp2_approx(z * -kLog2e));
+        gate[p][v] = g[p][v] * open * fmaf(z, 1.0f - open, 1.0f);
+        g[p][v] *= z * open;
+      }
+  }
+#pragma unroll
+  for (int p = 0; p < W::kPasses; p++) {
+    const int row = Share<W>::step(w, p), at = row * W::kWidth + c;
+    if (row >= kTile) break;
+    float dtu[W::kVector];
+#pragma unroll
+    for (int v = 0; v < W::kVector; v++) {
+      const float u = raw.u[p][v];
+      if (row >= steps) dt[p][v] = 0.0f;
+      dtu[v] = dt[p][v] * u;
+      each(p, v, u, g[p][v]);
+    }
+    store_floats<W::kVector>(dt[p], dt_of + at);
+    store_floats<W::kVector>(dtu, dtu_of + at);
+    if (Gated) store_floats<W::kVector>(g[p], g_of + at);
+  }
+}
+
 // What each piece adds to h and, from behind, to dh; its time; and h after each of its tiles. With the
 // decay P_t from the piece's start through token t, what comes back to the start is the sum of
 // P_t C_t g_t: one way does for both. A sequence of one piece needs no more than its h.
@@ -77,42 +131,10 @@ __device__ __forceinline__ void walk_edge(const W& w, const ScanBackward<typenam
   __syncwarp();
   for (int tile = 0; tile < needed; tile++) {
     const int64_t t = begin + tile * kTile;
-    const int steps = tile_steps(t, end), c = Share<W>::channel(w);
-    float bias[W::kVector];
-    load_floats<W::kVector>(bias_of + c, bias);
-    // Loops of their own, so that a thread waits for all answers of the special-function unit at once.
-    Some<W> dt_in, g_in;
-#pragma unroll
-    for (int p = 0; p < W::kPasses; p++)
-#pragma unroll
-      for (int v = 0; v < W::kVector; v++)
-        dt_in[p][v] = raw.delta[p][v] + bias[v], g_in[p][v] = raw.dy[p][v];
-    if (s.softplus) {
-#pragma unroll
-      for (int p = 0; p < W::kPasses; p++)
-#pragma unroll
-        for (int v = 0; v < W::kVector; v++) dt_in[p][v] = softplus(dt_in[p][v]);
-    }
-    if (s.z && !Lone) {
-#pragma unroll
-      for (int p = 0; p < W::kPasses; p++)
-#pragma unroll
-        for (int v = 0; v < W::kVector; v++) g_in[p][v] *= silu(raw.z[p][v]);
-    }
-#pragma unroll
-    for (int p = 0; p < W::kPasses; p++) {
-      const int row = Share<W>::step(w, p), at = row * W::kWidth + c;
-      if (row >= kTile) break;
-      float dtu[W::kVector];
-#pragma unroll
-      for (int v = 0; v < W::kVector; v++) {
-        if (row >= steps) dt_in[p][v] = 0.0f;
-        dtu[v] = dt_in[p][v] * raw.u[p][v];
-      }
-      store_floats<W::kVector>(dt_in[p], dt_of + at);
-      store_floats<W::kVector>(dtu, dtu_of + at);
-      if (!Lone) store_floats<W::kVector>(g_in[p], g_of + at);
-    }
+    const int steps = tile_steps(t, end);
+    Some<W> slope, gate;
+    bring_tile<W, !Lone>(w, s, raw, bias_of, steps, dt_of, dtu_of, g_of, slope, gate,
+                         [](int, int, float, float) {});
     raw.place_states(w, s, steps, B_of);
     __syncwarp();
     raw.move(s, false);

@@ -37,54 +37,15 @@ template <class W>
 __device__ __forceinline__ void enter_tile(const W& w, const ScanBackward<typename W::T>& s,
                                            const Room<W>& room, const Share<W>& raw, int steps,
                                            Kept<W>& kept, float (&dD)[W::kVector]) {
-  const int c = Share<W>::channel(w);
-  float bias[W::kVector], D[W::kVector];
-  load_floats<W::kVector>(room.bias + c, bias);
-  load_floats<W::kVector>(room.D + c, D);
-  Some<W> dt, g;
-  // Loops of their own: see walk_edge.
+  float D[W::kVector];
+  load_floats<W::kVector>(room.D + Share<W>::channel(w), D);
 #pragma unroll
-  for (int p = 0; p < W::kPasses; p++) {
-    kept.u[p] = raw.u[p];
-#pragma unroll
-    for (int v = 0; v < W::kVector; v++) {
-      dt[p][v] = raw.delta[p][v] + bias[v], g[p][v] = raw.dy[p][v];
-      kept.slope[p][v] = 1.0f, kept.gate[p][v] = 0.0f;
-    }
-  }
-  if (s.softplus) {
-#pragma unroll
-    for (int p = 0; p < W::kPasses; p++)
-#pragma unroll
-      for (int v = 0; v < W::kVector; v++) dt[p][v] = softplus_slope(dt[p][v], kept.slope[p][v]);
-  }
-  if (s.z) {
-#pragma unroll
-    for (int p = 0; p < W::kPasses; p++)
-#pragma unroll
-      for (int v = 0; v < W::kVector; v++) {
-        const float z = raw.z[p][v], gate = reciprocal_approx(1.0f + exp2_approx(z * -kLog2e));
-        kept.gate[p][v] = g[p][v] * gate * fmaf(z, 1.0f - gate, 1.0f);
-        g[p][v] *= z * gate;
-      }
-  }
-#pragma unroll
-  for (int p = 0; p < W::kPasses; p++) {
-    const int row = Share<W>::step(w, p), at = row * W::kWidth + c;
-    if (row >= kTile) break;
-    float dtu[W::kVector];
-#pragma unroll
-    for (int v = 0; v < W::kVector; v++) {
-      const float u = raw.u[p][v];
-      if (row >= steps) dt[p][v] = 0.0f;
-      dtu[v] = dt[p][v] * u;
-      kept.skip[p][v] = D[v] * g[p][v];
-      dD[v] = fmaf(g[p][v], u, dD[v]);
-    }
-    store_floats<W::kVector>(dt[p], room.dt + at);
-    store_floats<W::kVector>(dtu, room.dtu + at);
-    store_floats<W::kVector>(g[p], room.g + at);
-  }
+  for (int p = 0; p < W::kPasses; p++) kept.u[p] = raw.u[p];
+  bring_tile<W, true>(w, s, raw, room.bias, steps, room.dt, room.dtu, room.g, kept.slope, kept.gate,
+                      [&](int p, int v, float u, float g) {
+                        kept.skip[p][v] = D[v] * g;
+                        dD[v] = fmaf(g, u, dD[v]);
+                      });
 }
 
 // Where the thread's part of a tile goes.

@@ -44,9 +44,15 @@ export async function plot({ title, subtitle, axis, groups, series }: Bars): Pro
     text(24, 54, subtitle, 'fill-opacity="0.75"'),
     text((left + width - right) / 2, bottom + 44, axis, 'text-anchor="middle"'),
   ];
-  for (const tick of x.ticks(6)) {
+  // As many marks as their labels have room for.
+  const fits = (count: number) => {
+    const most = Math.max(...x.ticks(count).map((tick) => x.tickFormat(count)(tick).length));
+    return x.ticks(count).length * (letter * most + 10) <= width - right - left;
+  };
+  const count = [6, 5, 4, 3, 2].find(fits) ?? 1;
+  for (const tick of x.ticks(count)) {
     parts.push(line(x(tick), top, x(tick), bottom, '#dddddd'));
-    parts.push(text(x(tick), bottom + 20, x.tickFormat(6)(tick), 'text-anchor="middle"'));
+    parts.push(text(x(tick), bottom + 20, x.tickFormat(count)(tick), 'text-anchor="middle"'));
   }
   groups.forEach((group, i) => {
     parts.push(text(left - 10, y(i)! + groupHeight / 2 + 5, group, 'text-anchor="end"'));

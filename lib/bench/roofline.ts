@@ -1,4 +1,4 @@
-import { digits, type Line } from './result';
+import { digits, isGpu, type Line } from './result';
 import { colours, dot, ink, letter, line, rect, svg, text } from '../plot/svg';
 
 const [width, height] = [1000, 620];
@@ -12,8 +12,9 @@ const labelHeight = 15;
  */
 export async function roofline(lines: readonly Line[]): Promise<string> {
   const { scaleLog } = await import('d3-scale');
-  const points = lines.map(({ name, dtype, figures }) => ({
-    name,
+  const counts = new Set(lines.map(({ threads, level }) => (isGpu(level) ? 0 : threads)));
+  const points = lines.map(({ name, dtype, threads, figures }) => ({
+    name: counts.size > 1 ? `${name}, ${threads} thread${threads === 1 ? '' : 's'},` : name,
     dtype,
     intensity: figures['exponentials']! / figures['bytes']!,
     rate: figures['gigaExpPerSecond']!,

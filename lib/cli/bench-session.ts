@@ -10,6 +10,7 @@ import type { CausalLM } from '../generation/causal-lm';
 import type { FloatFormat } from '../io/convert';
 import type { CommonFlags, ModelFlags } from './bench-flags';
 import { interruption } from './exit';
+import { asUsage } from './exit';
 import { checkOutput } from './output-file';
 import { note, oneLine, print, table } from './terminal';
 
@@ -51,7 +52,8 @@ export class Session {
   static async open(flags: CommonFlags, bench: string, onGpu: readonly FloatFormat[]): Promise<Session> {
     if (flags.output !== undefined) await checkOutput('--output', fileIn(flags.output, bench), true);
     if (flags.plot !== undefined) await checkOutput('--plot', flags.plot, true);
-    const others = flags.compare === undefined ? [] : await readMeasured(flags.compare);
+    const others =
+      flags.compare === undefined ? [] : await readMeasured(flags.compare).catch(asUsage('--compare'));
     return new Session(flags, bench, onGpu, others);
   }
 

@@ -96,6 +96,8 @@ async function sourceOf(name: string): Promise<Source> {
     throw new UsageError(`${oneLine(name)}: ${reason}`, { cause: error });
   });
   if (stats.isDirectory()) throw new UsageError(`${oneLine(name)}: is a folder, expected a file`);
+  if (!stats.isFile() && !stats.isFIFO())
+    throw new UsageError(`${oneLine(name)}: is not a regular file, nor a pipe`); // a device may have no end
   // Found later, it would cost what was scored before. (Those of /proc have no size either.)
   if (stats.isFile() && stats.size === 0 && (await readFile(name)).length === 0)
     throw new UsageError(`${oneLine(name)}: text is empty, expected something to predict`);

@@ -1,4 +1,5 @@
 import { CommanderError } from 'commander';
+import { FormatError } from '../errors';
 import { note } from './terminal';
 
 /** What the process ends with. A reader that goes away (`| head`) is no failure. */
@@ -13,6 +14,11 @@ export const exitCodes = {
 
 /** What the user wrote cannot be meant. */
 export class UsageError extends Error {}
+
+/** What is wrong with a file that `flag` names is wrong with what the user wrote. */
+export const asUsage = (flag: string) => (error: unknown) => {
+  throw error instanceof FormatError ? new UsageError(`${flag}: ${error.message}`, { cause: error }) : error;
+};
 
 /** Ctrl-C was pressed, the terminal was closed, or the process was asked to end. */
 export class Interrupted extends Error {
@@ -38,6 +44,13 @@ export function interruption(signals: readonly NodeJS.Signals[] = ['SIGINT']): A
   for (const signal of signals) process.on(signal, stop);
   return controller.signal;
 }
+
+/** What is wrong with a model that a flag names, and not the argument. */
+export const aboutFlag = (flag: string) => (error: unknown) => {
+  if (!(error instanceof Error) || error instanceof Interrupted) throw error;
+  const message = `${flag}: ${inFlags(error.message)}`;
+  throw isUsage(error) ? new UsageError(message, { cause: error }) : new Error(message, { cause: error });
+};
 
 /** What the library calls what a user gave as a flag or an argument. */
 const flags: readonly (readonly [RegExp, string])[] = [

@@ -1,3 +1,4 @@
+import { resolve } from 'node:path';
 import { tooManyRows } from '../training/windows';
 import { UsageError } from './exit';
 import { flagOf, type Name, type Settings } from './train-settings';
@@ -69,8 +70,12 @@ export function checkSettings(settings: Settings): void {
     throw new UsageError(`--batch${microBatches === 1 ? '' : ' over --micro-batches'} ${wrong}`);
 }
 
-/** @throws UsageError for a setting that would make a training something else than it was. */
-export function checkResumed(given: Settings, before: Settings): void {
+/** @throws UsageError for a setting that would make the training in `folder` something else than it was. */
+export function checkResumed(given: Settings, before: Settings, folder: string): void {
+  if (given.out !== undefined && resolve(given.out) !== resolve(folder))
+    throw new UsageError(
+      `--out is ${given.out}, but --resume goes on in ${folder}; leave --out away, or begin another training by --from ${folder} --out ${given.out}`,
+    );
   for (const [name, value] of Object.entries(given)) {
     if (free.has(name) || name === 'out') continue;
     if (JSON.stringify(before[name as Name]) === JSON.stringify(value)) continue;

@@ -1,5 +1,6 @@
 import { readdir, realpath, rm, stat } from 'node:fs/promises';
 import { isAbsolute, join, relative, resolve } from 'node:path';
+import { FormatError } from '../errors';
 import { makeFolder } from '../io/folder';
 import type { Tokenizer } from '../io/tokenizer';
 import type { TrainingBatch } from '../training/batch';
@@ -87,19 +88,29 @@ function heldOutBatches(
 /** Makes corpora of the tokens of texts, which are written once. */
 function tokenized(tokenizer: Tokenizer, folder: string, onProgress: (what: string) => void) {
   return async (name: string, files: readonly string[]): Promise<Corpus> => {
-    const path = join(folder, `${name}.bin`);
+    const path = tokensFile(folder, name);
     if (!(await stat(path).catch(() => undefined))) {
       await makeFolder(folder);
       onProgress(`tokenizing ${files.length} file${files.length === 1 ? '' : 's'}`);
       await writeTokens(path, tokenizer, files);
     }
-    return Corpus.open([path], tokenFileOptions(tokenizer));
+    return Corpus.open([path], tokenFileOptions(tokenizer)).catch((error: unknown) => {
+      throw error instanceof FormatError
+        ? new FormatError(`${error.message}; ${remadeTokens(path)}`, { cause: error })
+        : error;
+    });
   };
 }
 
+/** Where the tokens of texts are. */
+export const tokensFile = (folder: string, name = 'tokens'): string => join(folder, `${name}.bin`);
+
+/** What helps where they are damaged. */
+export const remadeTokens = (path: string): string => `remove ${path}, and it is made again from the data`;
+
 /** Removes what `openData` wrote, so that it is written anew. */
 export async function forgetTokens(folder: string): Promise<void> {
-  for (const name of ['tokens.bin', 'validation.bin']) await rm(join(folder, name), { force: true });
+  for (const name of ['tokens', 'validation']) await rm(tokensFile(folder, name), { force: true });
 }
 
 /**

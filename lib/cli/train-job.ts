@@ -1,6 +1,7 @@
 import { totalmem } from 'node:os';
 import { join } from 'node:path';
 import { device as openDevice } from '../device';
+import { FormatError } from '../errors';
 import { resolveModel } from '../io/hub';
 import { writeByteLevelTokenizer } from '../io/byte-level';
 import { readJson, type JsonObject } from '../io/json';
@@ -8,7 +9,7 @@ import { loadTokenizer, type Tokenizer } from '../io/tokenizer';
 import { familyOf } from '../models';
 import type { CommonConfig } from '../models/family';
 import { completeOptions } from '../training/options';
-import { planTraining, type TrainingPlan } from '../training/plan';
+import { planTraining, TooLarge, type TrainingPlan } from '../training/plan';
 import { Trainer, type TrainerOptions } from '../training/trainer';
 import { UsageError } from './exit';
 import { forgetTokens, openData, type TrainingData } from './train-data';
@@ -59,9 +60,10 @@ function configOf(json: JsonObject, { model }: Settings): CommonConfig {
   try {
     return familyOf(json).config;
   } catch (error) {
-    const said = model === undefined && /^config\.json: (\w+) (.*)/s.exec((error as Error).message);
+    if (!(error instanceof FormatError)) throw error;
+    const said = model === undefined && /^config\.json: (\w+) (.*)/s.exec(error.message);
     const flag = said && sizeFlags.get(said[1]!);
-    throw flag ? new UsageError(`${flag} ${said[2]}`, { cause: error }) : error;
+    throw new UsageError(flag ? `${flag} ${said[2]}` : error.message, { cause: error });
   }
 }
 
@@ -73,22 +75,31 @@ const sizeFlags: ReadonlyMap<string, string> = new Map([
   ['num_experts', '--experts'],
 ]);
 
-function planned(...[json, options, batch]: Parameters<typeof planTraining>): TrainingPlan {
+function planned(
+  json: JsonObject,
+  options: TrainerOptions,
+  batch: { readonly rows: number; readonly length: number },
+): TrainingPlan {
   const refuse = (why: string, cause?: unknown) =>
     new UsageError(
       `this model and a pass over ${batch.rows} rows of ${batch.length} tokens do not fit, expected a smaller model, --batch or --length, or more --micro-batches; ${why}`,
       { cause },
     );
+  // A CPU's memory is given before it is there: what uses more of it is ended without a word.
+  const most = openDevice(options.device).id === 'cpu' ? totalmem() : Infinity;
   let plan;
   try {
-    plan = planTraining(json, options, batch);
+    plan = planTraining(json, options, batch, most);
   } catch (error) {
+    if (error instanceof TooLarge)
+      throw refuse(
+        `parameters and optimizer alone take ${size(error.bytes)}, and this machine has ${size(most)}`,
+        error,
+      );
     const { message } = error as Error;
     throw message.includes('out of memory') ? refuse(message, error) : error;
   }
-  // A CPU's memory is given before it is there: what uses more of it is ended without a word.
-  if (openDevice(options.device).id === 'cpu' && plan.total > totalmem())
-    throw refuse(`they take ${size(plan.total)}, and this machine has ${size(totalmem())}`);
+  if (plan.total > most) throw refuse(`they take ${size(plan.total)}, and this machine has ${size(most)}`);
   return plan;
 }
 

@@ -1,10 +1,10 @@
 import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { readJson, type JsonObject } from '../io/json';
+import type { JsonObject } from '../io/json';
 import type { Codec } from '../io/codec';
 import { preset, presets } from '../models/presets';
 import { UsageError } from './exit';
-import type { Settings } from './train-settings';
+import { readAsked, type Settings } from './train-settings';
 
 const initializerRange = 0.02; // the original code's; transformers' default is five times as large
 
@@ -38,7 +38,7 @@ async function givenModel(model: Settings['model']): Promise<JsonObject | undefi
     const known = Object.keys(presets).join(', ');
     throw new UsageError(`--model is ${model}, expected a config.json, or one of ${known}`);
   }
-  return readJson(stats.isDirectory() ? join(model, 'config.json') : model);
+  return readAsked(stats.isDirectory() ? join(model, 'config.json') : model);
 }
 
 function familyModel(settings: Settings, hasTokenizer: boolean): JsonObject {

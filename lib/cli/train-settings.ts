@@ -3,6 +3,7 @@ import { Option, type Command } from 'commander';
 import { FormatError } from '../errors';
 import { isObject, kind, readJson, type JsonObject } from '../io/json';
 import { number } from './arguments';
+import { UsageError } from './exit';
 
 /** Families by the name of their paper. */
 export const familyNames = ['mamba', 'mambabyte', 'moe-mamba', 'blackmamba', 's4d'] as const;
@@ -190,17 +191,23 @@ export function settingsOf(files: readonly string[], flags: Readonly<Record<stri
   );
 }
 
-/** Reads a JSON config. Paths in it are from its own folder. @throws FormatError that names the field. */
+/** A JSON file in which a user says what is wanted, as flags do. @throws UsageError where it is none. */
+export const readAsked = (path: string): Promise<JsonObject> =>
+  readJson(path).catch((error: unknown) => {
+    throw error instanceof FormatError ? new UsageError(error.message, { cause: error }) : error;
+  });
+
+/** Reads a JSON config. Paths in it are from its own folder. @throws UsageError that names the field. */
 export async function readSettings(path: string): Promise<Settings> {
-  const json = await readJson(path);
+  const json = await readAsked(path);
   const folder = dirname(resolve(path));
   const settings: Record<string, unknown> = {};
   for (const [name, value] of Object.entries(json)) {
     const setting = Object.hasOwn(table, name) ? table[name as Name] : undefined;
     if (!setting)
-      throw new FormatError(`${path}: there is no field ${name}; selective-scan train --help lists all`);
+      throw new UsageError(`${path}: there is no field ${name}; selective-scan train --help lists all`);
     const wanted = wantedOf(setting, value);
-    if (wanted) throw new FormatError(`${path}: ${name} is ${kind(value)}, expected ${wanted}`);
+    if (wanted) throw new UsageError(`${path}: ${name} is ${kind(value)}, expected ${wanted}`);
     const at = (text: string) => resolve(folder, text);
     if (setting.kind === 'path') settings[name] = at(value as string);
     else if (setting.kind === 'paths') settings[name] = (value as string[]).map(at);

@@ -15,6 +15,7 @@ import type { TrainResult } from '../training/train-options';
 import { endings, interruption, UsageError } from './exit';
 import { checkResumed, checkSettings, overridden } from './train-checks';
 import { checkFolder } from './output-file';
+import { remadeTokens, tokensFile } from './train-data';
 import { describePlan, describeResult, describeEvaluation } from './train-description';
 import { makeTrainer, prepare, type Job } from './train-job';
 import { TrainingProgress } from './train-progress';
@@ -107,7 +108,7 @@ async function allSettings(
       cause: error,
     });
   });
-  checkResumed(given, before);
+  checkResumed(given, before, flags.resume);
   return absolute({ ...before, ...given, out: flags.resume });
 }
 
@@ -202,6 +203,8 @@ async function execute(
       throw new TrainingError(`${message}; make room and go on with: selective-scan train --resume ${out}`, {
         cause: error,
       });
+    if (message.startsWith('restore: state is of other data') && existsSync(tokensFile(folder)))
+      throw new TrainingError(`${message}; ${remadeTokens(tokensFile(folder))}`, { cause: error });
     throw error;
   } finally {
     progress.stop();

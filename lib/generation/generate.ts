@@ -5,6 +5,7 @@ import type { Model } from '../models/model';
 import type { State } from '../models/state';
 import { Decoder, decoderKind, type Drawn } from './decoder';
 import { rowOptions, stopIds, stopStrings, type GenerateOptions, type RowOptions } from './options';
+import { PromptGraphs } from './prompt-graphs';
 import { encoded, type Prompt } from './prompts';
 import type { Pair, Spares } from './spares';
 import type { Speculation } from './speculation';
@@ -151,7 +152,9 @@ export async function* generate(
     return promise;
   };
   try {
-    const prompt = (state: State) => {
+    const prompt = (state: State, graphs?: PromptGraphs) => {
+      if (graphs && !muted.some((each) => each) && PromptGraphs.fits(model, sequences))
+        return graphs.run(sequences);
       prompted = quietly(model.run(sequences, state, { muted, signal: options.signal, wait: false }));
     };
     // A step is recorded, where that is needed, while the device runs the prompts.

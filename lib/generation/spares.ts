@@ -2,17 +2,22 @@ import type { Device, Reserve } from '../device';
 import type { Model } from '../models/model';
 import type { State } from '../models/state';
 import { Decoder, type DecoderKind } from './decoder';
+import { PromptGraphs } from './prompt-graphs';
 
-/** A state of one's own, and what moves it on. */
+/** A state, and what moves it on. */
 export interface Pair {
   readonly state: State;
   readonly decoder: Decoder;
 }
 interface Spare extends Pair {
   readonly kind: string;
-  readonly tensors: number;
-  readonly used: number;
+  readonly prompts: PromptGraphs;
+  /** What it holds. */
+  tensors: number;
+  used: number;
 }
+
+type Prompt = (state: State, prompts: PromptGraphs) => void;
 
 /** Of so many kinds, or for so many generations at once. */
 const most = 4;
@@ -32,30 +37,26 @@ export class Spares implements Reserve {
   }
 
   /** A pair for one generation, until `end`. `prompt` queues what the device does while a step is recorded. */
-  begin(model: Model, kind: DecoderKind, prompt: (state: State) => void): Pair {
+  begin(model: Model, kind: DecoderKind, prompt: Prompt): Pair {
+    const before = this.#device.memoryUsage(); // without what is kept
+    const spare = this.#taken(model, kind, prompt) ?? made(model, kind, prompt);
+    const after = this.#device.memoryUsage();
+    spare.tensors = after.tensors - before.tensors;
+    spare.used = after.used - before.used;
+    return spare;
+  }
+
+  #taken(model: Model, kind: DecoderKind, prompt: Prompt): Spare | undefined {
     const name = JSON.stringify(kind);
     const found = this.#spares.findLastIndex((spare) => spare.kind === name);
-    if (found >= 0) {
-      const [spare] = this.#spares.splice(found, 1);
-      try {
-        spare!.state.clear();
-        prompt(spare!.state);
-        return spare!;
-      } catch (error) {
-        dispose(spare!);
-        throw error;
-      }
-    }
-    const before = this.#device.held();
-    const state = model.createState(kind.rows);
+    if (found < 0) return undefined;
+    const [spare] = this.#spares.splice(found, 1);
     try {
-      prompt(state);
-      const decoder = new Decoder(model, state, kind);
-      const after = this.#device.held();
-      const tensors = after.tensors - before.tensors;
-      return { kind: name, state, decoder, tensors, used: after.used - before.used } as Spare;
+      spare!.state.clear();
+      prompt(spare!.state, spare!.prompts);
+      return spare;
     } catch (error) {
-      state.dispose();
+      dispose(spare!);
       throw error;
     }
   }
@@ -64,7 +65,7 @@ export class Spares implements Reserve {
   end(pair: Pair, sound: boolean): void {
     pair.decoder.finish();
     if (sound && !this.#disposed) this.#spares.push(pair as Spare);
-    else dispose(pair);
+    else dispose(pair as Spare);
     if (this.#spares.length > most) dispose(this.#spares.shift()!);
   }
 
@@ -87,7 +88,22 @@ export class Spares implements Reserve {
   }
 }
 
-function dispose({ state, decoder }: Pair): void {
+function made(model: Model, kind: DecoderKind, prompt: Prompt): Spare {
+  const state = model.createState(kind.rows);
+  const prompts = new PromptGraphs(model, state, kind.capture);
+  try {
+    prompt(state, prompts);
+    const decoder = new Decoder(model, state, kind);
+    return { kind: JSON.stringify(kind), state, decoder, prompts, tensors: 0, used: 0 };
+  } catch (error) {
+    prompts.free();
+    state.dispose();
+    throw error;
+  }
+}
+
+function dispose({ state, decoder, prompts }: Spare): void {
+  prompts.free();
   decoder.dispose();
   state.dispose();
 }

@@ -27,7 +27,8 @@ async function isThere(path: string): Promise<boolean> {
   );
 }
 
-const isFolder = (path: string) =>
+/** Whether a path leads to a folder. */
+export const isFolder = (path: string): Promise<boolean> =>
   stat(path).then(
     (stats) => stats.isDirectory(),
     () => false,

@@ -1,9 +1,10 @@
 import { randomBytes } from 'node:crypto';
 import { readFileSync } from 'node:fs';
-import { link, open, readFile, rename, rm, rmdir, stat } from 'node:fs/promises';
+import { link, lstat, open, readFile, rename, rm, rmdir, stat } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { FormatError, TrainingError } from '../errors';
+import { irregular } from './atomic';
 import { makeFolder } from './folder';
 import { isObject, parseJsonObject } from './json';
 
@@ -46,7 +47,7 @@ export async function lockFolder(
   };
   try {
     while (!(await create(path, own).catch(explained(`${folder}: folder cannot be written`)))) {
-      const text = await readFile(path, 'utf8').catch(absent);
+      const text = await textOf(path);
       if (text === undefined) continue; // it was released just now
       const gone = await whyGone(path, text, folder);
       if (await takeAway(path, text)) onWarning(`${folder}: was left locked by ${gone}; going on`);
@@ -71,6 +72,17 @@ const explained = (what: string) => (error: NodeJS.ErrnoException) => {
 
 function absent(error: NodeJS.ErrnoException): undefined {
   if (error.code !== 'ENOENT') throw error;
+}
+
+/** What a lock says; undefined where it is gone. @throws TrainingError for what is no lock: a folder, a pipe, a link. */
+async function textOf(path: string): Promise<string | undefined> {
+  const stats = await lstat(path).catch(absent);
+  const strange = stats && (stats.isSymbolicLink() ? 'a link' : irregular(stats));
+  if (strange !== undefined)
+    throw new TrainingError(
+      `${path}: is ${strange}, expected the file that says who uses the folder; remove it`,
+    );
+  return readFile(path, 'utf8').catch(absent);
 }
 
 /** False where the file is there already. */
@@ -118,8 +130,8 @@ function parsed(text: string, path: string): Holder | undefined {
   }
 }
 
-/** Whether a process runs, and not another with its number. */
-function runs(pid: number, begun: string | null): boolean {
+/** Whether a process runs, and not another with its number: one that was `begun` when it is known. */
+export function runs(pid: number, begun: string | null): boolean {
   try {
     process.kill(pid, 0);
   } catch (error) {

@@ -1,5 +1,5 @@
 import { setImmediate } from 'node:timers/promises';
-import { checkFlag, checkNames } from '../arguments';
+import { checkFlag, checkNames, kindOf } from '../arguments';
 import type { Device } from '../device';
 import { DisposedError } from '../errors';
 import type { Batch } from '../nn/mamba';
@@ -69,7 +69,9 @@ export class Model<C extends CommonConfig = CommonConfig> {
   createState(rows = 1): State {
     this.check('createState');
     if (!Number.isInteger(rows) || rows < 1) {
-      throw new RangeError(`createState: rows is ${rows}, expected a whole number, 1 or more`);
+      throw new RangeError(
+        `createState: rows is ${typeof rows === 'number' ? rows : kindOf(rows)}, expected a whole number, 1 or more`,
+      );
     }
     return new State(this.device, this.stateLayout, rows);
   }

@@ -10,6 +10,7 @@ const padded = (size: number) => Math.ceil(size / 64) * 64;
 export class Pools {
   readonly tensors: readonly Tensor[];
   readonly #pieces: Tensor[] = [];
+  #first: Tensor | undefined; // i32[1], the number of a piece's one row
 
   /** All zero. @throws DeviceError when the device is out of memory. */
   constructor(parts: readonly StatePart[], rows: number, device: Device) {
@@ -18,6 +19,7 @@ export class Pools {
     try {
       for (const dtype of new Set(parts.map(({ dtype }) => dtype)))
         this.#addPiece(parts, rows, dtype, device, tensors);
+      this.#first = keep(Tensor.from(Int32Array.of(0), [1], { device }));
       this.zero();
     } catch (error) {
       this.dispose();
@@ -50,14 +52,12 @@ export class Pools {
 
   zero(): void {
     scope(() => {
-      for (const piece of this.#pieces) {
-        const slots = Tensor.from(Int32Array.of(0), [1], { device: piece.device });
-        zeroSlots({ pool: piece.reshape([1, piece.size]), slots });
-      }
+      for (const piece of this.#pieces)
+        zeroSlots({ pool: piece.reshape([1, piece.size]), slots: this.#first! });
     });
   }
 
   dispose(): void {
-    for (const tensor of [...this.#pieces, ...this.tensors]) tensor?.dispose();
+    for (const tensor of [...this.#pieces, ...this.tensors, this.#first]) tensor?.dispose();
   }
 }

@@ -86,7 +86,9 @@ export class State {
   check(call: string): void {
     if (this.#disposed) throw new DisposedError(`${call}: state is disposed`);
     if (this.#user)
-      throw new Error(`${call}: state is in use by ${this.#user}; fork it to continue it twice`);
+      throw new Error(
+        `${call}: state is in use by ${this.#user}; wait for its end, or continue a fork made before`,
+      );
   }
 
   /** Takes the state for one user until the returned function is called. */

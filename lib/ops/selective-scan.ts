@@ -1,4 +1,4 @@
-import { checkFlag, checkNames, checkNumbers } from '../arguments';
+import { checkFlag, checkNames, checkNumbers, kindOf } from '../arguments';
 import { device as openDevice, type Device } from '../device';
 import { scope, Tensor } from '../tensor';
 import { selectiveScanPacked } from './scan';
@@ -73,7 +73,7 @@ export async function selectiveScan(input: SelectiveScanInput): Promise<Selectiv
       const values = input[name] as Values;
       if (!(values instanceof Float32Array) && !Array.isArray(values)) {
         throw new TypeError(
-          `selectiveScan: ${name} is ${values === null ? 'null' : typeof values}, expected a Float32Array or numbers`,
+          `selectiveScan: ${name} is ${kindOf(values)}, expected a Float32Array or numbers`,
         );
       }
       const shape = shapes.find((shape) => shape.reduce((a, b) => a * b, 1) === values.length);
@@ -88,13 +88,15 @@ export async function selectiveScan(input: SelectiveScanInput): Promise<Selectiv
       input[name] === undefined ? undefined : take(name, ...shapes);
     const ints = (values: Int32Array) => Tensor.from(values, [values.length], { device });
     const perToken = [tokens, groups, dState];
+    // First what there must be as much of as the sizes say: nothing larger is made for sizes alone.
+    const [u, A] = [take('u', [tokens, dim]), take('A', [dim, dState])];
     const state =
       optional('initialState', [batch, dim, dState]) ??
       Tensor.from(new Float32Array(batch * dim * dState), [batch, dim, dState], { device });
     const y = selectiveScanPacked({
-      u: take('u', [tokens, dim]),
+      u,
       delta: take('delta', [tokens, dim]),
-      A: take('A', [dim, dState]),
+      A,
       B: take('B', perToken, [dim, dState]),
       C: take('C', perToken, [dim, dState]),
       D: optional('D', [dim]),

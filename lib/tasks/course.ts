@@ -120,10 +120,13 @@ class Course {
     const { folder, onWarning } = this.#options;
     if (folder === undefined) return;
     await makeFolder(folder);
-    this.#log = new Log(join(folder, 'log.jsonl'));
     const loaded = await loadCheckpoint(folder, this.#trainer, onWarning);
-    if (!loaded) return;
-    const { settings, curve, seconds, losses } = isObject(loaded.data) ? loaded.data : {};
+    if (loaded) this.#takeUp(folder, loaded.data);
+    this.#log = new Log(join(folder, 'log.jsonl'), this.#trainer.steps);
+  }
+
+  #takeUp(folder: string, data: unknown): void {
+    const { settings, curve, seconds, losses } = isObject(data) ? data : {};
     if (settings !== this.#settings)
       throw new FormatError(
         `${folder}: holds a training of ${String(settings)}, not of ${this.#settings}; take another folder`,

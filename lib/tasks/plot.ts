@@ -38,7 +38,7 @@ function overLengths(results: Results, lengths: readonly number[], title: string
   return draw({
     title,
     axis: 'tokens of the test',
-    series,
+    series: series.filter(({ points }) => points.length > 0),
     range: [low, high],
     ticks: ticks.map((length) => [Math.log2(length), power(Math.log2(length))] as const),
     results,
@@ -108,7 +108,7 @@ function draw({ title, axis, series, range: [low, high], ticks, results }: Plot)
     points.forEach(([px, py], j) => {
       const before = points[j - 1];
       if (before) parts.push(line(x(before[0]), y(before[1]), x(px), y(py), colour, own ? 3 : 1.2));
-      if (own) parts.push(dot(x(px), y(py), colour));
+      if (own || points.length === 1) parts.push(dot(x(px), y(py), colour));
     });
   }
   series.forEach(({ name, own }, i) => {

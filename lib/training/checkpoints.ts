@@ -1,11 +1,13 @@
 import { createHash } from 'node:crypto';
+import { existsSync } from 'node:fs';
 import { readdir, readFile, rename, rm } from 'node:fs/promises';
-import { join } from 'node:path';
-import { checkFunction, checkNames, kindOf } from '../arguments';
-import { FormatError } from '../errors';
+import { basename, dirname, join, resolve } from 'node:path';
+import { checkFunction, checkJson, checkNames, kindOf } from '../arguments';
+import { FormatError, TrainingError } from '../errors';
 import { writeAtomically, writeFully } from '../io/atomic';
-import { makeFolder } from '../io/folder';
+import { isFolder, makeFolder } from '../io/folder';
 import { isObject, parseJsonObject, type JsonObject } from '../io/json';
+import { runs } from '../io/lock';
 import { openSafetensors, writeSafetensors } from '../io/safetensors';
 import type { Tensor } from '../tensor';
 import { checkTrainer, type Trainer } from './trainer';
@@ -30,15 +32,22 @@ const layoutOf = ({ parameters }: Trainer): string =>
     .update(JSON.stringify(parameters.leaves.map(({ name, parameter: { shape } }) => [name, shape])))
     .digest('hex');
 
-function check(call: string, folder: unknown, trainer: unknown): void {
+function check(call: string, folder: unknown, trainer: Trainer): void {
   if (typeof folder !== 'string')
     throw new TypeError(`${call}: folder is ${kindOf(folder)}, expected a path`);
   checkTrainer(call, trainer);
+  trainer.checkNotAveraging(call);
 }
+
+/** What is written just now, by its folder: one after the other. */
+const writing = new Map<string, Promise<unknown>>();
 
 /**
  * Saves all that a training needs to go on, in `folder/step-<n>`, and keeps the last `keep` of them. A
- * folder appears under its name only when it is complete. `data` is a `BatchSource`'s state.
+ * folder appears under its name only when it is complete. `data` is a `BatchSource`'s state, or anything else that
+ * JSON gives back as it is. Calls at the same time take turns; processes that write into one folder have to agree.
+ * @throws TypeError for `data` that JSON does not give back, before anything is written; TrainingError where a step
+ * is taken meanwhile, or another process changes the folder.
  */
 export async function saveCheckpoint(
   folder: string,
@@ -47,10 +56,39 @@ export async function saveCheckpoint(
 ): Promise<string> {
   check('saveCheckpoint', folder, trainer);
   checkNames('saveCheckpoint', options, ['data', 'keep'], 'options');
-  const { data, keep = 2 } = options;
+  const { data = null, keep = 2 } = options;
   if (!(Number.isInteger(keep) && keep >= 1))
     throw new RangeError(`saveCheckpoint: keep is ${String(keep)}, expected a whole number, 1 or more`);
-  const name = `step-${String(trainer.steps).padStart(8, '0')}`;
+  checkJson('saveCheckpoint', data, 'data');
+  const own: unknown = JSON.parse(JSON.stringify(data)); // as it is now
+  const { steps } = trainer;
+  const place = resolve(folder);
+  const turn = (writing.get(place) ?? Promise.resolve())
+    .catch(() => {})
+    .then(() => write(folder, trainer, steps, own, keep));
+  writing.set(place, turn);
+  try {
+    return await turn;
+  } finally {
+    if (writing.get(place) === turn) writing.delete(place);
+  }
+}
+
+async function write(
+  folder: string,
+  trainer: Trainer,
+  steps: number,
+  data: unknown,
+  keep: number,
+): Promise<string> {
+  const checkSteps = () => {
+    if (trainer.steps !== steps)
+      throw new TrainingError(
+        `saveCheckpoint: trainer has gone on from step ${steps} to ${trainer.steps} meanwhile; wait for the checkpoint before the next step`,
+      );
+  };
+  checkSteps();
+  const name = `step-${String(steps).padStart(8, '0')}`;
   const [target, temporary] = [join(folder, name), join(folder, `.${name}.${process.pid}.tmp`)];
   await rm(temporary, { recursive: true, force: true });
   await makeFolder(temporary);
@@ -67,28 +105,45 @@ export async function saveCheckpoint(
         return bytes;
       },
     }));
-    const state = { version, steps: trainer.steps, layout: layoutOf(trainer), data: data ?? null };
+    const state = { version, steps, layout: layoutOf(trainer), data };
     await writeSafetensors(join(temporary, tensorsFile), sources);
+    checkSteps();
     await writeAtomically(join(temporary, stateFile), (file) =>
       writeFully(file, sealed({ ...state, digests })),
     );
     await rm(target, { recursive: true, force: true });
     await rename(temporary, target);
+    const all = await findCheckpoints(folder);
+    for (const old of all.slice(0, Math.max(0, all.length - keep)))
+      await rm(join(folder, old), { recursive: true, force: true });
+    await removeUnfinished(folder);
   } catch (error) {
     await rm(temporary, { recursive: true, force: true });
-    throw error;
+    throw interfered(error as NodeJS.ErrnoException) ? new Interference(folder, error) : error;
   }
-  const all = await findCheckpoints(folder);
-  for (const old of all.slice(0, Math.max(0, all.length - keep)))
-    await rm(join(folder, old), { recursive: true, force: true });
-  await removeUnfinished(folder);
   return target;
+}
+
+/** What the system says when something of ours is gone, or something else in its place. */
+const interfered = ({ code }: NodeJS.ErrnoException) =>
+  code === 'ENOENT' || code === 'ENOTEMPTY' || code === 'EEXIST';
+
+class Interference extends TrainingError {
+  constructor(folder: string, cause: unknown) {
+    super(
+      `saveCheckpoint: ${folder} was changed by another process meanwhile, expected one that writes into it at a time`,
+      { cause },
+    );
+  }
 }
 
 /** What `saveCheckpoint` of a process that has died left of a checkpoint. */
 async function removeUnfinished(folder: string): Promise<void> {
-  for (const name of await readdir(folder))
-    if (/^\.step-\d+\.\d+\.tmp$/.test(name)) await rm(join(folder, name), { recursive: true, force: true });
+  for (const name of await readdir(folder)) {
+    const pid = /^\.step-\d+\.(\d+)\.tmp$/.exec(name)?.[1];
+    if (pid !== undefined && (Number(pid) === process.pid || !runs(Number(pid), null)))
+      await rm(join(folder, name), { recursive: true, force: true });
+  }
 }
 
 /** Bytes that a checkpoint takes. */
@@ -109,9 +164,10 @@ export async function stepsIn(folder: string): Promise<number> {
 }
 
 /**
- * Takes up the newest checkpoint in `folder`: false where there is none. One that is damaged is passed
+ * Takes up the newest checkpoint in `folder`: undefined where it has none. One that is damaged is passed
  * over, and `onWarning` says so. Returns what was saved as `data`, and the checkpoint's path.
- * @throws FormatError when one belongs to another model.
+ * @throws FormatError where there is no such folder, when a checkpoint belongs to another model, and when there are
+ * some but each is damaged.
  */
 export async function loadCheckpoint(
   folder: string,
@@ -120,7 +176,9 @@ export async function loadCheckpoint(
 ): Promise<{ readonly data: unknown; readonly path: string } | undefined> {
   check('loadCheckpoint', folder, trainer);
   checkFunction('loadCheckpoint', onWarning, 'onWarning');
-  for (const name of (await findCheckpoints(folder)).reverse()) {
+  await checkFolder(folder);
+  const names = await findCheckpoints(folder);
+  for (const name of names.reverse()) {
     const path = join(folder, name);
     try {
       const { steps, layout, data, contents } = await readCheckpoint(path, trainer);
@@ -133,7 +191,26 @@ export async function loadCheckpoint(
       onWarning(`${path} is damaged and passed over: ${(error as Error).message}`);
     }
   }
+  if (names.length > 0) throw new AllDamaged(folder, names.length);
   return undefined;
+}
+
+/** @throws FormatError for a path that cannot be meant. */
+async function checkFolder(folder: string): Promise<void> {
+  const wrong = (what: string) => new FormatError(`loadCheckpoint: folder is ${folder}, ${what}`);
+  if (!existsSync(folder)) throw wrong('which does not exist, expected a folder with checkpoints');
+  if (!(await isFolder(folder))) throw wrong('which is a file, expected a folder with checkpoints');
+  if (pattern.test(basename(resolve(folder))) && existsSync(join(folder, stateFile)))
+    throw wrong(`a checkpoint itself, expected the folder that it is in, ${dirname(resolve(folder))}`);
+}
+
+/** There are checkpoints, but none that could be gone on from. */
+export class AllDamaged extends FormatError {
+  constructor(folder: string, count: number) {
+    super(
+      `${folder}: ${count === 1 ? 'its only checkpoint is' : `all of its ${count} checkpoints are`} damaged; to begin the training anew, move that folder away first, or take another`,
+    );
+  }
 }
 
 class OtherModel extends FormatError {

@@ -1,4 +1,4 @@
-import { appendFile, open, readFile } from 'node:fs/promises';
+import { appendFile, open, readFile, truncate } from 'node:fs/promises';
 import { TrainingError } from '../errors';
 import { isObject } from '../io/json';
 import type { RouterReport } from './routers';
@@ -34,22 +34,39 @@ export interface EvaluationRecord {
 /** Lines of JSON at the end of a file, in the order in which they were given. */
 export class Log {
   readonly #path: string;
+  /** Of the file, in bytes: whole lines. */
+  #size = 0;
   #last: Promise<void>;
   #error: Error | undefined;
 
-  constructor(path: string) {
+  /**
+   * Goes on with the log of a training of which `steps` steps count, and evaluations up to step `evaluated`: what it
+   * has of later ones, which will be done again, is cut off, and so is what a process that died left of a line.
+   */
+  constructor(path: string, steps: number, evaluated = steps) {
     this.#path = path;
-    this.#last = this.#then(() => endLine(path));
+    this.#last = this.#then(async () => {
+      this.#size = await cutBack(path, steps, evaluated);
+    });
   }
 
   /** @throws TrainingError when an earlier line could not be written. */
   write(record: object): void {
     if (this.#error) throw this.#error;
-    const line = `${JSON.stringify({ time: new Date().toISOString(), ...record })}\n`;
+    const line = Buffer.from(`${JSON.stringify({ time: new Date().toISOString(), ...record })}\n`);
     const before = this.#last;
-    this.#last = this.#then(() =>
-      before.then(() => (this.#error ? undefined : appendFile(this.#path, line))),
-    );
+    this.#last = this.#then(() => before.then(() => (this.#error ? undefined : this.#append(line))));
+  }
+
+  /** A line as a whole, or nothing of it. */
+  async #append(line: Buffer): Promise<void> {
+    try {
+      await appendFile(this.#path, line);
+      this.#size += line.length;
+    } catch (error) {
+      await truncate(this.#path, this.#size).catch(() => {}); // the first error says more
+      throw error;
+    }
   }
 
   #then(work: () => Promise<void>): Promise<void> {
@@ -66,15 +83,20 @@ export class Log {
   }
 }
 
-/** What a process that died left of a line is ended, so that the next one stands for itself. */
-async function endLine(path: string): Promise<void> {
+/** Cuts a log off where it tells of what does not count, and behind its last whole line. Its new size. */
+async function cutBack(path: string, steps: number, evaluated: number): Promise<number> {
   const file = await open(path, 'a+');
   try {
-    const { size } = await file.stat();
-    if (size === 0) return;
-    const last = Buffer.alloc(1);
-    await file.read(last, 0, 1, size - 1);
-    if (last[0] !== 0x0a) await file.appendFile('\n');
+    if (!(await file.stat()).isFile()) return 0;
+    const bytes = await file.readFile();
+    let end = 0;
+    for (let next; (next = bytes.indexOf(0x0a, end) + 1) > 0; end = next) {
+      const record = parsed(bytes.toString('utf8', end, next));
+      const at = record?.['step'] ?? record?.['at'];
+      if (typeof at === 'number' && at > (record && 'validation' in record ? evaluated : steps)) break;
+    }
+    if (end < bytes.length) await file.truncate(end);
+    return end;
   } finally {
     await file.close();
   }

@@ -26,14 +26,26 @@ export interface TrainingPlan {
   readonly model: number;
 }
 
+/** Parameters and optimizer by themselves are more than there is room for. */
+export class TooLarge extends Error {
+  readonly bytes: number;
+
+  constructor(bytes: number) {
+    super(`parameters and optimizer take ${bytes} bytes`);
+    this.bytes = bytes;
+  }
+}
+
 /**
  * What training a model with batches of so many rows of one length takes: it is built and a step
  * recorded on the device, but no parameter is drawn and nothing run.
+ * @throws TooLarge before the step is recorded, where what stands beside it takes more than `most` bytes.
  */
 export function planTraining(
   json: JsonObject,
   { device: on, seed: _seed, tokenizer: _tokenizer, ...options }: TrainerOptions,
   batch: { readonly rows: number; readonly length: number },
+  most = Infinity,
 ): TrainingPlan {
   const complete = completeOptions('planTraining', options);
   const device = openDevice(on);
@@ -57,6 +69,7 @@ export function planTraining(
     const passes = new Passes(model, parameters, optimizer, complete);
     made.unshift(passes);
     const standing = held();
+    if (standing - before > most) throw new TooLarge(standing - before);
     passes.prepare(Int32Array.from({ length: batch.rows + 1 }, (_, i) => i * batch.length));
     const total = held() - before;
     const sum = (...names: readonly ('parameter' | 'copy' | 'gradient' | 'm' | 'v' | 'average')[]) =>

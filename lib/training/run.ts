@@ -4,7 +4,7 @@ import { TrainingError } from '../errors';
 import { makeFolder } from '../io/folder';
 import { isObject } from '../io/json';
 import { countLabels, type TrainingBatch } from './batch';
-import { checkpointBytes, findCheckpoints, loadCheckpoint, saveCheckpoint } from './checkpoints';
+import { AllDamaged, checkpointBytes, findCheckpoints, loadCheckpoint, saveCheckpoint } from './checkpoints';
 import { writeCurves } from './curves';
 import { Log, type StepRecord } from './log';
 import type { TrainOptions, TrainResult } from './train-options';
@@ -49,6 +49,8 @@ export class Run {
   #checkpoint: string | undefined;
   #savedAt = -1;
   #evaluatedAt = -1;
+  /** The step of the last evaluation that the log has. */
+  #loggedAt = 0;
   #drawn = -Infinity;
 
   constructor(trainer: Trainer, options: TrainOptions) {
@@ -68,7 +70,9 @@ export class Run {
     if (folder === undefined) return;
     await makeFolder(folder);
     if (resume) {
-      const found = await loadCheckpoint(folder, this.#trainer, onWarning);
+      const found = await loadCheckpoint(folder, this.#trainer, onWarning).catch((error: unknown) => {
+        if (!(error instanceof AllDamaged)) throw error;
+      });
       if (!found) throw await nothingToGoOnFrom(folder);
       this.#takeUp(found.data);
       this.#savedAt = this.#trainer.steps;
@@ -80,7 +84,7 @@ export class Run {
     }
     const there = Math.min(keep, (await findCheckpoints(folder)).length); // they make room for others
     await checkRoom(folder, (keep + 1 - there) * checkpointBytes(this.#trainer));
-    this.#log = new Log(join(folder, logName));
+    this.#log = new Log(join(folder, logName), this.#trainer.steps, this.#loggedAt);
     this.#log.write({ event: resume ? 'resumed' : 'started', at: this.#trainer.steps });
   }
 
@@ -91,6 +95,7 @@ export class Run {
     this.#options.source.restore(data['source']);
     this.#tokens = data['tokens'];
     this.#best = (data['best'] ?? undefined) as TrainResult['best'];
+    this.#loggedAt = Number(data['evaluated'] ?? this.#trainer.steps);
   }
 
   async toTheEnd(): Promise<TrainResult> {
@@ -190,7 +195,8 @@ export class Run {
     const record = { step: steps, validation, best };
     this.#validation = validation;
     this.#evaluatedAt = steps;
-    this.#log?.write(record);
+    if (steps !== this.#loggedAt) this.#log?.write(record);
+    this.#loggedAt = steps;
     this.#options.onEvaluation?.(record);
     this.#interval.since += performance.now() - begin;
   }
@@ -206,7 +212,7 @@ export class Run {
   }
 
   async #checkpointIn(folder: string, source: unknown, keep?: number): Promise<string> {
-    const data = { source, tokens: this.#tokens, best: this.#best ?? null };
+    const data = { source, tokens: this.#tokens, best: this.#best ?? null, evaluated: this.#loggedAt };
     return saveCheckpoint(folder, this.#trainer, { data, ...(keep !== undefined && { keep }) }).catch(
       (error: NodeJS.ErrnoException) => {
         const last = this.#checkpoint ? `the last one is ${this.#checkpoint}` : 'there is none before it';

@@ -1,18 +1,19 @@
 import { checkFunction, checkRecord, kindOf } from '../arguments';
 import { device as openDevice, type Device } from '../device';
-import { DisposedError, FormatError, TrainingError } from '../errors';
+import { DisposedError, TrainingError } from '../errors';
 import { CausalLM } from '../generation/causal-lm';
 import { readModelFolder } from '../generation/model-folder';
 import { openCheckpoint } from '../io/checkpoint';
 import { resolveModel } from '../io/hub';
 import type { JsonObject } from '../io/json';
-import { loadTokenizer, type Tokenizer } from '../io/tokenizer';
+import { loadTokenizer } from '../io/tokenizer';
 import { familyOf } from '../models';
 import { generationDefaults, type Extras } from '../models/save';
 import { Weights } from '../nn/weights';
 import { scope, Tensor } from '../tensor';
 import { checkBatch, checkBatches, countLabels, longestOf, type TrainingBatch } from './batch';
 import { firstNotFinite } from './diagnosis';
+import { tokenizerOf } from './model-tokenizer';
 import { Optimizer, type StepReport } from './optimizer';
 import { checkRouterOptions, completeOptions, type CompleteOptions, type TrainingOptions } from './options';
 import { Parameters } from './parameters';
@@ -54,6 +55,7 @@ export class Trainer {
   #passes: Passes;
   #steps = 0;
   #fresh = true;
+  #averaging = false;
   #disposed = false;
 
   private constructor(model: CausalLM, options: CompleteOptions, parameters: Parameters) {
@@ -136,6 +138,7 @@ export class Trainer {
    */
   step(batches: TrainingBatch | readonly TrainingBatch[]): Promise<TrainingStep> {
     this.#check('step');
+    this.checkNotAveraging('step');
     const all = Array.isArray(batches) ? (batches as readonly TrainingBatch[]) : [batches as TrainingBatch];
     checkBatches('step', all, this.model.config.vocabSize);
     const count = countLabels(all);
@@ -208,23 +211,37 @@ export class Trainer {
     await this.model.savePretrained(folder);
   }
 
-  /** Runs `fn` while the model computes with the averages of its parameters, where they are kept. */
+  /**
+   * Runs `fn` while the model computes with the averages of its parameters, where they are kept. No step is taken
+   * meanwhile.
+   */
   async withAverages<R>(fn: () => Promise<R>): Promise<R> {
     this.#check('withAverages');
     checkFunction('withAverages', fn);
+    this.checkNotAveraging('withAverages');
     if (this.options.average === undefined) {
       this.#refresh();
       return fn();
     }
-    this.parameters.exchangeAverages();
-    this.#fresh = false;
+    this.#exchangeAverages();
     this.#refresh();
     try {
       return await fn();
     } finally {
-      this.parameters.exchangeAverages();
-      this.#fresh = false;
+      if (!this.#disposed) this.#exchangeAverages();
     }
+  }
+
+  #exchangeAverages(): void {
+    this.parameters.exchangeAverages();
+    this.#averaging = !this.#averaging;
+    this.#fresh = false;
+  }
+
+  /** @throws TypeError inside `withAverages`, for what is about the parameters themselves. */
+  checkNotAveraging(call: string): void {
+    if (this.#averaging)
+      throw new TypeError(`${call}: trainer computes with averages, expected withAverages to have ended`);
   }
 
   /** What is computed from parameters once, such as A, has to follow them before the model is used. */
@@ -270,24 +287,4 @@ function whyNotTaken({ loss, gradientNorm, lossScale }: StepReport, scaled: bool
   return lossScale >= leastScale
     ? undefined
     : `loss scale is ${lossScale}, and gradients are still not finite`;
-}
-
-/** The tokenizer in a folder that is to go with a model. */
-async function tokenizerOf(
-  call: string,
-  folder: string | undefined,
-  bytes: boolean,
-  vocabSize: number,
-): Promise<Tokenizer | undefined> {
-  if (folder === undefined) return undefined;
-  if (bytes)
-    throw new TypeError(`${call}: tokenizer is given, expected none; the tokens of this model are bytes`);
-  const tokenizer = await loadTokenizer(folder);
-  if (!tokenizer)
-    throw new FormatError(`${folder}/tokenizer.json: file does not exist, and tokenizer names its folder`);
-  if (tokenizer.vocabSize > vocabSize)
-    throw new RangeError(
-      `${call}: tokenizer has ${tokenizer.vocabSize} tokens, expected at most vocab_size, which is ${vocabSize}`,
-    );
-  return tokenizer;
 }

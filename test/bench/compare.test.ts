@@ -127,9 +127,32 @@ it('asks the right card for its clock', () => {
   expect(expBound({ ...device, id: 'cpu' } as Device, 1980)).toBeUndefined();
 });
 
+it('marks the axis of bars with as many labels as fit', () => {
+  const bars = (value: number) => ({
+    ...{ title: '', subtitle: '', axis: '', groups: ['a'] },
+    series: [{ name: 's', bars: [{ value, low: value, high: value }] }],
+  });
+  const labels = (value: number) => {
+    const script = `require('./lib/bench/plot').plot(${JSON.stringify(bars(value))}).then(console.log)`;
+    const drawn = run(script);
+    const marks = [...drawn.matchAll(/<text x="([\d.]+)" [^>]*text-anchor="middle"[^>]*>([\d,]+)<\/text>/g)];
+    return marks.map(([, x, label]) => ({ x: Number(x), half: (8.4 * label!.length) / 2 }));
+  };
+  for (const value of [6, 2e7, 3e12]) {
+    const marks = labels(value);
+    expect(marks.length).toBeGreaterThan(1);
+    marks.forEach(({ x, half }, i) => {
+      if (i > 0) expect(x - half).toBeGreaterThan(marks[i - 1]!.x + marks[i - 1]!.half);
+    });
+  }
+});
+
 /** d3-scale is an ES module, which jest does not load. */
 function draw(lines: readonly Line[]): string {
-  const script = `require('./lib/bench/roofline').roofline(${JSON.stringify(lines)}).then(console.log)`;
+  return run(`require('./lib/bench/roofline').roofline(${JSON.stringify(lines)}).then(console.log)`);
+}
+
+function run(script: string): string {
   const typescript = join(root, 'test', 'cli', 'typescript.cjs');
   return execFileSync(process.execPath, ['-r', typescript, '-e', script], { cwd: root, encoding: 'utf8' });
 }
@@ -148,6 +171,9 @@ it('draws a roofline with a label for each point', () => {
   expect(drawn).not.toMatch(/NaN|undefined|Infinity/);
   expect(drawn.match(/<circle /g)).toHaveLength(20 + 2);
   expect(drawn).toContain('special functions: 4,182');
+  expect(drawn).not.toContain('thread');
+  const both = draw([scan({ level: 'AVX2', threads: 1 }), scan({ level: 'AVX2', threads: 2 })]);
+  for (const threads of ['1 thread,', '2 threads,']) expect(both).toContain(threads);
   const cpu = draw([scan({ level: 'AVX2' })]);
   expect(cpu).toContain('copy: 3,000 GB/s');
   expect(cpu).not.toMatch(/special functions|NaN|undefined|Infinity/);

@@ -92,6 +92,11 @@ describe('eval', () => {
     expect(stderr).toBe(`error: ${folder.at('empty')}: text is empty, expected something to predict\n`);
   });
 
+  it('refuses a device, which may have no end', async () => {
+    const { code, stderr } = await run(['eval', model, '/dev/zero']);
+    expect([code, stderr]).toEqual([2, 'error: /dev/zero: is not a regular file, nor a pipe\n']);
+  });
+
   it('refuses bytes for a model of text, by the name of their file', async () => {
     const { code, stderr } = await run(['eval', TEXT_MODEL, folder.at('binary.bin')]);
     expect(code).toBe(1);

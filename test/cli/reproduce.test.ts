@@ -1,4 +1,5 @@
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, truncateSync } from 'node:fs';
+import { join } from 'node:path';
 import { lockFolder } from '../../lib/io/lock';
 import { temporaryFolder } from '../io/folder';
 import { ended, run, start } from './run';
@@ -51,6 +52,21 @@ it('refuses fewer steps than are done, before any work, and goes on with more', 
   expect(readdirSync(folder.at('out'))).not.toContain('s4d');
   const more = await reproduce(...args, '--layers', 'mamba', '--steps', '5', ...out);
   expect([more.code, JSON.parse(more.stdout)]).toMatchObject([0, { runs: [{ recipe: { steps: 5 } }] }]);
+});
+
+it('does not begin anew where all checkpoints are damaged', async () => {
+  const args = ['induction-heads', ...small, '--layers', 'mamba', '--output', folder.at('out')];
+  expect((await reproduce(...args)).code).toBe(0);
+  const own = folder.at('out', 'mamba');
+  for (const name of readdirSync(own))
+    if (name.startsWith('step-')) truncateSync(join(own, name, 'training.json'), 9);
+  const before = readdirSync(own);
+  const { code, stderr } = await reproduce(...args);
+  expect(code).toBe(1);
+  expect(stderr).toContain(
+    `error: ${own}: all of its 2 checkpoints are damaged; to begin the training anew, move that folder away first, or take another\n`,
+  );
+  expect(readdirSync(own)).toEqual(before);
 });
 
 it.each([

@@ -267,6 +267,18 @@ describe('train', () => {
     expect(existsSync(at('tuned', 'tokenizer.json'))).toBe(true);
     const resumed = await run(['train', '--resume', at('tuned')]);
     expect(resumed.code).toBe(0);
+    const tokens = at('tuned', 'training', 'tokens.bin');
+    for (const [size, what] of [
+      [2000, '--resume: the data have changed since; file tokens.bin has 1000 tokens, and had '],
+      [1999, `${tokens}: file has 1999 bytes, expected tokens of 2 bytes each`],
+    ] as const) {
+      truncateSync(tokens, size);
+      const cut = await run(['train', '--resume', at('tuned')]);
+      expect([cut.code, cut.stderr]).toEqual([1, expect.stringContaining(`error: ${what}`)]);
+      expect(cut.stderr).toMatch(/; remove \S+tokens\.bin, and it is made again from the data\n$/);
+    }
+    rmSync(tokens);
+    expect((await run(['train', '--resume', at('tuned')])).code).toBe(0);
   });
 
   it.each([
@@ -317,6 +329,17 @@ describe('train', () => {
     expect(stderr).toMatch(
       /over 1000000 rows of 64 tokens do not fit, .*(they take .*iB, and this machine has|out of memory)/,
     );
+  });
+
+  it('records no step beside parameters that are too many for this machine', async () => {
+    const memory = jest
+      .spyOn(jest.requireActual<typeof import('node:os')>('node:os'), 'totalmem')
+      .mockReturnValue(1 << 20);
+    const args = ['--dry-run', '--width', '64'];
+    expect((await refused(training('dry', ...args))).message).toMatch(
+      /; parameters and optimizer alone take .*MiB, and this machine has 1\.0+ MiB$/,
+    );
+    memory.mockRestore();
   });
 
   it.each(['moe-mamba', 'blackmamba', 's4d'])('trains %s', async (family) => {
@@ -484,25 +507,25 @@ describe('train refuses', () => {
     [
       'an unknown field',
       () => config({ ...wanted, learningrate: 1 }),
-      1,
+      2,
       'bad.json: there is no field learningrate',
     ],
     [
       'a field of another kind',
       () => config({ ...wanted, steps: '3' }),
-      1,
+      2,
       'bad.json: steps is "3", expected a number',
     ],
     [
       'a choice that is none',
       () => config({ ...wanted, dtype: 'fp8' }),
-      1,
+      2,
       'bad.json: dtype is "fp8", expected "f32" or "bf16" or "f16"',
     ],
     [
       'an unknown field of the model',
       () => config({ ...wanted, model: { ...model, heads: 3 } }),
-      1,
+      2,
       'config.json: there is no field heads in this kind of model',
     ],
     [
@@ -511,7 +534,15 @@ describe('train refuses', () => {
       2,
       'vocab_size of the model is 99, expected 256 or more for bytes',
     ],
-    ['a config that is no JSON', () => ['train', '-c', at('text.txt')], 1, 'text.txt: is not valid JSON'],
+    ['a config that is no JSON', () => ['train', '-c', at('text.txt')], 2, 'text.txt: is not valid JSON'],
+    ['a config that is not there', () => ['train', '-c', at('no.json')], 2, 'no.json: file does not exist'],
+    ['a model that is no JSON', () => plain('--model', at('text.txt')), 2, 'text.txt: is not valid JSON'],
+    [
+      'another folder for a resumed training',
+      () => ['train', '--resume', at('first'), '--out', at('none')],
+      2,
+      `--out is ${at('none')}, but --resume goes on in ${at('first')}; leave --out away, or begin another training by --from`,
+    ],
   ])('%s', async (_, args, code, message) => {
     const error = await refused(args());
     expect(inFlags(error.message)).toContain(message);
@@ -522,7 +553,7 @@ describe('train refuses', () => {
 
 /** What `train` throws: without a process of its own, for these are many. */
 async function refused(args: readonly string[]): Promise<Error> {
-  const before = ['SIGINT', 'SIGTERM'].map(
+  const before = ['SIGINT', 'SIGTERM', 'SIGHUP'].map(
     (signal) => [signal, process.listeners(signal as NodeJS.Signals)] as const,
   );
   try {

@@ -1,6 +1,6 @@
 import { monitorEventLoopDelay, performance } from 'node:perf_hooks';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { Graph, type CausalLM, type GenerateOptions } from '../../lib';
+import { device, Graph, type CausalLM, type GenerateOptions } from '../../lib';
 import { inUse, open, randomIds, take } from '../models/checkpoints';
 import { expectSame } from '../same';
 
@@ -97,10 +97,12 @@ describe('a consumer', () => {
     const replay = jest.spyOn(Graph.prototype, 'replay');
     const tokens = start({ maxNewTokens: 6 });
     expect(replay).toHaveBeenCalledTimes(0);
+    const prompts = device().id === 'cpu' ? 0 : 1; // on a GPU they are a replay, too
     for (let taken = 1; taken <= 6; taken++) {
       await tokens.next();
       await sleep(5);
-      expect(replay).toHaveBeenCalledTimes(Math.min(taken, 5)); // the last token need not be consumed
+      // The last token need not be consumed.
+      expect(replay).toHaveBeenCalledTimes(prompts + Math.min(taken, 5));
     }
     expect((await tokens.next()).done).toBe(true);
     replay.mockRestore();

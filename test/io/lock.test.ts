@@ -1,5 +1,14 @@
 /** One process at a time in a folder, and none that has died. */
-import { existsSync, mkdirSync, readdirSync, readFileSync, utimesSync, writeFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  symlinkSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
 import { hostname } from 'node:os';
 import { lockFolder } from '../../lib/io/lock';
 import { child } from '../child';
@@ -49,6 +58,18 @@ it('tells of a folder that cannot be made or written', async () => {
   await expect(lockFolder(at())).rejects.toThrow(/out: folder cannot be written; the disk is full$/);
   full.mockRestore();
   expect(readdirSync(folder.path)).toEqual(['file']);
+});
+
+it.each([
+  ['a folder', () => mkdirSync(at('.lock'))],
+  ['a link', () => symlinkSync('nowhere', at('.lock'))],
+  ['a pipe', () => execFileSync('mkfifo', [at('.lock')])],
+])('names %s in place of the lock', async (what, make) => {
+  mkdirSync(at());
+  make();
+  await expect(lockFolder(at())).rejects.toThrow(
+    `${at('.lock')}: is ${what}, expected the file that says who uses the folder; remove it`,
+  );
 });
 
 it('keeps folders that it made and in which something is', async () => {

@@ -138,7 +138,7 @@ describe('while a generation runs', () => {
     await running.next();
     const error = await outcome(() => call(state));
     expect((error as Error).message).toBe(
-      `${name}: state is in use by generate; fork it to continue it twice`,
+      `${name}: state is in use by generate; wait for its end, or continue a fork made before`,
     );
     for await (const _ of running);
     expect(state.lengths).toEqual([7]);

@@ -229,6 +229,7 @@ describe('a state', () => {
     expect(() => model.createState(rows)).toThrow(
       /createState: rows is .*, expected a whole number, 1 or more/,
     );
+    expect(() => model.createState('2' as never)).toThrow('createState: rows is string, expected');
   });
 
   it('holds the logits of the last token', async () => {

@@ -200,6 +200,13 @@ describe('results', () => {
     expect(lengths).toMatch(/^<svg xmlns=.*<\/svg>\n$/s);
     for (const word of ['Induction heads', 'tokens of the test', '2⁶', '2⁸', 'H3 (paper)'])
       expect(lengths).toContain(word);
+    const [own] = tests;
+    const at = (length: number) => ({ ...own!, length });
+    const short = { ...run, tests: [at(16), at(32), at(64)] };
+    const few = drawResults(resultsOf(inductionHeads, '1', [short]), 'Induction heads');
+    expect(few.match(/<circle /g)).toHaveLength(3 + inductionHeads.paper.rows.length); // one point each is seen
+    const none = { ...run, tests: [at(16), at(32)] };
+    expect(drawResults(resultsOf(inductionHeads, '1', [none]), 'Induction heads')).not.toContain('(paper)');
     const recipe = { ...selectiveCopying.recipe, steps: 1000 };
     const one = { ...run, recipe, length: 4096, tests: [{ ...tests[0]!, length: 4096 }] };
     const steps = drawResults(resultsOf(selectiveCopying, '1', [one]), 'Selective copying');

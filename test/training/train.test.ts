@@ -147,8 +147,22 @@ it('goes on to the same bits after it was stopped, and after its process was', a
   expect(last.steps).toBe(20);
   expect([last.loss, last.validation, last.tokens]).toEqual([first.loss, first.validation, first.tokens]);
   expect((await parametersOf(again)).equals(await parametersOf(whole))).toBe(true);
-  const { steps } = await readLog(join(at, 'log.jsonl'));
-  expect(steps.map(({ step }) => step)).toEqual(Array.from({ length: 20 }, (_, i) => i + 1));
+  const logged = async () => {
+    const lines = (await readFile(join(at, 'log.jsonl'), 'utf8')).trimEnd().split('\n');
+    const records = lines.map(
+      (line) => JSON.parse(line) as { step: number; loss?: number; validation?: number },
+    );
+    return (['loss', 'validation'] as const).map((name) =>
+      records.flatMap((r) => (name in r ? [r.step] : [])),
+    );
+  };
+  const once = [Array.from({ length: 20 }, (_, i) => i + 1), [6, 12, 18, 20]];
+  expect(await logged()).toEqual(once);
+  for (let i = 0; i < 2; i++) {
+    const ended = await train(await make({ seed: 9 }), resumed); // nothing is left but to say how it ended
+    expect([ended.steps, ended.validation]).toEqual([20, first.validation]);
+    expect(await logged()).toEqual(once);
+  }
 });
 
 it('ends with the data', async () => {
@@ -232,10 +246,47 @@ it('refuses what cannot be meant, before any work', async () => {
 
 describe('a log', () => {
   it('tells of a full disk', async () => {
-    const log = new Log('/dev/full');
+    const log = new Log('/dev/full', 0);
     log.write({ step: 1 });
     await expect(log.close()).rejects.toThrow('/dev/full: cannot be written, the disk is full');
     expect(() => log.write({ step: 2 })).toThrow('/dev/full: cannot be written, the disk is full');
+  });
+
+  it('goes on behind the steps that count, on a whole line', async () => {
+    const path = join(folder, 'cut.jsonl');
+    const lines = ['{"event":"started","at":0}', ...[1, 2, 3].map((step) => `{"step":${step},"loss":1}`)];
+    const before = [...lines.slice(0, 3), '{"event":"failed","at":9}', ...lines.slice(3), '{"step":4,"lo'];
+    for (const [steps, kept] of [
+      [2, 3],
+      [0, 1],
+    ] as const) {
+      await writeFile(path, before.join('\n'));
+      const log = new Log(path, steps);
+      log.write({ step: steps + 1, loss: 2 });
+      await log.close();
+      const now = (await readFile(path, 'utf8')).split('\n');
+      expect(now.slice(0, kept)).toEqual(lines.slice(0, kept));
+      expect(now.slice(kept)).toEqual([expect.stringMatching(/^\{"time":.*"loss":2\}$/), '']);
+    }
+  });
+
+  it('keeps whole lines when one cannot be written', async () => {
+    const path = join(folder, 'torn.jsonl');
+    const log = new Log(path, 0);
+    log.write({ step: 1 });
+    await log.close();
+    const whole = await readFile(path, 'utf8');
+    const { appendFile } = jest.requireActual<typeof import('node:fs/promises')>('node:fs/promises');
+    const torn = jest
+      .spyOn(jest.requireActual<typeof import('node:fs/promises')>('node:fs/promises'), 'appendFile')
+      .mockImplementationOnce(async () => {
+        await appendFile(path, '{"ti');
+        throw Object.assign(new Error('ENOSPC: no space left on device'), { code: 'ENOSPC' });
+      });
+    log.write({ step: 2 });
+    await expect(log.close()).rejects.toThrow('torn.jsonl: cannot be written, the disk is full');
+    torn.mockRestore();
+    expect(await readFile(path, 'utf8')).toBe(whole);
   });
 
   it('has steps that were done twice once', async () => {

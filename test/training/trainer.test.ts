@@ -1,5 +1,5 @@
 /** Training as a whole, on a small model and a task that it can learn. */
-import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rename, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { AutoModelForCausalLM, device, Trainer, type TrainerOptions, type TrainingBatch } from '../../lib';
@@ -139,8 +139,98 @@ describe('a trainer', () => {
 
     const other = await Trainer.fromConfig({ ...config, hidden_size: 48 }, options);
     await expect(loadCheckpoint(folder, other)).rejects.toThrow('it belongs to another model');
-    expect(await loadCheckpoint(join(folder, 'none'), other)).toBeUndefined();
     other.dispose();
+  });
+
+  it('tells a folder that cannot be meant from one without checkpoints, and that from one of damaged ones', async () => {
+    const trainer = await Trainer.fromConfig(config, options);
+    const load = (...names: string[]) => loadCheckpoint(join(folder, ...names), trainer);
+    await expect(load('none')).rejects.toThrow(
+      /^loadCheckpoint: folder is .*none, which does not exist, expected a folder with checkpoints$/,
+    );
+    await writeFile(join(folder, 'file'), '');
+    await expect(load('file')).rejects.toThrow(
+      /^loadCheckpoint: folder is .*file, which is a file, expected/,
+    );
+    expect(await load()).toBeUndefined();
+    const path = await saveCheckpoint(folder, trainer);
+    await expect(loadCheckpoint(path, trainer)).rejects.toThrow(
+      /step-00000000, a checkpoint itself, expected the folder that it is in, \S+$/,
+    );
+    await truncate(join(path, 'training.json'), 9);
+    await expect(load()).rejects.toThrow(
+      /: its only checkpoint is damaged; to begin the training anew, move that folder away first, or take another$/,
+    );
+    trainer.dispose();
+  });
+
+  it('saves checkpoints that are asked for at the same time one after the other', async () => {
+    const trainer = await Trainer.fromConfig(config, options);
+    const data = { at: 1 };
+    const saved = [1, 2, 3, 4].map(() => saveCheckpoint(folder, trainer, { data }));
+    data.at = 2; // what counts is what was given
+    expect(new Set(await Promise.all(saved)).size).toBe(1);
+    expect(await readdir(folder)).toEqual(['step-00000000']);
+    expect(await loadCheckpoint(folder, trainer)).toMatchObject({ data: { at: 1 } });
+    const torn = saveCheckpoint(join(folder, 'torn'), trainer);
+    await run(trainer, 0, 1);
+    await expect(torn).rejects.toThrow(
+      /^saveCheckpoint: trainer has gone on from step 0 to 1 meanwhile; wait/,
+    );
+    const late = saveCheckpoint(join(folder, 'torn'), trainer);
+    while (!(await readdir(folder)).includes('torn')) await new Promise(setImmediate);
+    await run(trainer, 1, 2);
+    await expect(late).rejects.toThrow(/from step 1 to 2 meanwhile/);
+    expect(await readdir(join(folder, 'torn'))).toEqual([]);
+    trainer.dispose();
+  });
+
+  it('tells of another process that writes checkpoints into the folder', async () => {
+    const trainer = await Trainer.fromConfig(config, options);
+    const saved = saveCheckpoint(folder, trainer);
+    const gone = async () => {
+      const [unfinished] = (await readdir(folder)).filter((name) => name.endsWith('.tmp'));
+      if (unfinished === undefined) return gone();
+      return rename(join(folder, unfinished), join(folder, 'elsewhere'));
+    };
+    await gone();
+    await expect(saved).rejects.toThrow(
+      / was changed by another process meanwhile, expected one that writes/,
+    );
+    const living = `.step-00000001.${process.ppid}.tmp`; // of a process that may be at it
+    for (const name of [living, `.step-00000001.${2 ** 30}.tmp`]) await mkdir(join(folder, name));
+    await saveCheckpoint(folder, trainer);
+    expect((await readdir(folder)).sort()).toEqual([living, 'elsewhere', 'step-00000000']);
+    trainer.dispose();
+  });
+
+  it('refuses data that JSON does not give back, before anything is written', async () => {
+    const trainer = await Trainer.fromConfig(config, options);
+    const cycle: Record<string, unknown> = {};
+    cycle['deep'] = [{ cycle }];
+    let deep: unknown = 0;
+    for (let i = 0; i < 600; i++) deep = [deep];
+    for (const [data, message] of [
+      [() => 1, 'data is function'],
+      [{ at: [1, 2n] }, 'data.at[1] is bigint'],
+      [{ at: NaN }, 'data.at is NaN'],
+      [[undefined], 'data[0] is undefined'],
+      [{ seen: new Map() }, 'data.seen is Map'],
+      [new Uint8Array(2), 'data is Uint8Array'],
+      [cycle, 'data.deep[0].cycle is a part of itself'],
+    ] as const)
+      await expect(saveCheckpoint(folder, trainer, { data })).rejects.toThrow(
+        `saveCheckpoint: ${message}, expected what JSON can hold`,
+      );
+    await expect(saveCheckpoint(folder, trainer, { data: deep })).rejects.toThrow(
+      'is 500 levels deep, expected',
+    );
+    expect(await readdir(folder)).toEqual([]);
+    const data = { text: '', flag: false, none: null, list: [1, [2.5]], left: undefined };
+    await saveCheckpoint(folder, trainer, { data });
+    const { left: _left, ...rest } = data;
+    expect((await loadCheckpoint(folder, trainer))!.data).toEqual(rest);
+    trainer.dispose();
   });
 
   it('passes over a checkpoint of whose state one bit is another, whichever', async () => {
@@ -255,6 +345,18 @@ describe('a trainer', () => {
     expect((await parametersOf(one!)).equals(await parametersOf(other!))).toBe(true);
     one!.dispose();
     other!.dispose();
+  });
+
+  it('takes no step and saves no checkpoint while it computes with averages', async () => {
+    const trainer = await Trainer.fromConfig(config, { ...options, average: 0.9 });
+    const refusal = 'trainer computes with averages, expected withAverages to have ended';
+    await trainer.withAverages(async () => {
+      expect(() => trainer.step([])).toThrow(`step: ${refusal}`);
+      await expect(trainer.withAverages(async () => {})).rejects.toThrow(`withAverages: ${refusal}`);
+      await expect(saveCheckpoint(folder, trainer)).rejects.toThrow(`saveCheckpoint: ${refusal}`);
+    });
+    await run(trainer, 0, 1);
+    trainer.dispose();
   });
 
   it('refuses bad options and batches by name', async () => {
