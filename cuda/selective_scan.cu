@@ -5,13 +5,14 @@
 // Long sequences: a block takes some channels of one through all of its tokens, device/scan.cuh;
 // u, delta, z and y cross memory once, states stay in registers. 4 t d items move, and t d n
 // exponentials are what it costs. Where sequences and channels are too few to fill the card, pieces
-// of them go side by side: once to see what each adds to the state, once with the state it starts
-// from (Gu and Dao 2023, section 3.3.2: the recurrence is associative). Sequences of one token: device/scan_step.cuh, 8 s d n bytes of
-// state.
+// of them go side by side: once to see what each adds to the state (device/scan_ends.cuh), once with the state it
+// starts from (Gu and Dao 2023, section 3.3.2: the recurrence is associative). Sequences of one token:
+// device/scan_step.cuh, 8 s d n bytes of state.
 #include <algorithm>
 
 #include "card.h"
 #include "device/scan.cuh"
+#include "device/scan_ends.cuh"
 #include "device/scan_relay.cuh"
 #include "device/scan_ring.cuh"
 #include "device/scan_short.cuh"
@@ -61,7 +62,7 @@ void lay_out(Scan<typename P::T>& s) {
 template <class P>
 bool launch_scan(Stream& stream, Scan<typename P::T> s) {
   if (P::kFast && !suits<P>(s)) return false;
-  s.shift = kWhole;
+  s.cut = kUncut;
   lay_out<P>(s);
   launch(stream, scan_sequences<P>, s.blocks * s.sequences.count, P::kThreads, P::kBytes, s);
   return true;
@@ -85,13 +86,13 @@ bool fits() {
   return P::kBytes + kTurnstiles <= shared_bytes();
 }
 
-// Whole sequences or, where `pieces` are given, each from its carry; without Out, from zero for it.
-template <class P, bool Out = true>
+// Whole sequences or, where `pieces` are given, each from its carry.
+template <class P>
 bool launch_ring(Stream& stream, Scan<typename P::T> s, int64_t pieces = 0) {
   if (!fits<P>() || !suits<P>(s)) return false;
-  if (pieces == 0) s.shift = kWhole, pieces = s.sequences.count;
+  if (pieces == 0) s.cut = kUncut, pieces = s.sequences.count;
   lay_out<P>(s);
-  launch(stream, scan_ring<P, Out>, s.blocks * pieces, P::kThreads, P::kBytes, s);
+  launch(stream, scan_ring<P>, s.blocks * pieces, P::kThreads, P::kBytes, s);
   return true;
 }
 
@@ -119,34 +120,68 @@ void launch_relay(Stream& stream, Scan<typename P::T> s) {
          s);
 }
 
-// In pieces of 1 << shift tokens: twice the exponentials, on as many blocks as the card can hold. The
-// numbers are as in scan_few_states.
+// Of the first pass over pieces.
 template <class T>
-bool launch_pieces(Stream& stream, Scan<T> s, int shift) {
+using PieceEnds = EndsPlan<T, 16, sizeof(T) == 2 ? 4 : 3, 2, 2, 2>;
+
+// Pieces of `tokens` in blocks of `width` channels.
+struct InPieces {
+  int64_t tokens, cycles;
+  int width;
+};
+
+// As many pieces as fill the card with blocks of the second pass, once or a few times. Few long ones are best: in the
+// first pass a token costs the less the longer its piece is, as more of it is forgotten.
+template <class T>
+InPieces in_pieces(const Scan<T>& s) {
+  // Cycles of three more launches, of the first pass for a token and channel, and tokens of a piece of which half is
+  // forgotten: where dt is .02 in the mean and A -8.
+  constexpr double kLaunches = 20000, kEnd = 1.7, kKept = 3000;
+  const int64_t tokens = s.sequences.tokens, count = s.sequences.count, units = multiprocessors();
+  InPieces best{0, INT64_MAX, 0};
+  if (!fits<PieceEnds<T>>()) return best;
+  const auto consider = [&](int width, int64_t cycles, bool fits) {
+    const int64_t blocks = s.d / s.group_channels * ceil_div(s.group_channels, width);
+    for (int64_t rounds = 1; fits && rounds <= 16; rounds++) {
+      const int64_t pieces = units * rounds / blocks - (count - 1);  // each sequence may begin one
+      if (pieces < 2) continue;
+      const int64_t each = std::max(ceil_div(ceil_div(tokens, pieces), 32) * 32, int64_t{128});
+      const double ends = kEnd * static_cast<double>(s.d * tokens) / (1 + static_cast<double>(each) / kKept) / units;
+      const int64_t all = rounds * each * cycles + static_cast<int64_t>(ends + kLaunches);
+      if (all < best.cycles) best = {each, all, width};
+    }
+  };
+  consider(320, 490, fits<Ring320<T>>());
+  consider(256, 382, fits<Ring256<T>>());
+  consider(128, 198, fits<Ring128<T>>());
+  consider(64, 110, true);
+  return best;
+}
+
+// Once to see what each piece leaves at its end, once from the state it starts with.
+template <class T>
+bool launch_pieces(Stream& stream, Scan<T> s, const InPieces& plan) {
   using Wide = Plan<T, 8, 2, true, 2>;
+  using Ends = PieceEnds<T>;
   if (!suits<Wide>(s)) return false;
-  const int64_t pieces = s.sequences.pieces(shift), row = s.d * s.n, units = multiprocessors();
-  const Scratch scratch(stream, pieces * (row + s.d) * static_cast<int64_t>(sizeof(float)));
+  s.cut = {static_cast<uint32_t>(plan.tokens)};
+  const int64_t pieces = s.sequences.pieces(s.cut), row = s.d * s.n, groups = s.d / s.group_channels;
+  const int64_t tiles = ceil_div(s.sequences.tokens, Ends::kSteps);
+  const int64_t carry = pieces * row, time = pieces * s.d, factors = groups * tiles * Ends::kN * Ends::kSteps;
+  const Scratch scratch(stream, (factors + carry + time) * static_cast<int64_t>(sizeof(float)));
   if (!scratch.floats()) return true;
-  s.shift = shift;
-  s.carry = scratch.floats(), s.time = s.carry + pieces * row;
-  const auto cycles = [&](int width, int each, int first) {
-    const int64_t groups = s.d / s.group_channels * pieces;
-    return first + ceil_div(groups * ceil_div(s.group_channels, width), units) * each;
-  };
-  const auto launch_wide = [&](auto kernel) {
-    lay_out<Wide>(s);
-    launch(stream, kernel, s.blocks * pieces, Wide::kThreads, Wide::kBytes, s);
-  };
-  const bool ring_first = cycles(128, 160, 0) <= cycles(64, 84, 30);
-  if (!ring_first || !launch_ring<Ring128<T>, false>(stream, s, pieces)) launch_wide(scan_pieces<Wide>);
+  s.factors = scratch.floats(), s.carry = s.factors + factors, s.time = s.carry + carry;
+  const dim3 turn(static_cast<unsigned>(tiles), static_cast<unsigned>(groups));
+  turn_factors<Ends><<<turn, 256, 0, stream.handle>>>(s);
+  lay_out<Ends>(s);
+  launch(stream, scan_ends<Ends>, s.blocks * pieces, Ends::kThreads, Ends::kBytes, s);
   const dim3 grid(static_cast<unsigned>(ceil_div(row, 128)), static_cast<unsigned>(s.sequences.count));
   join_pieces<T><<<grid, 128, 0, stream.handle>>>(s);
-  const int64_t r256 = fits<Ring256<T>>() ? cycles(256, 381, 0) : INT64_MAX;
-  const int64_t r128 = cycles(128, 197, 0), wide = cycles(64, 110, 30);
-  if (r256 <= r128 && r256 <= wide && launch_ring<Ring256<T>>(stream, s, pieces)) return true;
-  if (r128 <= wide && launch_ring<Ring128<T>>(stream, s, pieces)) return true;
-  launch_wide(scan_sequences<Wide>);
+  if (plan.width == 320) return launch_ring<Ring320<T>>(stream, s, pieces);
+  if (plan.width == 256) return launch_ring<Ring256<T>>(stream, s, pieces);
+  if (plan.width == 128) return launch_ring<Ring128<T>>(stream, s, pieces);
+  lay_out<Wide>(s);
+  launch(stream, scan_sequences<Wide>, s.blocks * pieces, Wide::kThreads, Wide::kBytes, s);
   return true;
 }
 
@@ -180,31 +215,26 @@ bool scan_few_states(Stream& stream, const Scan<T>& s) {
   const int64_t r256 = fits<Ring256<T>>() ? cycles(256, 382, 382) : INT64_MAX;
   const int64_t r128 = cycles(128, 198, 198), r96 = cycles(96, 172, 172), r16 = cycles(16, 36, 31);
 
-  constexpr int64_t kBoth = 176, kLaunches = 16000;  // cycles of both passes, and of two more launches
-  constexpr int64_t kLong = 256;                     // tokens
+  constexpr int64_t kLong = 256;  // tokens
   const int64_t tokens = s.sequences.tokens, mean = tokens / s.sequences.count;
   constexpr int64_t kShort = 32;  // no more than a tile of the other plans
   if (mean <= kShort && launch_short(stream, s)) return true;
-  const int64_t ring = std::min({r320, r256, r128, r96, r16}), of_piece = ceil_div(s.d, 64);
+  const int64_t ring = std::min({r320, r256, r128, r96, r16});
   const int64_t whole = mean < kLong ? std::min({wide, middle, narrow}) : ring;
-  const int64_t in_pieces = tokens * of_piece / units * kBoth + kLaunches;
+  const InPieces pieces = in_pieces(s);
   if constexpr (sizeof(T) == 2) {
     using Relay = Relay24<T>;
     // Cycles for a token and before the first. Beyond kFar tokens the blocks drift apart, and rows, of which each
     // reads 48 bytes, cross memory more than once.
-    constexpr int64_t kRelay = 28, kStart = 6000, kFar = 4096;
+    constexpr int64_t kRelay = 30, kStart = 6000, kFar = 32768;
     const int64_t clusters = s.sequences.count * ceil_div(s.d, Relay::kWidth);
     const int64_t relay = ceil_div(clusters * Relay::kCluster, units) * (kRelay * mean + kStart);
-    if (mean >= kLong && mean <= kFar && relay < std::min(mean * whole, in_pieces) && suits_relay(s)) {
+    if (mean >= kLong && mean <= kFar && relay < std::min(mean * whole, pieces.cycles) && suits_relay(s)) {
       launch_relay<Relay>(stream, s);
       return true;
     }
   }
-  if (in_pieces < mean * whole) {
-    int shift = 11;
-    while (shift > 7 && s.sequences.pieces(shift) * of_piece < 9 * units) shift--;
-    if (launch_pieces(stream, s, shift)) return true;
-  }
+  if (pieces.cycles < mean * whole && launch_pieces(stream, s, pieces)) return true;
   if (mean >= kLong) {
     if (ring == r320   ? launch_ring<Ring320<T>>(stream, s)
         : ring == r256 ? launch_ring<Ring256<T>>(stream, s)

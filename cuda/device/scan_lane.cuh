@@ -20,7 +20,6 @@ class Lane {
   float A[S], h[S];
 
  private:
-  float time = 0.0f;  // the sum of dt
   Coefficients constant;  // where B and C are
 
  public:
@@ -57,8 +56,6 @@ class Lane {
   }
 
   // Up to kTurn - 1 steps beyond the tokens are taken too: their dt is 0, which changes nothing.
-  // Without Out only h and the sum of dt are wanted.
-  template <bool Out>
   __device__ void scan(const Tile& tile, int steps) {
     constexpr int G = P::kAheadSteps;
     const float* dt_row = tile.dt + slot * P::kRow;
@@ -103,9 +100,8 @@ class Lane {
               const float B = B_constant ? constant.B[i] : now[g].B[i];
               const float C = C_constant ? constant.C[i] : now[g].C[i];
               h[i] = fmaf(e[g][i], h[i], dtu.item[j + g] * B);
-              if constexpr (Out) y.item[j + g] = fmaf(h[i], C, y.item[j + g]);
+              y.item[j + g] = fmaf(h[i], C, y.item[j + g]);
             }
-            if constexpr (!Out) time += dt.item[j + g];
           }
 #pragma unroll
           for (int g = 0; g < G; g++) {
@@ -114,16 +110,11 @@ class Lane {
             for (int i = 0; i < S; i++) e[g][i] = next_e[g][i];
           }
         }
-        if constexpr (Out) y.store(share_row + at);
+        y.store(share_row + at);
         dt = next_dt, dtu = next_dtu;
         if constexpr (G > 1) next_dt = later_dt;
       }
     }
-  }
-
-  __device__ void store_time(const Place<P>& place, float* to) const {
-    const int64_t c = place.first + P::channel(slot);
-    if (part == 0 && c < place.first + place.width) to[c] = time;
   }
 
  private:

@@ -16,7 +16,7 @@ class PairLane {
   };
 
   int part, slot;
-  float A[K][S], h[K][S], time[K];
+  float A[K][S], h[K][S];
 
  public:
   __device__ PairLane(const Scan<typename P::T>& s, const Place<P>& place, const float* from) {
@@ -27,7 +27,6 @@ class PairLane {
 #pragma unroll
     for (int k = 0; k < K; k++) {
       const int64_t c = channel(place, k);
-      time[k] = 0.0f;
 #pragma unroll
       for (int i = 0; i < S; i++) {
         const bool there = c < place.first + place.width && n(i) < s.n;
@@ -46,23 +45,14 @@ class PairLane {
         if (c < place.first + place.width && n(i) < s.n) to[c * s.n + n(i)] = h[k][i];
     }
   }
-  __device__ void store_time(const Place<P>& place, float* to) const {
-#pragma unroll
-    for (int k = 0; k < K; k++) {
-      const int64_t c = channel(place, k);
-      if (part == 0 && c < place.first + place.width) to[c] = time[k];
-    }
-  }
-
   // As Lane's.
-  template <bool Out>
   __device__ void scan(const Tile& tile, int steps) {
     const float *dt_row = tile.dt + slot * P::kRow, *dtu_row = tile.dtu + slot * P::kRow;
     float* share_row = tile.shares + part * P::kPlane + slot * P::kRow;
     const float* row = tile.coefficients + P::coefficient(part * Q);
     Fours dt[K], dtu[K];
     float e[K][S];
-    Factors now = load<Out>(row);
+    Factors now = load(row);
 #pragma unroll
     for (int k = 0; k < K; k++) {
       dt[k] = Fours::load(dt_row + k * kApart * P::kRow);
@@ -83,7 +73,7 @@ class PairLane {
         }
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-          const Factors next = load<Out>(row + (at + j + 1) * P::kFactors);
+          const Factors next = load(row + (at + j + 1) * P::kFactors);
 #pragma unroll
           for (int k = 0; k < K; k++) {
             const float after = j < 3 ? dt[k].item[(j + 1) % 4] : next_dt[k].item[0];
@@ -92,15 +82,14 @@ class PairLane {
             for (int i = 0; i < S; i++) {
               h[k][i] = fmaf(e[k][i], h[k][i], dtu[k].item[j] * now.B[i]);
               e[k][i] = exp2_approx(after * A[k][i]);
-              if constexpr (Out) y[k].item[j] = fmaf(h[k][i], now.C[i], y[k].item[j]);
+              y[k].item[j] = fmaf(h[k][i], now.C[i], y[k].item[j]);
             }
-            if constexpr (!Out) time[k] += dt[k].item[j];
           }
           now = next;
         }
 #pragma unroll
         for (int k = 0; k < K; k++) {
-          if constexpr (Out) y[k].store(share_row + k * kApart * P::kRow + at);
+          y[k].store(share_row + k * kApart * P::kRow + at);
           dt[k] = next_dt[k], dtu[k] = next_dtu[k];
         }
       }
@@ -113,20 +102,15 @@ class PairLane {
     return place.first + P::channel(slot + k * kApart);
   }
 
-  template <bool Out>
   __device__ static Factors load(const float* row) {
     static_assert(Q == 4);
-    Factors out{};
+    Factors out;
 #pragma unroll
     for (int i = 0; i < S; i += 4) {
       const auto Bs = Pack<4>::load(row + i * 2 * P::kLanes);
+      const auto Cs = Pack<4>::load(row + i * 2 * P::kLanes + P::kToC);
 #pragma unroll
-      for (int q = 0; q < 4; q++) out.B[i + q] = Bs.item[q];
-      if constexpr (Out) {
-        const auto Cs = Pack<4>::load(row + i * 2 * P::kLanes + P::kToC);
-#pragma unroll
-        for (int q = 0; q < 4; q++) out.C[i + q] = Cs.item[q];
-      }
+      for (int q = 0; q < 4; q++) out.B[i + q] = Bs.item[q], out.C[i + q] = Cs.item[q];
     }
     return out;
   }

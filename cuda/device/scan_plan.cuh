@@ -20,10 +20,10 @@ struct Scan {
   float* state;  // [p, d, n]
   int64_t state_stride;
   Sequences sequences;
-  // Sequences are scanned in pieces of 1 << shift tokens, side by side; kWhole: each as one.
-  int shift;
-  float* carry;  // [pieces, d, n]: the state that a piece starts from; null where shift is kWhole
-  float* time;   // [pieces, d]: the sum of dt over a piece
+  Cut cut;         // sequences are scanned in pieces, side by side; kUncut: each as one
+  float* carry;    // [pieces, d, n]: the state that a piece starts from; null where sequences are uncut
+  float* time;     // [pieces, d]: the sum of dt over a piece, or its end
+  float* factors;  // B as turn_factors leaves it
   int64_t d, n, group_channels;
   unsigned group_blocks, blocks;  // blocks of channels: of a group, of all; none spans two groups
   bool delta_softplus;

@@ -91,7 +91,7 @@ class RelayWarp {
     const uint32_t turnstiles = shared_address(&group), own_shares = shares + lane * 16;
     const uint32_t to_shares = in_block(own_shares, rank ^ 1), to_turnstiles = in_block(turnstiles, rank ^ 1);
     const uint32_t y_row = static_cast<uint32_t>(s.y_stride) * 2, step = P::kStep | nothing;
-    Entered next = enter(left);
+    Entered next = enter<true>(left);
     float d[8], e[8][4];
     times.get(d);
 #pragma unroll
@@ -121,7 +121,7 @@ class RelayWarp {
         store_shared(run + Turn * P::kShare + 512, whole);
         arrive_at(told);
       }
-      next = enter(left - P::kStep);
+      next = enter<false>(left - P::kStep);
       float gate[2], Du[2];
 #pragma unroll
       for (int j = 0; j < 2; j++) {
@@ -200,10 +200,11 @@ class RelayWarp {
   }
 
   // dt and dt u of two tokens of a channel; dt for the other threads, which will ask for it.
+  template <bool First>
   __device__ __forceinline__ Entered enter(int left) {
     Entered in;
     uint32_t delta;
-    copies.take(delta, in.items);
+    copies.template take<First>(delta, in.items);
     float dt[2];
 #pragma unroll
     for (int j = 0; j < 2; j++) dt[j] = softplus_for<T>(half_of(delta, j, T{}) + bias);

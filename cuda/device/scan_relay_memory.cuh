@@ -9,6 +9,7 @@
 namespace ss::cuda {
 
 constexpr int kRelayStages = 4, kRelayStage = 1024;  // bytes; of two copies of 16 a thread
+constexpr int kRelayFirst = 2;  // chunks asked for at once: more would be in the way of other warps' first ones
 constexpr int kRelayRuns = 4;  // whose parts lie in shared memory: a warp may be two ahead of another
 
 // State number m of a thread's four.
@@ -112,7 +113,7 @@ class RelayCopies {
     upper_row = static_cast<uint32_t>(which == 0 ? s.delta_stride : which == 1 ? s.u_stride : s.B_stride) * 2;
     lower = which < 2 ? row(s.C, s.C_stride, C_column) : row(s.z, s.z_stride, first);
     lower_row = static_cast<uint32_t>(which < 2 ? s.C_stride : s.z_stride) * 2;
-    for (int i = 0; i < kRelayStages; i++) ask(0);
+    for (int i = 0; i < kRelayFirst; i++) ask(0);
   }
 
   // The next chunk, into the stage that all have taken last. Beyond the tokens: zeros.
@@ -126,10 +127,11 @@ class RelayCopies {
     left -= Step, upper = further(upper, Step | nothing, upper_row), lower = further(lower, Step | nothing, lower_row);
   }
 
-  __device__ __forceinline__ void take(uint32_t& delta, RelayItems& items) const {
-    wait_copy_groups<kRelayStages - 1>();
+  template <bool First>
+  __device__ __forceinline__ void take(uint32_t& delta, RelayItems& items) {
+    wait_copy_groups<(First ? kRelayFirst : kRelayStages) - 1>();
     __syncwarp();
-    const uint32_t at = mine + stage;
+    const uint32_t at = mine + (First ? 0 : stage);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(delta), "=r"(items.u), "=r"(items.B[0]), "=r"(items.B[1])
                  : "r"(at)
@@ -142,6 +144,8 @@ class RelayCopies {
                  : "=r"(items.z)
                  : "r"(at + kRelayStage / 4 * 3)
                  : "memory");
+    if (First)
+      for (int i = kRelayFirst; i < kRelayStages; i++) ask(0);
   }
 
  private:

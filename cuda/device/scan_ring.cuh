@@ -14,10 +14,8 @@ namespace ss::cuda {
 
 constexpr int kTurnstiles = 128;  // bytes for them, beside a plan's kBytes
 
-// Whole sequences, or pieces from their carry. Without Out: what each piece but a sequence's last
-// adds to the state, as if it started from zero, and the sum of its dt: exp(A sum dt) is the decay
-// over the whole piece.
-template <class P, bool Out>
+// Whole sequences, or pieces from their carry.
+template <class P>
 __global__ void __launch_bounds__(P::kThreads, P::kBlocks)
     scan_ring(const __grid_constant__ Scan<typename P::T> s) {
   extern __shared__ float4 shared_memory[];
@@ -26,8 +24,8 @@ __global__ void __launch_bounds__(P::kThreads, P::kBlocks)
   float* memory = reinterpret_cast<float*>(shared_memory);
   s.sequences.check();
   const int64_t number = blockIdx.x / s.blocks;
-  const auto piece = s.sequences.piece(number, s.shift);
-  if (piece.begin >= piece.end || (!Out && piece.end == piece.stop)) return;
+  const auto piece = s.sequences.piece(number, s.cut);
+  if (piece.begin >= piece.end) return;
   const int64_t slot = s.sequences.slot(piece.sequence);
   float* state = slot < 0 ? nullptr : s.state + slot * s.state_stride;
 
@@ -42,8 +40,7 @@ __global__ void __launch_bounds__(P::kThreads, P::kBlocks)
   if (threadIdx.x < P::kScanners) {
     using Lane = std::conditional_t<(P::kUnit > 0), RingLane<P>,
                                     std::conditional_t<(P::kOwn > 1), PairLane<P>, ss::cuda::Lane<P>>>;
-    float* carry = s.carry ? s.carry + number * s.d * s.n : nullptr;
-    Lane lane(s, place, !Out ? nullptr : carry ? carry : state);
+    Lane lane(s, place, s.carry ? s.carry + number * s.d * s.n : state);
     if constexpr (P::kUnit > 0) {
       lane.walk(memory, full, scanned, tiles);
     } else {
@@ -51,19 +48,14 @@ __global__ void __launch_bounds__(P::kThreads, P::kBlocks)
       for (int i = 0; i < tiles; i++) {
         full[stage.at].pass(stage.round);
         const int steps = smaller(tokens - i * P::kSteps, P::kSteps);
-        lane.template scan<Out>(P::tile(memory, stage.at), steps);
+        lane.scan(P::tile(memory, stage.at), steps);
         scanned[stage.at].arrive();
         stage.next();
       }
     }
-    if constexpr (Out) {
-      if (state && piece.end == piece.stop) lane.store(s, place, state);
-    } else {
-      lane.store(s, place, carry);
-      lane.store_time(place, s.time + number * s.d);
-    }
+    if (state && piece.end == piece.stop) lane.store(s, place, state);
   } else {
-    RingEdge<P, Out> edge(s, place, piece.begin, tokens, reinterpret_cast<char*>(memory + P::kFloats));
+    RingEdge<P> edge(s, place, piece.begin, tokens, reinterpret_cast<char*>(memory + P::kFloats));
     edge.ask_first(tiles);
     edge.walk(memory, full, scanned, tiles);
   }

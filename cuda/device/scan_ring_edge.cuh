@@ -6,7 +6,7 @@
 
 namespace ss::cuda {
 
-template <class P, bool Out>
+template <class P>
 class RingEdge {
   using T = typename P::T;
   static constexpr int kItem = P::kItem, kSize = sizeof(T);
@@ -48,14 +48,14 @@ class RingEdge {
       return reinterpret_cast<const char*>(x + first * stride + c);
     };
     delta_next = at(s.delta, s.delta_stride), u_next = at(s.u, s.u_stride);
-    z_next = Out && s.z ? at(s.z, s.z_stride) : nullptr;
-    y_next = Out ? const_cast<char*>(at(s.y, s.y_stride)) : nullptr;
+    z_next = s.z ? at(s.z, s.z_stride) : nullptr;
+    y_next = const_cast<char*>(at(s.y, s.y_stride));
     const T* factors = static_cast<const T*>(is_C ? s.C : s.B);
     factor_next = reinterpret_cast<const char*>(factors + (tile + index / P::kOfRow) * factor_stride() +
                                                 place.group * s.n + (n < s.n ? n : 0));
 #pragma unroll
     for (int k = 0; k < kItem; k++) {
-      D[k] = Out && s.D && k < channels ? s.D[c + k] : 0.0f;
+      D[k] = s.D && k < channels ? s.D[c + k] : 0.0f;
       bias[k] = s.delta_bias && k < channels ? s.delta_bias[c + k] : 0.0f;
     }
   }
@@ -75,7 +75,7 @@ class RingEdge {
     Ring<P::kStages> stage;
     asked.at = P::kEarly % P::kSlots;
     stage.at = crew;
-    for (int i = crew; i < tiles + (Out ? P::kStages : 0); i += P::kCrews) {
+    for (int i = crew; i < tiles + P::kStages; i += P::kCrews) {
       const bool enters = i < tiles, leaves = i >= P::kStages;
       Entering items;
       if (enters) {
@@ -85,11 +85,9 @@ class RingEdge {
       const Tile tile = P::tile(memory, stage.at);
       if (leaves) {
         scanned[stage.at].pass(stage.round - 1);
-        if constexpr (Out) {
-          s.z ? leave<true>(tile.shares, i - P::kStages, leaving.at)
-              : leave<false>(tile.shares, i - P::kStages, leaving.at);
-          leaving.next();
-        }
+        s.z ? leave<true>(tile.shares, i - P::kStages, leaving.at)
+            : leave<false>(tile.shares, i - P::kStages, leaving.at);
+        leaving.next();
       }
       if (enters) {
         enter_pieces(tile, entering.at);
@@ -138,25 +136,22 @@ class RingEdge {
         copy_some<bytes>(items(slot, tensor, j), further(next, row, stride));
       };
       copy(kDelta, delta_next, s.delta_stride), copy(kU, u_next, s.u_stride);
-      if (Out && s.z) copy(kZ, z_next, s.z_stride);
+      if (s.z) copy(kZ, z_next, s.z_stride);
     }
     delta_next = turn(delta_next, s.delta_stride), u_next = turn(u_next, s.u_stride);
-    if (Out && s.z) z_next = turn(z_next, s.z_stride);
-    if (Out || !is_C) {
-      const int own = index / P::kOfRow;
+    if (s.z) z_next = turn(z_next, s.z_stride);
+    const int own = index / P::kOfRow;
 #pragma unroll
-      for (int k = 0; k < P::kPieces; k++) {
-        constexpr int rows = P::kCrew / P::kOfRow;
-        if (P::kSteps % rows && own + k * rows >= P::kSteps) break;
-        const int row = smaller(k * rows * kSize, (last - own) * kSize);
-        copy_async(piece(slot, k), further(factor_next, row, factor_stride()), n < s.n);
-      }
+    for (int k = 0; k < P::kPieces; k++) {
+      constexpr int rows = P::kCrew / P::kOfRow;
+      if (P::kSteps % rows && own + k * rows >= P::kSteps) break;
+      const int row = smaller(k * rows * kSize, (last - own) * kSize);
+      copy_async(piece(slot, k), further(factor_next, row, factor_stride()), n < s.n);
     }
     factor_next = turn(factor_next, factor_stride());
   }
 
   __device__ void enter_pieces(const Tile& tile, int slot) const {
-    if (!Out && is_C) return;
 #pragma unroll
     for (int k = 0; k < P::kPieces; k++) {
       const int number = k * P::kCrew + index, t = number / P::kOfRow;

@@ -4,7 +4,20 @@
 
 namespace ss::cuda {
 
-constexpr int kWhole = 31;  // a shift: each sequence is one piece
+// Into pieces of how many tokens sequences are cut: 1 << shift where it is given as an int, which needs no
+// division, or any number.
+struct Cut {
+  uint32_t tokens;
+};
+constexpr int kWhole = 31;            // each sequence is one piece
+constexpr Cut kUncut{1u << kWhole};  // the same
+
+__host__ __device__ inline int64_t tokens_of(int shift) { return int64_t{1} << shift; }
+__host__ __device__ inline int64_t tokens_of(Cut cut) { return cut.tokens; }
+__host__ __device__ inline int64_t pieces_in(int64_t tokens, int shift) { return tokens >> shift; }
+__host__ __device__ inline int64_t pieces_in(int64_t tokens, Cut cut) {
+  return tokens < 0 ? int64_t{-1} : int64_t{static_cast<uint32_t>(tokens) / cut.tokens};
+}
 
 struct Sequences {
   const int32_t* offsets;       // [count + 1]
@@ -17,15 +30,16 @@ struct Sequences {
     int64_t begin, end;             // the piece's tokens; none where begin >= end
   };
 
-  // The host cannot read offsets: it launches this many pieces of 1 << `shift` tokens, whatever
-  // they hold. Sequence i takes the numbers from (offsets[i] >> shift) + i on, enough for its
-  // tokens.
-  __host__ __device__ int64_t pieces(int shift) const {
-    return shift < kWhole ? (tokens >> shift) + count : count;
+  // The host cannot read offsets: it launches this many pieces, whatever they hold. Sequence i takes the
+  // numbers from pieces_in(offsets[i]) + i on, enough for its tokens.
+  template <class C>
+  __host__ __device__ int64_t pieces(C cut) const {
+    return pieces_in(tokens, cut) + count;
   }
 
-  __device__ int64_t first_piece(int64_t i, int shift) const {
-    return (clamp(offsets[i], 0) >> shift) + i;
+  template <class C>
+  __device__ int64_t first_piece(int64_t i, C cut) const {
+    return pieces_in(clamp(offsets[i], 0), cut) + i;
   }
   __device__ Piece whole(int64_t i) const {
     const int64_t start = clamp(offsets[i], 0), stop = clamp(offsets[i + 1], start);
@@ -33,18 +47,19 @@ struct Sequences {
   }
 
   // Bad offsets make bad pieces, but none that reaches beyond the tokens.
-  __device__ Piece piece(int64_t number, int shift) const {
+  template <class C>
+  __device__ Piece piece(int64_t number, C cut) const {
     int64_t i = number, skipped = 0;
-    if (shift < kWhole) {
+    if (tokens_of(cut) < tokens_of(kWhole)) {
       i = 0;
       for (int64_t end = count; end - i > 1;) {  // the last whose numbers start here or before
         const int64_t middle = (i + end) / 2;
-        ((offsets[middle] >> shift) + middle <= number ? i : end) = middle;
+        (pieces_in(offsets[middle], cut) + middle <= number ? i : end) = middle;
       }
-      skipped = number - ((offsets[i] >> shift) + i);
-      skipped = skipped < 0 ? 0 : skipped << shift;
+      skipped = number - (pieces_in(offsets[i], cut) + i);
+      skipped = skipped < 0 ? 0 : skipped * tokens_of(cut);
     }
-    return part(i, skipped, shift);
+    return part(i, skipped, tokens_of(cut));
   }
 
   // The same for all lanes of a warp that call it together: a search of 32 steps' reach for one
@@ -63,7 +78,7 @@ struct Sequences {
       skipped = number - ((offsets[i] >> shift) + i);
       skipped = skipped < 0 ? 0 : skipped << shift;
     }
-    return part(i, skipped, shift);
+    return part(i, skipped, tokens_of(shift));
   }
 
   // Negative: starts from zero and leaves nothing.
@@ -85,9 +100,9 @@ struct Sequences {
   }
 
  private:
-  __device__ Piece part(int64_t i, int64_t skipped, int shift) const {
+  __device__ Piece part(int64_t i, int64_t skipped, int64_t most) const {
     const int64_t start = clamp(offsets[i], 0), stop = clamp(offsets[i + 1], start);
-    const int64_t begin = start + skipped, end = begin + (int64_t{1} << shift);
+    const int64_t begin = start + skipped, end = begin + most;
     return {i, start, stop, begin, end < stop ? end : stop};
   }
   __device__ int64_t clamp(int64_t token, int64_t low) const {

@@ -17,6 +17,10 @@ struct Turnstile {
   __device__ void arrive() {
     asm volatile("{ .reg .b64 t; mbarrier.arrive.shared.b64 t, [%0]; }" ::"r"(at()) : "memory");
   }
+  // As arrive, and from the next turn on it opens without this thread.
+  __device__ void leave() {
+    asm volatile("{ .reg .b64 t; mbarrier.arrive_drop.shared.b64 t, [%0]; }" ::"r"(at()) : "memory");
+  }
   // Until turn number `turn` is over; only its lowest bit counts.
   __device__ void pass(unsigned turn) {
     uint32_t open = 0;

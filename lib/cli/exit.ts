@@ -45,6 +45,13 @@ export function interruption(signals: readonly NodeJS.Signals[] = ['SIGINT']): A
   return controller.signal;
 }
 
+/** What is wrong with a model that a flag names, and not the argument. */
+export const aboutFlag = (flag: string) => (error: unknown) => {
+  if (!(error instanceof Error) || error instanceof Interrupted) throw error;
+  const message = `${flag}: ${inFlags(error.message)}`;
+  throw isUsage(error) ? new UsageError(message, { cause: error }) : new Error(message, { cause: error });
+};
+
 /** What the library calls what a user gave as a flag or an argument. */
 const flags: readonly (readonly [RegExp, string])[] = [
   [/^generate: (prompt|state|stop needs)\b/, '$1'],

@@ -4,7 +4,7 @@ import { AutoModelForCausalLM, type CausalLM } from '../generation/causal-lm';
 import { rowOptions, stopStrings, type Drafter, type GenerateOptions } from '../generation/options';
 import { addHubOptions, bigint, modelArgument, number, several } from './arguments';
 import { continueText, type Flags } from './continue-text';
-import { interruption } from './exit';
+import { aboutFlag, interruption } from './exit';
 import { checkOutput } from './output-file';
 import { Progress } from './progress';
 import { readNamed, readPrompt } from './prompt';
@@ -118,7 +118,9 @@ async function run(name: string, argument: string | undefined, flags: Flags): Pr
   let drafter: CausalLM | undefined;
   try {
     if (flags.drafter !== undefined)
-      drafter = await load(flags.drafter, { ...flags, bytes: undefined }, signal);
+      drafter = await load(flags.drafter, { ...flags, bytes: undefined }, signal).catch(
+        aboutFlag('--drafter'),
+      );
     await continueText(model, prompt, saved, { ...options, drafter, signal }, flags);
   } finally {
     drafter?.dispose();

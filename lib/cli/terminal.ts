@@ -2,15 +2,22 @@
 export function print(text: string): Promise<void> {
   return new Promise((resolve, reject) => {
     const shown = process.stdout.isTTY ? printable(text) : text;
-    process.stdout.write(shown, (error) => (error ? reject(error) : resolve()));
+    process.stdout.write(shown, (error) => (error ? reject(explained(error)) : resolve()));
   });
 }
 
 /** Writes bytes to stdout as they are, and waits as `print` does. */
 export function printBytes(bytes: Uint8Array): Promise<void> {
   return new Promise((resolve, reject) => {
-    process.stdout.write(bytes, (error) => (error ? reject(error) : resolve()));
+    process.stdout.write(bytes, (error) => (error ? reject(explained(error)) : resolve()));
   });
+}
+
+/** A reader that went away is no failure, and known by its code. */
+function explained(error: NodeJS.ErrnoException): Error {
+  if (error.code === 'EPIPE') return error;
+  const reason = error.code === 'ENOSPC' ? 'the disk is full' : error.message;
+  return new Error(`stdout cannot be written; ${reason}`, { cause: error });
 }
 
 /** Writes a line to stderr, where everything goes that is not the answer. */

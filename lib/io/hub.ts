@@ -100,7 +100,7 @@ async function describe(id: string, options: ResolveOptions): Promise<Repository
   );
   if (!/^https?:\/\/[^/]/.test(endpoint)) {
     throw new RangeError(
-      `resolveModel: endpoint is ${JSON.stringify(endpoint)}, expected an http(s) address`,
+      `resolveModel: ${options.endpoint === undefined ? 'HF_ENDPOINT' : 'endpoint'} is ${JSON.stringify(endpoint)}, expected an http(s) address`,
     );
   }
   const cacheDir = options.cacheDir ?? hub().getHFHubCachePath();

@@ -40,13 +40,13 @@ export class Log {
   #error: Error | undefined;
 
   /**
-   * Goes on with the log of a training of which `steps` steps count: what it has of later ones, which will be done
-   * again, is cut off, and so is what a process that died left of a line.
+   * Goes on with the log of a training of which `steps` steps count, and evaluations up to step `evaluated`: what it
+   * has of later ones, which will be done again, is cut off, and so is what a process that died left of a line.
    */
-  constructor(path: string, steps: number) {
+  constructor(path: string, steps: number, evaluated = steps) {
     this.#path = path;
     this.#last = this.#then(async () => {
-      this.#size = await cutBack(path, steps);
+      this.#size = await cutBack(path, steps, evaluated);
     });
   }
 
@@ -83,8 +83,8 @@ export class Log {
   }
 }
 
-/** Cuts a log off where it tells of a step after the first `steps`, and behind its last whole line. Its new size. */
-async function cutBack(path: string, steps: number): Promise<number> {
+/** Cuts a log off where it tells of what does not count, and behind its last whole line. Its new size. */
+async function cutBack(path: string, steps: number, evaluated: number): Promise<number> {
   const file = await open(path, 'a+');
   try {
     if (!(await file.stat()).isFile()) return 0;
@@ -93,7 +93,7 @@ async function cutBack(path: string, steps: number): Promise<number> {
     for (let next; (next = bytes.indexOf(0x0a, end) + 1) > 0; end = next) {
       const record = parsed(bytes.toString('utf8', end, next));
       const at = record?.['step'] ?? record?.['at'];
-      if (typeof at === 'number' && at > steps) break;
+      if (typeof at === 'number' && at > (record && 'validation' in record ? evaluated : steps)) break;
     }
     if (end < bytes.length) await file.truncate(end);
     return end;

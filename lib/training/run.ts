@@ -49,6 +49,8 @@ export class Run {
   #checkpoint: string | undefined;
   #savedAt = -1;
   #evaluatedAt = -1;
+  /** The step of the last evaluation that the log has. */
+  #loggedAt = 0;
   #drawn = -Infinity;
 
   constructor(trainer: Trainer, options: TrainOptions) {
@@ -82,7 +84,7 @@ export class Run {
     }
     const there = Math.min(keep, (await findCheckpoints(folder)).length); // they make room for others
     await checkRoom(folder, (keep + 1 - there) * checkpointBytes(this.#trainer));
-    this.#log = new Log(join(folder, logName), this.#trainer.steps);
+    this.#log = new Log(join(folder, logName), this.#trainer.steps, this.#loggedAt);
     this.#log.write({ event: resume ? 'resumed' : 'started', at: this.#trainer.steps });
   }
 
@@ -93,6 +95,7 @@ export class Run {
     this.#options.source.restore(data['source']);
     this.#tokens = data['tokens'];
     this.#best = (data['best'] ?? undefined) as TrainResult['best'];
+    this.#loggedAt = Number(data['evaluated'] ?? this.#trainer.steps);
   }
 
   async toTheEnd(): Promise<TrainResult> {
@@ -192,7 +195,8 @@ export class Run {
     const record = { step: steps, validation, best };
     this.#validation = validation;
     this.#evaluatedAt = steps;
-    this.#log?.write(record);
+    if (steps !== this.#loggedAt) this.#log?.write(record);
+    this.#loggedAt = steps;
     this.#options.onEvaluation?.(record);
     this.#interval.since += performance.now() - begin;
   }
@@ -208,7 +212,7 @@ export class Run {
   }
 
   async #checkpointIn(folder: string, source: unknown, keep?: number): Promise<string> {
-    const data = { source, tokens: this.#tokens, best: this.#best ?? null };
+    const data = { source, tokens: this.#tokens, best: this.#best ?? null, evaluated: this.#loggedAt };
     return saveCheckpoint(folder, this.#trainer, { data, ...(keep !== undefined && { keep }) }).catch(
       (error: NodeJS.ErrnoException) => {
         const last = this.#checkpoint ? `the last one is ${this.#checkpoint}` : 'there is none before it';

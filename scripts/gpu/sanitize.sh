@@ -32,7 +32,7 @@ sets=(
   'scan-ring-128|scan-plans|f32, 4096'
   'scan-ring-96|scan-plans|f16, 8192|bf16, 1536'
   'scan-relay|scan-plans|bf16, 1000.*1100|f16, 760'
-  'scan-pieces|scan-plans|1000 channels'
+  'scan-pieces|scan-plans|f32, 1000|, 64 channels'
   'scan-short|scan-plans|2048 channels'
   'mamba-layers|mamba-layer-step|give, m (640|2560), bf16'
   'mamba-launch|mamba-layer-step|several layers, bf16.* 1 sequences.*kept'

@@ -49,6 +49,11 @@ describe('generate --drafter', () => {
     ['a beta of 0', ['--beta', '0', '--drafter', TEXT_MODEL], '--beta is 0, expected a whole number from 1'],
     ['no tokens', ['--draft-tokens', '0', '--drafter', TEXT_MODEL], '--draft-tokens is 0, expected'],
     ['other tokens', ['--drafter', IDS_MODEL], '--drafter has a vocabulary of'],
+    [
+      'a model that is none',
+      ['--drafter', 'none'],
+      '--drafter: model is "none", expected a folder that exists',
+    ],
   ])('refuses %s', async (_, args, message) => {
     const ended = await run(['generate', TEXT_MODEL, 'Once', ...args]);
     expect([ended.code, ended.stdout]).toEqual([2, '']);

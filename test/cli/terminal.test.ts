@@ -1,5 +1,5 @@
 import { inFlags } from '../../lib/cli/exit';
-import { oneLine, printable, size, table } from '../../lib/cli/terminal';
+import { oneLine, print, printable, printBytes, size, table } from '../../lib/cli/terminal';
 
 describe('printable', () => {
   it('takes out what a terminal would obey', () => {
@@ -7,6 +7,22 @@ describe('printable', () => {
   });
   it('keeps line breaks, tabs and every letter', () => {
     expect(printable('é\t日本\n👍')).toBe('é\t日本\n👍');
+  });
+});
+
+describe('print', () => {
+  it.each([
+    ['ENOSPC', 'stdout cannot be written; the disk is full'],
+    ['EIO', 'stdout cannot be written; EIO: system'],
+    ['EPIPE', 'EPIPE: system'],
+  ])('tells of %s', async (code, message) => {
+    const write = jest
+      .spyOn(process.stdout, 'write')
+      .mockImplementation(((_: string, done: (error: Error) => void) =>
+        done(Object.assign(new Error(`${code}: system`), { code }))) as never);
+    const both = await Promise.allSettled([print('x'), printBytes(new Uint8Array(1))]);
+    write.mockRestore();
+    for (const each of both) expect(each).toMatchObject({ reason: { message } });
   });
 });
 

@@ -181,6 +181,10 @@ describe('downloads', () => {
       folder.at('here', 'models--owner--tiny', 'snapshots', COMMIT),
     );
     process.env['HF_HUB_CACHE'] = folder.at('there');
+    process.env['HF_ENDPOINT'] = 'nowhere';
+    await expect(resolveModel('owner/tiny')).rejects.toThrow(
+      'resolveModel: HF_ENDPOINT is "nowhere", expected an http(s) address',
+    );
     process.env['HF_ENDPOINT'] = `${server.endpoint}/`;
     expect(await resolveModel('owner/tiny')).toBe(
       folder.at('there', 'models--owner--tiny', 'snapshots', COMMIT),

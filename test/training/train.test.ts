@@ -147,10 +147,22 @@ it('goes on to the same bits after it was stopped, and after its process was', a
   expect(last.steps).toBe(20);
   expect([last.loss, last.validation, last.tokens]).toEqual([first.loss, first.validation, first.tokens]);
   expect((await parametersOf(again)).equals(await parametersOf(whole))).toBe(true);
-  const lines = (await readFile(join(at, 'log.jsonl'), 'utf8')).trimEnd().split('\n');
-  const records = lines.map((line) => JSON.parse(line) as { step?: number; loss?: number });
-  const steps = records.flatMap(({ step, loss }) => (loss === undefined ? [] : [step]));
-  expect(steps).toEqual(Array.from({ length: 20 }, (_, i) => i + 1));
+  const logged = async () => {
+    const lines = (await readFile(join(at, 'log.jsonl'), 'utf8')).trimEnd().split('\n');
+    const records = lines.map(
+      (line) => JSON.parse(line) as { step: number; loss?: number; validation?: number },
+    );
+    return (['loss', 'validation'] as const).map((name) =>
+      records.flatMap((r) => (name in r ? [r.step] : [])),
+    );
+  };
+  const once = [Array.from({ length: 20 }, (_, i) => i + 1), [6, 12, 18, 20]];
+  expect(await logged()).toEqual(once);
+  for (let i = 0; i < 2; i++) {
+    const ended = await train(await make({ seed: 9 }), resumed); // nothing is left but to say how it ended
+    expect([ended.steps, ended.validation]).toEqual([20, first.validation]);
+    expect(await logged()).toEqual(once);
+  }
 });
 
 it('ends with the data', async () => {
