@@ -20,14 +20,18 @@ const sizes: readonly Sizes[] = [
   { b: 9, d: 544, r: 40, n: 16, w: 4 },
   { b: 21, d: 96, r: 8, n: 16, w: 4 },
   { b: 137, d: 64, r: 160, n: 16, w: 4 },
-  { b: 150, d: 1536, r: 48, n: 16, w: 4 },
-  { b: 67, d: 2048, r: 64, n: 16, w: 4 },
-  { b: 17, d: 3072, r: 96, n: 16, w: 4 },
-  { b: 41, d: 4096, r: 128, n: 16, w: 4 },
-  { b: 20, d: 5120, r: 160, n: 16, w: 4 },
   { b: 2, d: 70, r: 5, n: 16, w: 4 },
   { b: 18, d: 64, r: 8, n: 33, w: 4 },
   { b: 2, d: 64, r: 8, n: 16, w: 3 },
+];
+
+// Of published models: CUDA has kernels of their own for many sequences of these in bf16.
+const published: readonly Sizes[] = [
+  { b: 70, d: 1536, r: 48, n: 16, w: 4 },
+  { b: 17, d: 2048, r: 64, n: 16, w: 4 },
+  { b: 18, d: 3072, r: 96, n: 16, w: 4 },
+  { b: 67, d: 4096, r: 128, n: 16, w: 4 },
+  { b: 20, d: 5120, r: 160, n: 16, w: 4 },
 ];
 
 describe.each(onEach)('on %s', (_, device) => {
@@ -92,7 +96,9 @@ describe.each(onEach)('on %s', (_, device) => {
     });
 
     it.each(['bf16', 'f16'] as const)('leaves states in %s beside those that f32 would be', async (S) => {
-      for (const each of [0, 3, 5, 6, 7, 8, 9, 10, 12].map((i) => sizes[i]!)) {
+      const own = dtypes.T === 'bf16' && S === 'bf16' && device.id !== 'cpu';
+      const many = own ? published : [];
+      for (const each of [sizes[0]!, sizes[3]!, sizes[5]!, sizes[7]!, ...many]) {
         const args = given(each, { ...dtypes, S });
         const values = inputsOf(mambaStep as unknown as Op, { sizes: each, dtypes: { ...dtypes, S } });
         const scanState = toTensor({ ...values['scanState']!, dtype: 'f32' }, device);
@@ -131,7 +137,7 @@ describe.each(onEach)('on %s', (_, device) => {
 
   it.each([
     { b: 71, d: 1536, r: 48, n: 16, w: 4 },
-    { b: 41, d: 4096, r: 128, n: 16, w: 4 },
+    { b: 37, d: 4096, r: 128, n: 16, w: 4 },
   ])('gives a row of many the same bits again and again, and whatever stands beside it, %p', async (each) => {
     const dtypes = { T: 'bf16', W: 'bf16', S: 'bf16' } as const;
     const args = given(each, dtypes);
