@@ -12,6 +12,8 @@ namespace {
 
 // Clusters that run at once on an H100, and the most tiles of rows of one: beyond, the ops are faster.
 constexpr int kClusters = 7, kMostTiles = 3;
+// Each cluster reads all weights: as many of few sequences are one cluster's before there is another.
+constexpr int kFewRows = 4;
 
 // How the kernel fits the card that is current. No clusters: not at all.
 struct ClusterRoom {
@@ -63,10 +65,10 @@ bool launch_tiles(Stream& stream, const MambaCall* const* calls, ClusterLayers<T
   return true;
 }
 
-// Rows dealt evenly to as many clusters as run at once, in tiles of 8.
+// Rows dealt evenly, in tiles of 8.
 template <class S, class T>
 bool launch_states(Stream& stream, const MambaCall* const* calls, ClusterLayers<T>& s) {
-  const int clusters = std::min(s.count, kClusters);
+  const int clusters = std::min((s.count + kFewRows - 1) / kFewRows, kClusters);
   switch ((s.count + 8 * clusters - 1) / (8 * clusters)) {
     case 1: return launch_tiles<S, 768, 1>(stream, calls, s, clusters);
     case 2: return launch_tiles<S, 768, 2>(stream, calls, s, clusters);

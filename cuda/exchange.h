@@ -9,7 +9,7 @@ namespace ss::cuda {
 
 class Exchange {
  public:
-  static constexpr int kWords = 10240;
+  static constexpr int kWords = 20480;
 
   // For the device that is current.
   Exchange() {

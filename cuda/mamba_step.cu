@@ -12,7 +12,7 @@
 #include "device/mamba_step_update.cuh"
 #include "dispatch.cuh"
 #include "launch.cuh"
-#include "stream.h"
+#include "step_kernels.h"
 
 namespace ss::cuda {
 
@@ -113,14 +113,14 @@ View grouped(View x) {
 
 }  // namespace
 
-void mamba_step(Stream& stream, In xz, In conv_weight, Opt conv_bias, InOut conv_state, In x_proj,
-                In dt_weight, In dt_bias, In A, In D, InOut scan_state, In offsets, In slots, Out y,
-                Out u, Out dbc) {
+bool mamba_step_in_order(Stream& stream, In xz, In conv_weight, Opt conv_bias, InOut conv_state,
+                         In x_proj, In dt_weight, In dt_bias, In A, In D, InOut scan_state, In offsets,
+                         In slots, Out y, Out u, Out dbc) {
   const int64_t b = xz.size(0), d = A.size(0), r = dt_weight.size(1), n = A.size(1);
-  if (b == 0) return;
+  if (b == 0) return false;
   Fault* bad_offset =
       stream.fault("offsets[%lld] is %d, expected %lld: one token of each sequence");
-  bool done = false;
+  bool done = false, in_order = false;
   if (xz.dtype() != DType::f32 && xz.dtype() == x_proj.dtype())
     with_float(xz.dtype(), [&](auto type) {
       using T = decltype(type);
@@ -158,11 +158,11 @@ void mamba_step(Stream& stream, In xz, In conv_weight, Opt conv_bias, InOut conv
         with_float(scan_state.dtype(), [&](auto state) {
           using S = decltype(state);
           if constexpr (sizeof(S) == 4) done = step_few(stream, s);
-          done = done || step_many<S>(stream, s);
+          done = done || (in_order = step_many<S>(stream, s));
         });
       }
     });
-  if (done) return;
+  if (done) return in_order;
 
   check<<<1, 128, 0, stream.handle>>>(offsets.data<int32_t>(), b, bad_offset);
   // delta lies where y will: the scan reads a token's before it writes there.
@@ -176,6 +176,14 @@ void mamba_step(Stream& stream, In xz, In conv_weight, Opt conv_bias, InOut conv
   matmul(stream, In{&rank}, dt_weight, Opt{}, y);
   selective_scan(stream, In{u.view}, In{y.view}, A, In{&B}, In{&C}, Opt{D.view}, Opt{&z},
                  Opt{dt_bias.view}, offsets, Opt{slots.view}, OptInOut{scan_state.view}, true, y);
+  return false;
+}
+
+void mamba_step(Stream& stream, In xz, In conv_weight, Opt conv_bias, InOut conv_state, In x_proj,
+                In dt_weight, In dt_bias, In A, In D, InOut scan_state, In offsets, In slots, Out y,
+                Out u, Out dbc) {
+  mamba_step_in_order(stream, xz, conv_weight, conv_bias, conv_state, x_proj, dt_weight, dt_bias, A, D,
+                      scan_state, offsets, slots, y, u, dbc);
 }
 KERNEL(mamba_step)
 

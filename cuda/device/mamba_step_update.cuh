@@ -75,8 +75,8 @@ __global__ void __launch_bounds__(kUpdateThreads, Rows > 2 ? 6 : 8)
   const int first = static_cast<int>(blockIdx.x) % blocks * kUpdateChannels;
   const int rows = s.count - first_row < Rows ? s.count - first_row : Rows;
   const int channel = first + thread / 2, part = thread % 2;
-  let_next_start();
   wait_for_previous();
+  let_next_start();  // not sooner: step_out.cuh
 
   const bool mine = channel < s.d;  // of a whole warp
   int slot[Rows];

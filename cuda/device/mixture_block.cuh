@@ -49,11 +49,16 @@ struct LayerBlock {
     for (int i = thread * 4; i < m; i += kLayerThreads * 4) copy_async(shared.norm + i, weight + i, true);
     end_copy_group();
   }
+  // This thread's of `count` words, thread + i kLayerThreads, in this block's copy of them.
+  template <int N>
+  __device__ __forceinline__ void hear(Word (&w)[N], const Word* from, int count, uint32_t of) const {
+    await(w, from + (block % kCopies * count + thread) * kApart, kLayerThreads * kApart,
+          (count - thread + kLayerThreads - 1) / kLayerThreads, of);
+  }
   // The residual with what the layer before has added.
   __device__ __forceinline__ void add_mixed() {
     Word w[kSums];
-    await(w, words.mixed + thread, kLayerThreads, (kMixed - thread + kLayerThreads - 1) / kLayerThreads,
-          round - 1);
+    hear(w, words.mixed, kMixed, round - 1);
 #pragma unroll
     for (int i = 0; i < kSums; i++)
 #pragma unroll
@@ -116,52 +121,91 @@ struct LayerBlock {
     if (guesses && thread == 0) arrive(&shared.normed);
   }
 
-  // Sums of `count` rows of weights with Columns columns of act, each warp's share of the columns.
-  template <int Columns>
-  __device__ __forceinline__ void multiply(int count) {
-    using C = Cut<Columns, Size::columns>;
-    constexpr int kSteps = (C::most + kLayerWarps - 1) / kLayerWarps, kStepBytes = 2 * kStepColumns;
-    const int g = lane / 4, offset = warp * kStepBytes + lane % 4 * 16, each = tile_rows(count);
-    const char* act = reinterpret_cast<const char*>(shared.act) + offset;
+  // Products on the tensor cores, of 8 rows by 32 columns each: a lane's 16 bytes of row g are rows g and
+  // g + 8 of the instruction's left side, half of its columns each, whose activations are the first and the
+  // second column of its right side. So the weights are multiplied as they come, and a row's sum is
+  // c[0] + c[3] of the lane with q = 0.
+  template <int Steps, bool Even>  // steps of a warp; whether all warps have as many
+  struct Acts {
+    uint32_t bits[Steps][2];
+
+    // Step i of `steps` from column begin · 32 on is that of warp i % kLayerWarps.
+    __device__ __forceinline__ void load(const LayerBlock& b, int begin, int steps) {
+      constexpr int kWords = kStepColumns / 2;
+      const int g = b.lane / 4;
+      const uint32_t* from = b.shared.act + (begin + b.warp) * kWords + b.lane % 4 * 4 + g;
+#pragma unroll
+      for (int i = 0; i < Steps; i++) {
+        const bool there = g < 2 && (Even || i * kLayerWarps + b.warp < steps);
+        bits[i][0] = there ? from[i * kLayerWarps * kWords] : 0;
+        bits[i][1] = there ? from[i * kLayerWarps * kWords + 2] : 0;
+      }
+    }
+    // Row g of a tile, where it is one.
+    __device__ __forceinline__ void read(uint4 (&w)[Steps], const LayerBlock& b, const char* row, bool is_row,
+                                         int steps) const {
+#pragma unroll
+      for (int i = 0; i < Steps; i++) {
+        w[i] = uint4{};
+        if (is_row && (Even || i * kLayerWarps + b.warp < steps))
+          w[i] = *reinterpret_cast<const uint4*>(row + i * kLayerWarps * 2 * kStepColumns);
+      }
+    }
+    __device__ __forceinline__ void multiply(float (&c)[4], const uint4 (&w)[Steps]) const {
+#pragma unroll
+      for (int i = 0; i < Steps; i++) mma(c, w[i].x, w[i].y, w[i].z, w[i].w, bits[i][0], bits[i][1], T{});
+    }
+  };
+  // Sums of `count` rows of m weights with act, each warp's share of the columns.
+  __device__ __forceinline__ void multiply_rows(int count) {
+    constexpr int kAll = m / kStepColumns, kSteps = (kAll + kLayerWarps - 1) / kLayerWarps;
+    const int g = lane / 4, q = lane % 4, each = tile_rows(count);
+    Acts<kSteps, kAll % kLayerWarps == 0> act;
+    act.load(*this, 0, kAll);
 #pragma unroll 1
     for (int row = 0; row < count; row += each) {
-      float c[2][4] = {};
-#pragma unroll 1
-      for (int tile = 0; tile < C::tiles; tile++) {
-        const int begin = C::begin(tile), steps = C::begin(tile + 1) - begin;
-        uint4 a[kSteps], w[kSteps];
-        const auto there = [&](int i) { return C::even || i * kLayerWarps + warp < steps; };
-#pragma unroll
-        for (int i = 0; i < kSteps; i++) {
-          a[i] = uint4{};
-          if (g == 0 && there(i))
-            a[i] = *reinterpret_cast<const uint4*>(act + (begin + i * kLayerWarps) * kStepBytes);
-        }
-        ring.wait();
-        const char* from = ring.tile() + g * ring.pitch + offset;
-#pragma unroll
-        for (int i = 0; i < kSteps; i++) {
-          w[i] = uint4{};
-          if (there(i)) w[i] = *reinterpret_cast<const uint4*>(from + i * kLayerWarps * kStepBytes);
-        }
-#pragma unroll
-        for (int i = 0; i < kSteps; i++) {
-          mma(c[0], a[i].x, 0, a[i].y, 0, w[i].x, w[i].y, T{});
-          mma(c[1], a[i].z, 0, a[i].w, 0, w[i].z, w[i].w, T{});
-        }
-        ring.give_back();
-      }
-      __syncwarp();  // these go over what a tile that is not full left there
-      if (g == 0)
-        *reinterpret_cast<float2*>(&shared.sums[warp][row + 2 * (lane % 4)]) = {c[0][0] + c[1][0],
-                                                                                c[0][1] + c[1][1]};
+      float c[4] = {};
+      uint4 w[kSteps];
+      ring.wait();
+      act.read(w, *this, ring.tile() + g * ring.pitch + warp * 2 * kStepColumns + q * 16, true, kAll);
+      act.multiply(c, w);
+      ring.give_back();
+      if (q == 0 && g < each) shared.sums[warp][row + g] = c[0] + c[3];
     }
     sync_layer();
   }
-  // Passes by the tiles of so many rows.
+  // The same of this block's rows of out_proj or the second matrix, Columns wide: some columns of all rows at
+  // a time.
   template <int Columns>
+  __device__ __forceinline__ void multiply_columns() {
+    using C = Cut<Columns, Size::long_columns>;
+    constexpr int kSteps = (C::most + kLayerWarps - 1) / kLayerWarps, kHalves = (out_rows + 7) / 8;
+    const int g = lane / 4, q = lane % 4;
+    float c[kHalves][4] = {};
+#pragma unroll 1
+    for (int tile = 0; tile < C::tiles; tile++) {
+      const int begin = C::begin(tile), steps = C::begin(tile + 1) - begin;
+      Acts<kSteps, C::even> act;
+      act.load(*this, begin, steps);
+      uint4 w[kHalves][kSteps];
+      ring.wait();
+#pragma unroll
+      for (int half = 0; half < kHalves; half++)
+        act.read(w[half], *this,
+                 ring.tile() + (8 * half + g) * Size::long_pitch + warp * 2 * kStepColumns + q * 16,
+                 (half == 0 && out_rows > 8) || 8 * half + g < rows, steps);
+#pragma unroll
+      for (int half = 0; half < kHalves; half++) act.multiply(c[half], w[half]);
+      ring.give_back();
+    }
+#pragma unroll
+    for (int half = 0; half < kHalves; half++)
+      if (q == 0 && 8 * half + g < rows) shared.sums[warp][8 * half + g] = c[half][0] + c[half][3];
+    sync_layer();
+  }
+  // Passes by the tiles of so many rows.
   __device__ __forceinline__ void skip(int count) {
-    const int each = tile_rows(count), tiles = (count + each - 1) / each * Cut<Columns, Size::columns>::tiles;
+    const int each = tile_rows(count), tiles = (count + each - 1) / each;
     for (int tile = 0; tile < tiles; tile++) {
       ring.wait();
       ring.give_back();
@@ -174,18 +218,21 @@ struct LayerBlock {
     return all;
   }
 
-  // Six of this block's values as the i-th of its words.
-  __device__ __forceinline__ void tell(Word* to, const float* values, int i) const {
+  // This block's values as its Each words, six a word, to all copies of them: by the first threads.
+  template <int Each>
+  __device__ __forceinline__ void tell(Word* to, const float* values) const {
+    if (thread >= kCopies * Each) return;
+    const int i = thread % Each, copy = thread / Each;
     const float* six = values + 6 * i;
-    publish(to + i, pair_bits(six[0], six[1], T{}), pair_bits(six[2], six[3], T{}),
-            pair_bits(six[4], six[5], T{}), round);
+    publish(to + ((copy * kLayerBlocks + block) * Each + i) * kApart, pair_bits(six[0], six[1], T{}),
+            pair_bits(six[2], six[3], T{}), pair_bits(six[4], six[5], T{}), round);
   }
   // All blocks' rows of Each words, to act.
   template <class Rows, int Each>
   __device__ __forceinline__ void gather(const Word* from) {
     constexpr int kAll = kLayerBlocks * Each, kOwn = (kAll + kLayerThreads - 1) / kLayerThreads;
     Word w[kOwn];
-    await(w, from + thread, kLayerThreads, (kAll - thread + kLayerThreads - 1) / kLayerThreads, round);
+    hear(w, from, kAll, round);
 #pragma unroll
     for (int i = 0; i < kOwn; i++) {
       const int word = thread + i * kLayerThreads, of = word / Each, pair = word % Each * 3;
@@ -207,7 +254,7 @@ struct LayerBlock {
       shared.mixed[lane] = to_float(value);
     }
     __syncwarp();
-    if (lane < Size::mixed_words) tell(words.mixed + block * Size::mixed_words, shared.mixed, lane);
+    tell<Size::mixed_words>(words.mixed, shared.mixed);
   }
 };
 

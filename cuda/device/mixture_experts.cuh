@@ -92,8 +92,7 @@ struct ExpertPhases {
       shared.hidden[lane] = to_float(value);
     }
     __syncwarp();
-    if (lane < Size::hidden_words)
-      b.tell(b.words.hidden + block * Size::hidden_words, shared.hidden, lane);
+    b.template tell<Size::hidden_words>(b.words.hidden, shared.hidden);
   }
 
   __device__ __forceinline__ void run(const ExpertLayer<T>& l, bool guessed) {
@@ -103,17 +102,17 @@ struct ExpertPhases {
       wait_barrier(&shared.guessed, guess_parity);
       guess_parity ^= 1;
       const int guess = best_of(shared.guess, l.e);
-      if (guess != expert) b.template skip<m>(l.gated ? 2 * columns : columns);
+      if (guess != expert) b.skip(l.gated ? 2 * columns : columns);
     }
     load_biases(l, expert);
-    b.template multiply<m>(l.gated ? 2 * columns : columns);
+    b.multiply_rows(l.gated ? 2 * columns : columns);
     activate(l);
     const float weight = warp == 0 ? weigh(l, expert) : 0.0f;
     float down_bias = 0.0f;
     if (warp == 0 && lane < b.rows && l.down_bias)
       down_bias = l.down_bias[int64_t{expert} * m + b.first_row + lane];
     b.template gather<HiddenRows, Size::hidden_words>(b.words.hidden);
-    b.template multiply<h>(b.rows);
+    b.template multiply_columns<h>();
     b.leave(l.y, [&](float y) { return weight * y + (l.down_bias ? weight * down_bias : 0.0f); });
   }
 };

@@ -29,6 +29,10 @@ struct Dealt {
   }
 };
 
+// Words that all blocks read are there several times, each copy for some of the blocks, and one in 32 bytes:
+// the slices of the L2 that hold them have less to answer at once.
+constexpr int kCopies = 4, kApart = 2;
+
 // How rows of Columns are cut into tiles of at most Most of them.
 template <int Columns, int Most>
 struct Cut {
@@ -50,14 +54,19 @@ struct LayerSizes {
   using HiddenRows = Dealt<h, 2, true>;
   static constexpr int channels = Channels::most, out_rows = OutRows::most;
   static constexpr int hidden_rows = HiddenRows::most;
-  static constexpr int columns = m;  // of a tile, at most
+  static constexpr int columns = m;  // of a tile of in_proj or of the first matrix: all
+  static constexpr int stage = Ring::stage_bytes(columns);
+  // Of out_proj and the second matrix a tile is all rows of a block, and as many columns as find room.
+  static constexpr int long_columns = ((stage + kRowGap) / out_rows - kRowGap) / 2 / 64 * 64;
+  static constexpr int long_pitch = 2 * long_columns + kRowGap;
   static constexpr int act = h > d ? h : d;
   static constexpr int sums = (2 * (channels > hidden_rows ? channels : hidden_rows) + 7) / 8 * 8;
   // Words of the exchange: three f32 or six halves each.
   static constexpr int dbc_words = (k + 2) / 3;  // of a block
   static constexpr int y_words = (channels + 5) / 6, mixed_words = (out_rows + 5) / 6;
   static constexpr int hidden_words = (hidden_rows + 5) / 6;
-  static_assert(k <= 30 * kLayerWarps && channels <= 64 && hidden_rows <= 32 && out_rows <= 32);
+  static_assert(k <= 30 * kLayerWarps && channels <= 64 && hidden_rows <= 32 && out_rows <= 16);
+  static_assert(kCopies * hidden_words <= 32 && kCopies * mixed_words <= 32);
   static_assert(columns % 64 == 0 && sums >= (out_rows + 7) / 8 * 8);
 };
 
@@ -99,20 +108,23 @@ struct Layers {
   Head<T> head;
 };
 
-// Each block's shares of dbc, then dbc, y, what a layer adds to the residual, and an expert's hidden row.
+// dbc, each block's y, what a layer adds to the residual and an expert's hidden row, all of them kCopies times
+// and kApart; and each block's shares of dbc, each of which has one reader.
 template <class Size>
 struct LayerWords {
-  Word *shares, *dbc, *y, *mixed, *hidden;  // of each block but dbc, of which there is one
+  Word *dbc, *y, *mixed, *hidden, *shares;
 
   static constexpr int count =
-      1 + (kLayerBlocks + 1) * Size::dbc_words +
-      kLayerBlocks * (Size::y_words + Size::mixed_words + Size::hidden_words);
+      kApart + kLayerBlocks * Size::dbc_words +
+      kCopies * kApart *
+          (Size::dbc_words + kLayerBlocks * (Size::y_words + Size::mixed_words + Size::hidden_words));
   __device__ explicit LayerWords(Word* words) {
-    shares = words + 1;
-    dbc = shares + kLayerBlocks * Size::dbc_words;
-    y = dbc + Size::dbc_words;
-    mixed = y + kLayerBlocks * Size::y_words;
-    hidden = mixed + kLayerBlocks * Size::mixed_words;
+    constexpr int kOfBlocks = kCopies * kApart * kLayerBlocks;
+    dbc = words + kApart;
+    y = dbc + kCopies * kApart * Size::dbc_words;
+    mixed = y + kOfBlocks * Size::y_words;
+    hidden = mixed + kOfBlocks * Size::mixed_words;
+    shares = hidden + kOfBlocks * Size::hidden_words;
   }
 };
 

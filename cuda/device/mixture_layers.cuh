@@ -29,15 +29,18 @@ struct Pace {
 };
 
 // As RingFiller, with more tiles under way where they are not full.
+template <class Size>
 struct TileFiller {
   Ring ring;
   Pace pace{};
   int asked = 0;    // tiles under way, as far as is known
   RingPlace due{};  // the oldest of them
 
-  // `rows` rows of `bytes` each; lane i gives where row i begins. Those of a guess keep the pace.
-  __device__ void fill(const void* from, int rows, int bytes, uint64_t policy, bool guessed) {
-    const int lane = threadIdx.x % 32, stage = ring.at.stage, most = kTilesAhead * kTileRows / rows;
+  // `rows` rows of `bytes` each, `pitch` apart in the tile; lane i gives where row i begins. Those of a guess
+  // keep the pace.
+  __device__ void fill(const void* from, int rows, int bytes, int pitch, uint64_t policy, bool guessed) {
+    constexpr int kFull = kTileRows * 2 * Size::columns;
+    const int lane = threadIdx.x % 32, stage = ring.at.stage, most = kTilesAhead * kFull / (rows * bytes);
     wait_barrier(&ring.free[stage], ring.at.parity ^ 1);  // the first time round it is free
     for (; asked >= (most < ring.stages ? most : ring.stages - 1); asked--) {
       wait_barrier(&ring.full[due.stage], due.parity);
@@ -47,7 +50,7 @@ struct TileFiller {
     if (lane == 0) arrive_expecting(&ring.full[stage], static_cast<uint32_t>(rows * bytes));
     __syncwarp();
     const auto copy = [&] {
-      copy_bulk(ring.tile() + lane * ring.pitch, from, static_cast<uint32_t>(bytes), &ring.full[stage],
+      copy_bulk(ring.tile() + lane * pitch, from, static_cast<uint32_t>(bytes), &ring.full[stage],
                 policy);
     };
     if (!guessed && lane < rows) copy();
@@ -73,16 +76,18 @@ __device__ __forceinline__ bool barrier_done(uint64_t* barrier, uint32_t parity)
 
 // `count` rows of Columns columns, of which lane i says where row at + i begins.
 template <int Columns, class Size, class F>
-__device__ __forceinline__ void fill_rows(TileFiller& filler, int count, uint64_t policy, bool guessed,
+__device__ __forceinline__ void fill_rows(TileFiller<Size>& filler, int count, uint64_t policy, bool guessed,
                                           F&& row) {
-  using C = Cut<Columns, Size::columns>;
-  const int lane = threadIdx.x % 32, each = tile_rows(count);
+  constexpr bool kLong = Columns != Size::m;
+  constexpr int kPitch = kLong ? Size::long_pitch : 2 * Size::columns + kRowGap;
+  using C = Cut<Columns, kLong ? Size::long_columns : Size::columns>;
+  const int lane = threadIdx.x % 32, each = kLong ? count : tile_rows(count);
   for (int at = 0; at < count; at += each) {
     const auto* from = row(at + lane < count ? at + lane : count - 1);
     for (int tile = 0; tile < C::tiles; tile++) {
       const int begin = C::begin(tile), end = C::begin(tile + 1);
       filler.fill(from + begin * kStepColumns, count - at < each ? count - at : each,
-                  (end - begin) * 2 * kStepColumns, policy, guessed);
+                  (end - begin) * 2 * kStepColumns, kPitch, policy, guessed);
     }
   }
 }
@@ -142,7 +147,7 @@ template <class T, class Size>
 __device__ __forceinline__ void fill_ring(const Layers<T>& s, LayerMemory<Size>& shared, const Ring& ring) {
   const BlockRows<T, Size> of;
   const uint64_t policy = read_once();
-  TileFiller filler{ring};
+  TileFiller<Size> filler{ring};
   uint32_t parity = 0, guess_parity = 0;
   for (int layer = 0; layer < s.layers; layer++) {
     if (s.layer[layer].has_experts) {
@@ -177,7 +182,7 @@ __device__ __forceinline__ void fill_ring(const Layers<T>& s, LayerMemory<Size>&
     }
   }
   fill_head<Size>(s.head, [&](const T* from, int rows, int bytes) {
-    filler.fill(from, rows, bytes, policy, false);
+    filler.fill(from, rows, bytes, ring.pitch, policy, false);
   });
 }
 

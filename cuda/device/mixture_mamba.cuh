@@ -154,13 +154,13 @@ struct MambaPhases {
     for (int j = 0; j < 3; j++) total[j] = rounded_to(warp_sum(total[j]), T{});
     if (lane < 3 && 3 * block + lane < k)
       from_float(l.dbc[3 * block + lane], lane == 0 ? total[0] : lane == 1 ? total[1] : total[2]);
-    if (lane == 0)
-      publish(b.words.dbc + block, __float_as_uint(total[0]), __float_as_uint(total[1]),
-              __float_as_uint(total[2]), b.round);
+    if (lane < kCopies)
+      publish(b.words.dbc + (lane * Size::dbc_words + block) * kApart, __float_as_uint(total[0]),
+              __float_as_uint(total[1]), __float_as_uint(total[2]), b.round);
   }
   __device__ __forceinline__ void get_dbc() {
     Word w[1];
-    await(w, b.words.dbc + thread, 1, thread < Size::dbc_words ? 1 : 0, b.round);
+    b.hear(w, b.words.dbc, Size::dbc_words, b.round);
     if (thread < Size::dbc_words) {
 #pragma unroll
       for (int j = 0; j < 3; j++) shared.dbc[3 * thread + j] = __uint_as_float(w[0].bits[j]);
@@ -193,7 +193,7 @@ struct MambaPhases {
       from_float(l.gated[first + c], shared.y[c]);
     }
     sync_layer();
-    if (thread < Size::y_words) b.tell(b.words.y + block * Size::y_words, shared.y, thread);
+    b.template tell<Size::y_words>(b.words.y, shared.y);
     if (has_piece && slot >= 0)
       reinterpret_cast<float4*>(l.scan_state + (slot * d + first + c) * kLayerStates)[quarter] = h;
   }
@@ -201,7 +201,7 @@ struct MambaPhases {
   // `next`: the layer after this one, if its choice is to be guessed.
   __device__ __forceinline__ void run(const MambaLayer<T>& l, const ExpertLayer<T>* next) {
     b.norm(l.sum, l.normed, next != nullptr);
-    b.template multiply<m>(2 * channels);
+    b.multiply_rows(2 * channels);
     convolve(l);
     share();
     if (next && warp < kLayerWarps - 1) guess_logit<T>(shared, *next, warp);
@@ -210,7 +210,7 @@ struct MambaPhases {
     get_dbc();
     advance(l);
     b.template gather<Channels, Size::y_words>(b.words.y);
-    b.template multiply<d>(b.rows);
+    b.template multiply_columns<d>();
     b.leave(l.y, [](float y) { return y; });
   }
 };

@@ -35,8 +35,10 @@ __device__ __forceinline__ void begin_products() {
 __device__ __forceinline__ void end_products() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
+// Until at most Left of those ended are still under way.
+template <int Left = 0>
 __device__ __forceinline__ void wait_for_products() {
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Left) : "memory");
 }
 
 // From a kernel's own number of registers a thread to that of a warpgroup's role.
@@ -49,10 +51,13 @@ __device__ __forceinline__ void leave_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Count));
 }
 
-// multiply(c, a, b, T{}) for N of 40, 48, 64, 80 and 96: an instruction names each register.
+// multiply(c, a, b, T{}) for N of 16, 24, 32, 40, 48, 64, 80 and 96: an instruction names each register.
 #define SS_FOUR(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
 #define SS_SIXTEEN(i) SS_FOUR(i), SS_FOUR(i + 4), SS_FOUR(i + 8), SS_FOUR(i + 12)
-#define SS_NAMES_20 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19"
+#define SS_NAMES_8 "%0,%1,%2,%3,%4,%5,%6,%7"
+#define SS_NAMES_12 SS_NAMES_8 ",%8,%9,%10,%11"
+#define SS_NAMES_16 SS_NAMES_12 ",%12,%13,%14,%15"
+#define SS_NAMES_20 SS_NAMES_16 ",%16,%17,%18,%19"
 #define SS_NAMES_24 SS_NAMES_20 ",%20,%21,%22,%23"
 #define SS_NAMES_32 SS_NAMES_24 ",%24,%25,%26,%27,%28,%29,%30,%31"
 #define SS_NAMES_40 SS_NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39"
@@ -67,6 +72,9 @@ __device__ __forceinline__ void leave_registers() {
 #define SS_BOTH(n, names, a, b, ...)                              \
   SS_MULTIPLY(n, names, a, b, __nv_bfloat16, "bf16", __VA_ARGS__) \
   SS_MULTIPLY(n, names, a, b, __half, "f16", __VA_ARGS__)
+SS_BOTH(16, SS_NAMES_8, "%8", "%9", SS_FOUR(0), SS_FOUR(4))
+SS_BOTH(24, SS_NAMES_12, "%12", "%13", SS_FOUR(0), SS_FOUR(4), SS_FOUR(8))
+SS_BOTH(32, SS_NAMES_16, "%16", "%17", SS_SIXTEEN(0))
 SS_BOTH(40, SS_NAMES_20, "%20", "%21", SS_SIXTEEN(0), SS_FOUR(16))
 SS_BOTH(48, SS_NAMES_24, "%24", "%25", SS_SIXTEEN(0), SS_FOUR(16), SS_FOUR(20))
 SS_BOTH(64, SS_NAMES_32, "%32", "%33", SS_SIXTEEN(0), SS_SIXTEEN(16))
@@ -79,6 +87,9 @@ SS_BOTH(96, SS_NAMES_48, "%48", "%49", SS_SIXTEEN(0), SS_SIXTEEN(16), SS_SIXTEEN
 #undef SS_NAMES_32
 #undef SS_NAMES_24
 #undef SS_NAMES_20
+#undef SS_NAMES_16
+#undef SS_NAMES_12
+#undef SS_NAMES_8
 #undef SS_SIXTEEN
 #undef SS_FOUR
 

@@ -89,8 +89,10 @@ function config(json: JsonObject): MambaConfig {
 const addsAtOnce = (tokens: number, { slots }: Batch) =>
   tokens > 16 && tokens !== slots.shape[0] && !isRecording(); // see #recordLayers
 
-/** Sequences of 130m that CUDA steps faster at once than op by op. */
+/** Sequences of 130m whose layers CUDA does in one launch. */
 const mostAtOnce = 168;
+/** Sequences of other models of which a layer is faster as one op there: fewer and more go op by op. */
+const layerAtOnce = { least: 17, most: 256 };
 
 class MambaBackbone implements Backbone {
   readonly stateParts: readonly StatePart[];
@@ -154,22 +156,31 @@ class MambaBackbone implements Backbone {
 
   /**
    * Where a step's kernels are short enough for their number to count: one token, or one of each of some
-   * sequences where CUDA does a narrow model's layers in one launch.
+   * sequences on CUDA.
    */
   #stepsAtOnce(ids: Tensor, { slots }: Batch): boolean {
     const tokens = ids.shape[0]!;
     if (tokens === 1) return true;
-    const narrow = this.#config.hiddenSize === 768 && this.#activations !== 'f32';
-    return narrow && ids.device.id !== 'cpu' && tokens === slots.shape[0] && tokens <= mostAtOnce;
+    if (this.#activations === 'f32' || ids.device.id === 'cpu' || tokens !== slots.shape[0]) return false;
+    return this.#inOneLaunch(tokens) || (tokens >= layerAtOnce.least && tokens <= layerAtOnce.most);
+  }
+
+  /** Whether CUDA does all layers of such a step at once. */
+  #inOneLaunch(tokens: number): boolean {
+    return tokens === 1 || (this.#config.hiddenSize === 768 && tokens <= mostAtOnce);
   }
 
   /** One token of each sequence: all layers as one op each. */
-  #stepLayers(residual: Tensor, batch: Batch, pools: readonly Tensor[], visit?: (hidden: Tensor) => void) {
+  #stepLayers(embedded: Tensor, batch: Batch, pools: readonly Tensor[], visit?: (hidden: Tensor) => void) {
     const eps = this.#config.layerNormEpsilon;
+    const keeps = this.#inOneLaunch(embedded.shape[0]!);
     let x: Tensor | undefined;
+    let residual = embedded;
     for (const [i, { norm, mixer }] of this.#layers.entries()) {
-      const { y, sum } = mixer.layerStep({ x, residual, norm, eps }, batch, pools[2 * i]!, pools[2 * i + 1]!);
+      const states = [pools[2 * i]!, pools[2 * i + 1]!] as const;
+      const { y, sum, ...between } = mixer.layerStep({ x, residual, norm, eps }, batch, ...states);
       if (i > 0) visit?.(sum);
+      if (!keeps) for (const tensor of [x, residual, ...Object.values(between)]) tensor?.dispose();
       x = y;
       residual = sum;
     }

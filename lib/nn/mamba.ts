@@ -146,15 +146,15 @@ export class MambaMixer {
 
   /**
    * One token of each sequence through the whole layer: `y` [b, dModel] is what it adds to `sum`, the
-   * residual [b, dModel] with what the layer before has added. Nothing of it is to be disposed before the
-   * step's last layer: see `mambaLayerStep`.
+   * residual [b, dModel] with what the layer before has added. Of layers that are to be one launch nothing is to be
+   * disposed before the step's last: see `mambaLayerStep`.
    */
   layerStep(
     { x, residual, norm, eps }: LayerInput,
     { offsets, slots }: Batch,
     convState: Tensor,
     scanState: Tensor,
-  ): { readonly y: Tensor; readonly sum: Tensor } {
+  ): ReturnType<typeof mambaLayerStep> {
     return mambaLayerStep({
       x,
       residual,
