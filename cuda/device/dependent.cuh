@@ -9,6 +9,8 @@
 //  3. Before the wait, weights may only be asked into the L2 cache (prefetch_weights). They are no
 //     exception to rule 1: a weight may have been cast or copied two kernels ago. The L2 is where
 //     such a write arrives too, so a line fetched too early is corrected and never stale.
+//     But where the kernel before is always one that says let_next_start() after its own wait, all before that
+//     one has ended when this one starts: what it does not write may then be read, past the L1 (step_states.cuh).
 //  4. Data of earlier kernels is never read as __restrict__, __ldg or ld.global.nc: the compiler may
 //     move such loads above the wait.
 //  5. let_next_start() may come at any time, before the wait too, since of rule 1; at once is best

@@ -43,6 +43,7 @@ sets=(
   'expert-launch|expert-layer-step|r8r8r8r'
   'step-end|step-end|of .768., f16|512, 1536'
   'mamba-step|mamba-step|bf16.*ops give.*b.: (1|2|3|9|21),'
+  'mamba-step-many|mamba-step|again and again.*1536'
   'scan|scan|(f32|bf16) packed.*of 16 |width: (4|16|33)$|a few channels'
   'scan-gradients|scan-gradients|'
   'matmul|matmul|bf16|nothing to sum'

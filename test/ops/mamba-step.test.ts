@@ -20,6 +20,11 @@ const sizes: readonly Sizes[] = [
   { b: 9, d: 544, r: 40, n: 16, w: 4 },
   { b: 21, d: 96, r: 8, n: 16, w: 4 },
   { b: 137, d: 64, r: 160, n: 16, w: 4 },
+  { b: 150, d: 1536, r: 48, n: 16, w: 4 },
+  { b: 67, d: 2048, r: 64, n: 16, w: 4 },
+  { b: 17, d: 3072, r: 96, n: 16, w: 4 },
+  { b: 41, d: 4096, r: 128, n: 16, w: 4 },
+  { b: 20, d: 5120, r: 160, n: 16, w: 4 },
   { b: 2, d: 70, r: 5, n: 16, w: 4 },
   { b: 18, d: 64, r: 8, n: 33, w: 4 },
   { b: 2, d: 64, r: 8, n: 16, w: 3 },
@@ -87,7 +92,7 @@ describe.each(onEach)('on %s', (_, device) => {
     });
 
     it.each(['bf16', 'f16'] as const)('leaves states in %s beside those that f32 would be', async (S) => {
-      for (const each of [sizes[0]!, sizes[3]!, sizes[5]!, sizes[7]!]) {
+      for (const each of [0, 3, 5, 6, 7, 8, 9, 10, 12].map((i) => sizes[i]!)) {
         const args = given(each, { ...dtypes, S });
         const values = inputsOf(mambaStep as unknown as Op, { sizes: each, dtypes: { ...dtypes, S } });
         const scanState = toTensor({ ...values['scanState']!, dtype: 'f32' }, device);
@@ -122,6 +127,34 @@ describe.each(onEach)('on %s', (_, device) => {
         expectSame(await one.y.data(), wanted, { on: device, dtype: dtypes.T });
       }
     });
+  });
+
+  it.each([
+    { b: 71, d: 1536, r: 48, n: 16, w: 4 },
+    { b: 41, d: 4096, r: 128, n: 16, w: 4 },
+  ])('gives a row of many the same bits again and again, and whatever stands beside it, %p', async (each) => {
+    const dtypes = { T: 'bf16', W: 'bf16', S: 'bf16' } as const;
+    const args = given(each, dtypes);
+    const all = await read(mambaStep(args).y);
+    const states = await read(args.scanState);
+    for (const [from, to] of [
+      [0, each.b],
+      [0, each.b],
+      [3, 20],
+      [each.b - 19, each.b],
+    ] as const) {
+      const other = given(each, dtypes);
+      const offsets = Int32Array.from({ length: to - from + 1 }, (_, i) => i);
+      const { y } = mambaStep({
+        ...other,
+        xz: other.xz.rows(from, to),
+        offsets: Tensor.from(offsets, [offsets.length], { device }),
+        slots: other.slots.rows(from, to),
+      });
+      expect((await read(y)).every((v, i) => Object.is(v, all[from * each.d + i]))).toBe(true);
+      if (to - from < each.b) continue;
+      expect((await read(other.scanState)).every((v, i) => Object.is(v, states[i]))).toBe(true);
+    }
   });
 
   it.each([
