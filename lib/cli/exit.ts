@@ -60,6 +60,10 @@ const flags: readonly (readonly [RegExp, string])[] = [
   [/^evaluate: stride needs (?=context\b)/, '--stride needs --'],
   [/^evaluate: (?=(context|stride)\b)/, '--'],
   [/^evaluate: /, ''],
+  [
+    /^data: sample: the logits of row \d+ are not finite/,
+    "the model's logits are not finite; selective-scan inspect --check names weights that are not",
+  ],
   [/^device: name\b/, '--device'],
   [/^device: (?=')/, 'device '],
   [/^device: (?=SELECTIVE_SCAN_)/, ''],

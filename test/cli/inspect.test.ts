@@ -77,6 +77,11 @@ describe('inspect', () => {
     expect(stdout).toMatch(/^ {2}weights +not finite in 1 tensor$/m);
     expect(stderr).toBe(`warning: ${name} holds 2 NaN and 1 infinite values, the first at [2,3]\n`);
     expect(await inspect(model)).toMatchObject({ code: 0, stderr: '' });
+    const said = await run(['generate', model, '1,2,3', '--ids', '-n', '2']);
+    expect([said.code, said.stderr]).toEqual([
+      1,
+      "error: the model's logits are not finite; selective-scan inspect --check names weights that are not\n",
+    ]);
   });
 
   it('describes what it can of a model that cannot be used', async () => {

@@ -67,6 +67,10 @@ describe('inFlags', () => {
     ],
     ['verify: seed is 70000, expected', '--seed is 70000, expected'],
     [
+      'data: sample: the logits of row 0 are not finite',
+      "the model's logits are not finite; selective-scan inspect --check names weights that are not",
+    ],
+    [
       'Trainer.fromConfig: minimumLearningRate is 2, expected at most learningRate, which is 1',
       '--minimum-learning-rate is 2, expected at most --learning-rate, which is 1',
     ],
