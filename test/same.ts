@@ -13,17 +13,21 @@ type Numbers = Float32Array | Uint16Array | Int32Array;
 /**
  * Expects what holds for a row whatever stands beside it and however its sequence is cut: the same bits on the
  * CPU; on a GPU the same within rounding, as there the order of a sum depends on how many rows there are
- * (docs/decisions/0003-state.md).
+ * (docs/decisions/0003-state.md), or within `within`, where that is more.
  */
 export function expectSame(
   got: Numbers,
   wanted: Numbers,
-  { on = device(), dtype = 'f32' }: { readonly on?: Device; readonly dtype?: DType } = {},
+  {
+    on = device(),
+    dtype = 'f32',
+    within = 0,
+  }: { readonly on?: Device; readonly dtype?: DType; readonly within?: number } = {},
 ): void {
   if (on.id === 'cpu') expect(bytes(got).equals(bytes(wanted))).toBe(true);
   else
     expect(relativeError(decode(got, dtype), decode(wanted, dtype))).toBeLessThanOrEqual(
-      roundingOn(on, dtype),
+      Math.max(roundingOn(on, dtype), within),
     );
 }
 

@@ -54,10 +54,18 @@ describe.each(onEach)('on %s', (_, device) => {
     ['bf16', 64, [5000]],
     ['f32', 64, [5000]],
   ] as const)('%s, %i channels, sequences of %j that forget nothing', (dtype, width, lengths) =>
-    check(dtype, width, lengths, -8),
+    // Decays are nearly one. A step after the other rounds each of them, by up to 2^-24, and with rows that repeat
+    // these errors add up: a recurrence in f32 with exact exponentials ends 2.6e-5 from one in f64.
+    check(dtype, width, lengths, -8, Math.max(...lengths) * 2 ** -24),
   );
 
-  async function check(dtype: DType, width: number, lengths: readonly number[], bias: number) {
+  async function check(
+    dtype: DType,
+    width: number,
+    lengths: readonly number[],
+    bias: number,
+    within?: number,
+  ) {
     const d = Math.min(width, most);
     const offsets = lengths.reduce<number[]>((all, length) => [...all, all.at(-1)! + length], [0]);
     const rows = (pattern: Tensor, begin: number, end: number) =>
@@ -113,12 +121,12 @@ describe.each(onEach)('on %s', (_, device) => {
         const edge = Math.min(stop - begin, some);
         for (const from of [0, stop - begin - edge]) {
           const rows = (of: Tensor, at: number) => of.rows(at + from, at + from + edge).data();
-          expectSame(await rows(y, begin), await rows(alone, 0), { on: device, dtype });
+          expectSame(await rows(y, begin), await rows(alone, 0), { on: device, dtype, within });
         }
         alone.dispose();
       }
     }
-    expectSame(await packed.data(), await single.data(), { on: device });
+    expectSame(await packed.data(), await single.data(), { on: device, within });
     for (const tensor of [y, single]) tensor.dispose();
     for (const tensor of Object.values(patterns)) tensor.dispose();
   }
