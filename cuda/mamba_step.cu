@@ -6,8 +6,6 @@
 // kernel; many: device/mamba_step_project.cuh and mamba_step_update.cuh, two. Both want clusters of
 // blocks, one half type for activations and weights, 16 states and 4 taps; the rest goes through the
 // ops themselves. Many of a published model: mamba_step_many.cu.
-#include <type_traits>
-
 #include "card.h"
 #include "device/mamba_step_one.cuh"
 #include "device/mamba_step_project.cuh"
@@ -158,9 +156,9 @@ bool mamba_step_in_order(Stream& stream, In xz, In conv_weight, Opt conv_bias, I
         s.r = static_cast<int>(r), s.k = static_cast<int>(x_proj.size(0));
         s.bad_offset = bad_offset;
         s.bad_slot = stream.fault("slots[%lld] is %d, expected less than %lld, the rows of state");
-        if constexpr (std::is_same_v<T, __nv_bfloat16>)
-          done = in_order = step_many_sequences(stream, s, scan_state.dtype());
-        if (!done) with_float(scan_state.dtype(), [&](auto state) {
+        done = in_order = step_many_sequences(stream, s, scan_state.dtype());
+        if (done) return;
+        with_float(scan_state.dtype(), [&](auto state) {
           using S = decltype(state);
           if constexpr (sizeof(S) == 4) done = step_few(stream, s);
           done = done || (in_order = step_many<S>(stream, s));

@@ -6,6 +6,7 @@
 namespace ss::cuda {
 
 // False if there are no such kernels for these sizes and types, or they do not run here.
-bool step_many_sequences(Stream& stream, const Step<__nv_bfloat16>& s, DType state);
+template <class T>
+bool step_many_sequences(Stream& stream, const Step<T>& s, DType state);
 
 }  // namespace ss::cuda

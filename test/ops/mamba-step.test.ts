@@ -25,7 +25,7 @@ const sizes: readonly Sizes[] = [
   { b: 2, d: 64, r: 8, n: 16, w: 3 },
 ];
 
-// Of published models: CUDA has kernels of their own for many sequences of these in bf16.
+// Of published models: CUDA has kernels of their own for many sequences of these in 16 bits.
 const published: readonly Sizes[] = [
   { b: 70, d: 1536, r: 48, n: 16, w: 4 },
   { b: 17, d: 2048, r: 64, n: 16, w: 4 },
@@ -80,7 +80,8 @@ describe.each(onEach)('on %s', (_, device) => {
     { T: 'bf16', W: 'bf16' },
     { T: 'f16', W: 'f16' },
   ] as const)('%p', (dtypes) => {
-    it.each(sizes)('gives what the ops give, %p', async (each) => {
+    const own = device.id === 'cpu' || dtypes.T === 'f32' ? [] : published.slice(dtypes.T === 'bf16' ? 0 : 3);
+    it.each([...sizes, ...own])('gives what the ops give, %p', async (each) => {
       const args = given(each, dtypes);
       const other = given(each, dtypes);
       const got = mambaStep(args);
@@ -96,8 +97,7 @@ describe.each(onEach)('on %s', (_, device) => {
     });
 
     it.each(['bf16', 'f16'] as const)('leaves states in %s beside those that f32 would be', async (S) => {
-      const own = dtypes.T === 'bf16' && S === 'bf16' && device.id !== 'cpu';
-      const many = own ? published : [];
+      const many = S === dtypes.T ? own : [];
       for (const each of [sizes[0]!, sizes[3]!, sizes[5]!, sizes[7]!, ...many]) {
         const args = given(each, { ...dtypes, S });
         const values = inputsOf(mambaStep as unknown as Op, { sizes: each, dtypes: { ...dtypes, S } });
@@ -136,32 +136,37 @@ describe.each(onEach)('on %s', (_, device) => {
   });
 
   it.each([
-    { b: 71, d: 1536, r: 48, n: 16, w: 4 },
-    { b: 37, d: 4096, r: 128, n: 16, w: 4 },
-  ])('gives a row of many the same bits again and again, and whatever stands beside it, %p', async (each) => {
-    const dtypes = { T: 'bf16', W: 'bf16', S: 'bf16' } as const;
-    const args = given(each, dtypes);
-    const all = await read(mambaStep(args).y);
-    const states = await read(args.scanState);
-    for (const [from, to] of [
-      [0, each.b],
-      [0, each.b],
-      [3, 20],
-      [each.b - 19, each.b],
-    ] as const) {
-      const other = given(each, dtypes);
-      const offsets = Int32Array.from({ length: to - from + 1 }, (_, i) => i);
-      const { y } = mambaStep({
-        ...other,
-        xz: other.xz.rows(from, to),
-        offsets: Tensor.from(offsets, [offsets.length], { device }),
-        slots: other.slots.rows(from, to),
-      });
-      expect((await read(y)).every((v, i) => Object.is(v, all[from * each.d + i]))).toBe(true);
-      if (to - from < each.b) continue;
-      expect((await read(other.scanState)).every((v, i) => Object.is(v, states[i]))).toBe(true);
-    }
-  });
+    { S: 'bf16', b: 71, d: 1536, r: 48, n: 16, w: 4 },
+    { S: 'f32', b: 73, d: 1536, r: 48, n: 16, w: 4 },
+    { S: 'bf16', b: 37, d: 4096, r: 128, n: 16, w: 4 },
+    { S: 'f32', b: 38, d: 5120, r: 160, n: 16, w: 4 },
+  ] as const)(
+    'gives a row of many the same bits again and again, and whatever stands beside it, %p',
+    async ({ S, ...each }) => {
+      const dtypes = { T: 'bf16', W: 'bf16', S } as const;
+      const args = given(each, dtypes);
+      const all = await read(mambaStep(args).y);
+      const states = await read(args.scanState);
+      for (const [from, to] of [
+        [0, each.b],
+        [0, each.b],
+        [3, 20],
+        [each.b - 19, each.b],
+      ] as const) {
+        const other = given(each, dtypes);
+        const offsets = Int32Array.from({ length: to - from + 1 }, (_, i) => i);
+        const { y } = mambaStep({
+          ...other,
+          xz: other.xz.rows(from, to),
+          offsets: Tensor.from(offsets, [offsets.length], { device }),
+          slots: other.slots.rows(from, to),
+        });
+        expect((await read(y)).every((v, i) => Object.is(v, all[from * each.d + i]))).toBe(true);
+        if (to - from < each.b) continue;
+        expect((await read(other.scanState)).every((v, i) => Object.is(v, states[i]))).toBe(true);
+      }
+    },
+  );
 
   it.each([
     ['offsets', [0, 1, 3], 'offsets[2] is 3, expected 2'],
