@@ -69,7 +69,7 @@ bool launch_scan(Stream& stream, Scan<typename P::T> s) {
 }
 
 // Up to 16 states: for full cards, those that this one would fill badly, where a card has one block
-// a multiprocessor, and for lone blocks.
+// a multiprocessor, and for lone blocks: of one sequence of 5120 channels (16 bits), of 4096, of fewer.
 template <class T>
 using Ring320 = RingPlan<T, 8, 2, 10, 4, 8, 2, 2, 1, 1, 0, 2>;
 template <class T>
@@ -78,6 +78,10 @@ template <class T>
 using Ring128 = RingPlan<T, 8, 2, 8, 4, 16, 2, 2, 1, 1, 0>;
 template <class T>
 using Ring96 = RingPlan<T, 8, 2, 6, 4, 16, 2, 2, 1, 1, 0>;
+template <class T>
+using Ring40 = RingPlan<T, 2, 8, 10, 2, 32, 2, 2, 2, 1, 4>;
+template <class T>
+using Ring32 = RingPlan<T, 2, 8, 8, 4, 16, 4, 4, 2, 1, 4>;
 template <class T>
 using Ring16 = RingPlan<T, 2, 8, 4, 2, 16, 4, 4, 2, 2, 4>;
 
@@ -214,12 +218,14 @@ bool scan_few_states(Stream& stream, const Scan<T>& s) {
   const int64_t r320 = fits<Ring320<T>>() ? cycles(320, 490, 490) : INT64_MAX;
   const int64_t r256 = fits<Ring256<T>>() ? cycles(256, 382, 382) : INT64_MAX;
   const int64_t r128 = cycles(128, 198, 198), r96 = cycles(96, 172, 172), r16 = cycles(16, 36, 31);
+  const int64_t r40 = fits<Ring40<T>>() && suits<Ring40<T>>(s) ? cycles(40, 86, 86) : INT64_MAX;
+  const int64_t r32 = fits<Ring32<T>>() && suits<Ring32<T>>(s) ? cycles(32, 58, 58) : INT64_MAX;
 
   constexpr int64_t kLong = 256;  // tokens
   const int64_t tokens = s.sequences.tokens, mean = tokens / s.sequences.count;
   constexpr int64_t kShort = 32;  // no more than a tile of the other plans
   if (mean <= kShort && launch_short(stream, s)) return true;
-  const int64_t ring = std::min({r320, r256, r128, r96, r16});
+  const int64_t ring = std::min({r320, r256, r128, r96, r40, r32, r16});
   const int64_t whole = mean < kLong ? std::min({wide, middle, narrow}) : ring;
   const InPieces pieces = in_pieces(s);
   if constexpr (sizeof(T) == 2) {
@@ -240,6 +246,8 @@ bool scan_few_states(Stream& stream, const Scan<T>& s) {
         : ring == r256 ? launch_ring<Ring256<T>>(stream, s)
         : ring == r128 ? launch_ring<Ring128<T>>(stream, s)
         : ring == r96  ? launch_ring<Ring96<T>>(stream, s)
+        : ring == r40  ? launch_ring<Ring40<T>>(stream, s)
+        : ring == r32  ? launch_ring<Ring32<T>>(stream, s)
                       : launch_ring<Ring16<T>>(stream, s))
       return true;
   }

@@ -31,6 +31,8 @@ sets=(
   'scan-ring-256|scan-plans|bf16, 4096'
   'scan-ring-128|scan-plans|f32, 4096'
   'scan-ring-96|scan-plans|f16, 8192|bf16, 1536'
+  'scan-ring-32|scan-plans|f32, 3072'
+  'scan-ring-40|scan-plans|f16, 5120.*\[901'
   'scan-relay|scan-plans|bf16, 1000.*1100|f16, 760'
   'scan-pieces|scan-plans|f32, 1000|, 64 channels'
   'scan-short|scan-plans|2048 channels'

@@ -23,7 +23,7 @@ describe.each(onEach)('on %s', (_, device) => {
   };
   const most = device.id === 'cpu' ? 32 : Infinity;
 
-  // Enough for rings of 320, 256, 128, 96 and 16 channels, for relays, for pieces, and for the plans of short
+  // Enough for rings of 320, 256, 128, 96, 40, 32 and 16 channels, for relays, for pieces, and for the plans of short
   // sequences.
   it.each([
     ['bf16', 4096, [300, 257, 511, 264, 300, 289, 301, 257]],
@@ -31,6 +31,9 @@ describe.each(onEach)('on %s', (_, device) => {
     ['f16', 8192, [513, 290]],
     ['bf16', 1536, [300, 257, 511, 264, 300, 289, 301, 257]],
     ['bf16', 5120, [300, 257, 511, 264, 300, 289, 301, 257]],
+    ['bf16', 4096, [1201]],
+    ['f32', 3072, [601]],
+    ['f16', 5120, [901]],
     ['bf16', 1000, [600]],
     ['bf16', 1000, [1100]],
     ['f16', 760, [1025, 933]],
