@@ -86,10 +86,10 @@ class Row : Logits<Team<Blocks, Warps>, !Large> {
 
  private:
   __device__ uint32_t key(float x) const { return key_of(weight_of((x - best_) * scale_), rows_.least); }
-  __device__ uint4 keys_of(const float4& x) const { return {key(x.x), key(x.y), key(x.z), key(x.w)}; }
   __device__ uint4 keys_four(uint32_t i) const {
     if constexpr (!Large) return reinterpret_cast<const uint4&>(kept(i));
-    return keys_of(processed_four(i));
+    const float4 x = processed_four(i);
+    return {key(x.x), key(x.y), key(x.z), key(x.w)};
   }
   template <class Visit>
   __device__ __forceinline__ void each_own(Visit visit) const {
@@ -109,17 +109,29 @@ class Row : Logits<Team<Blocks, Warps>, !Large> {
     return max(Mass{1}, min(__umul64hi(part_, total) + (part_ * total != 0), total));
   }
 
-  // The logits in shared memory become keys; visit(key) for each.
+  // The logits in shared memory become keys; visit(key) for each, between the keys of the next ones, so that what
+  // it waits for and what they wait for overlap. Some keys are 0 that are none.
   template <class Visit>
   __device__ __forceinline__ Mass weigh(Visit visit) const {
-    return sum_exp([&](uint32_t i, const float4& x) {
-      const uint4 key = keys_of(x);
-      if constexpr (!Large) reinterpret_cast<uint4&>(kept(i)) = key;
-      visit(key.x);
-      visit(key.y);
-      visit(key.z);
-      visit(key.w);
+    uint4 last{0, 0, 0, 0};
+    const Mass all = sum_exp([&](uint32_t i, const float4& x) {
+      uint4 next;
+      next.x = key(x.x);
+      visit(last.x);
+      next.y = key(x.y);
+      visit(last.y);
+      next.z = key(x.z);
+      visit(last.z);
+      next.w = key(x.w);
+      visit(last.w);
+      if constexpr (!Large) reinterpret_cast<uint4&>(kept(i)) = next;
+      last = next;
     });
+    visit(last.x);
+    visit(last.y);
+    visit(last.z);
+    visit(last.w);
+    return all;
   }
 
   // The first id that has the largest logit.
@@ -186,9 +198,14 @@ class Row : Logits<Team<Blocks, Warps>, !Large> {
     }
     if (top_p_ < 1) {
       const Mass goal = goal_of_top_p(high);
-      low = goal_of_top_p(low);
       Found first, last;
-      select.bins_at(low, goal, first, last);
+      if (limits) {
+        low = goal_of_top_p(low);
+        select.bins_at(low, goal, first, last);
+      } else {
+        low = goal;
+        first = last = select.bin_at(goal, Measure::mass);
+      }
       spans[top_p] = Span(last, first);
       high = min(high, goal + mass_of((first.prefix + 1) << kLowBits));
     }
@@ -201,7 +218,11 @@ class Row : Logits<Team<Blocks, Warps>, !Large> {
     Mass total = all.mass;
     if (spans[top_k].count + spans[top_p].count + spans[chosen].count <= List::kRoom) {
       List list(m_.list, m_.room);
-      fill(list, spans);
+      if (Own::rank() == 0) list.clear();
+      if (limits)
+        fill<3>(list, spans);
+      else
+        fill<2>(list, spans);  // chosen and top-p
       if (Own::rank() > 0) return;
       const float log_sum = log_of(Own::sum(m_.sums).all);
       list.take(spans, [&](uint32_t id) { return raw_[id]; });
@@ -235,31 +256,36 @@ class Row : Logits<Team<Blocks, Warps>, !Large> {
   }
 
   // What the spans have goes to the first block.
+  template <int Spans>
   __device__ __forceinline__ void fill(List& list, const Span (&spans)[3]) const {
-    if (Own::rank() == 0) list.clear();
-    const uint32_t lows[3] = {spans[0].low, spans[1].low, spans[2].low};
-    const uint32_t widths[3] = {spans[0].width, spans[1].width, spans[2].width};
+    uint32_t lows[Spans], widths[Spans];
+#pragma unroll
+    for (int s = 0; s < Spans; s++) lows[s] = spans[s].low, widths[s] = spans[s].width;
     const auto in = [&](uint32_t key) {
-      return key - lows[0] < widths[0] || key - lows[1] < widths[1] || key - lows[2] < widths[2];
+      bool found = false;
+#pragma unroll
+      for (int s = 0; s < Spans; s++) found |= key - lows[s] < widths[s];
+      return found;
     };
-    constexpr uint32_t rounds = 16;
+    constexpr uint32_t rounds = 32;
 #pragma unroll 1
     for (uint32_t first = own(); first < end_; first += rounds * 128) {
-      uint64_t found = 0;
-#pragma unroll 1
+      uint32_t some = 0;  // rounds in which this thread has found some
+#pragma unroll 2
       for (uint32_t round = 0; round < rounds && first + round * 128 < end_; round++) {
         const uint4 key = keys_four(first + round * 128);
-        const bool x = in(key.x), y = in(key.y), z = in(key.z), w = in(key.w);
-        if (x || y || z || w) found |= uint64_t{x + 2u * y + 4u * z + 8u * w} << 4 * round;
+        if (in(key.x) | in(key.y) | in(key.z) | in(key.w)) some |= 1u << round;
       }
-      if (!found) continue;
-      uint32_t place = list.reserve(static_cast<uint32_t>(__popcll(found)));
 #pragma unroll 1
-      for (; found; found &= found - 1) {
-        const uint32_t bit = static_cast<uint32_t>(__ffsll(static_cast<long long>(found))) - 1;
-        const uint32_t i = first + bit / 4 * 128;
+      for (; some; some &= some - 1) {
+        const uint32_t i = first + (static_cast<uint32_t>(__ffs(static_cast<int>(some))) - 1) * 128;
         const uint4 key = keys_four(i);
-        list.list(place++, bit & 2 ? bit & 1 ? key.w : key.z : bit & 1 ? key.y : key.x, i + bit % 4);
+        const uint32_t x = in(key.x), y = in(key.y), z = in(key.z), w = in(key.w);
+        uint32_t place = list.reserve(x + y + z + w);
+        if (x) list.list(place++, key.x, i);
+        if (y) list.list(place++, key.y, i + 1);
+        if (z) list.list(place++, key.z, i + 2);
+        if (w) list.list(place, key.w, i + 3);
       }
     }
     list.give();

@@ -174,6 +174,7 @@ class Selection {
       sum = sum + own_[j];
     }
     above_ = m_.running.before(sum, total_);
+    through_ = above_ + sum;
     // What was read from the others has gone into the sum: nothing is left to wait for.
     if constexpr (!kShared) Team::arrive_unordered();
   }
@@ -186,7 +187,7 @@ class Selection {
 
   // The bin of the largest weight that, with all larger ones, reaches `goal`; there is enough.
   __device__ Found bin_at(Mass goal, Measure by) {
-    return search(own_, above_, goal, by, first_bin(), Found{0, kLowBits, {}, {}});
+    return search(own_, above_, through_, goal, by, first_bin(), Found{0, kLowBits, {}, {}});
   }
 
   // Of two goals of mass.
@@ -194,8 +195,8 @@ class Selection {
     Found& answer = next_answer();
     Found& other_answer = next_answer();
     const Found none{0, kLowBits, {}, {}};
-    find(own_, above_, goal, Measure::mass, first_bin(), none, answer);
-    find(own_, above_, other_goal, Measure::mass, first_bin(), none, other_answer);
+    find(own_, above_, through_, goal, Measure::mass, first_bin(), none, answer);
+    find(own_, above_, through_, other_goal, Measure::mass, first_bin(), none, other_answer);
     __syncthreads();
     at = answer;
     other_at = other_answer;
@@ -219,10 +220,10 @@ class Selection {
       Team::sync();
       const int digit = kDigits - 1 - static_cast<int>(threadIdx.x);
       Amount own[1] = {digit < 0 ? Amount{0, 0} : of_all(bin, digit)}, all;
-      const Amount before = m_.running.before(own[0], all);
+      const Amount above = found.above + m_.running.before(own[0], all);
       found.prefix <<= bits;
       found.shift = shift;
-      found = search(own, found.above + before, goal, by, digit, found);
+      found = search(own, above, above + own[0], goal, by, digit, found);
     }
     return found;
   }
@@ -289,18 +290,20 @@ class Selection {
     return {count * mass_of(bin << kLowBits) + (low << (octave ? octave - 1 : 0)), count};
   }
 
-  // Of one thread: `own` of the places from `first` down, after `above`.
+  // Of one thread: `own` of the places from `first` down, after `above` and up to `end`.
   template <int N>
-  __device__ __forceinline__ Found search(const Amount (&own)[N], Amount above, Mass goal, Measure by,
-                                          int first, Found found) {
+  __device__ __forceinline__ Found search(const Amount (&own)[N], const Amount& above, const Amount& end,
+                                          Mass goal, Measure by, int first, const Found& found) {
     Found& answer = next_answer();
-    find(own, above, goal, by, first, found, answer);
+    find(own, above, end, goal, by, first, found, answer);
     __syncthreads();
     return answer;
   }
   template <int N>
-  static __device__ __forceinline__ void find(const Amount (&own)[N], Amount above, Mass goal, Measure by,
-                                              int first, const Found& found, Found& answer) {
+  static __device__ __forceinline__ void find(const Amount (&own)[N], Amount above, const Amount& end,
+                                              Mass goal, Measure by, int first, const Found& found,
+                                              Found& answer) {
+    if (!reaches(above, end, goal, by)) return;  // all but one thread
 #pragma unroll
     for (int j = 0; j < N; j++) {
       const Amount through = above + own[j];
@@ -314,7 +317,7 @@ class Selection {
 
   Memory& m_;
   Bins& b_;
-  Amount own_[kEach], above_{}, total_{};  // of the thread's bins, from the last one down
+  Amount own_[kEach], above_{}, through_{}, total_{};  // of the thread's bins, from the last one down
   uint32_t turn_ = 0;
 };
 

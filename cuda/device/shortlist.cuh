@@ -147,7 +147,7 @@ class Shortlist {
   static constexpr uint32_t kPart = (1u << kPartBits) - 1;
 
   __device__ uint32_t key_of_item(int j) const { return static_cast<uint32_t>(item_[j] >> 32); }
-  static __device__ float scale(const Span& span) { return kBuckets / static_cast<float>(span.width); }
+  static __device__ float scale(const Span& span) { return __fdividef(kBuckets, static_cast<float>(span.width)); }
 
   static __device__ int slot(int rank, uint32_t i) {
     return rank / 2 * kRoom + static_cast<int>(rank % 2 ? kRoom - 1 - i : i);
