@@ -16,14 +16,14 @@
 namespace ss::cuda {
 namespace {
 
-constexpr int kWarps = 16, kThreads = 32 * kWarps;
-constexpr int64_t kNarrow = 1 << 15;  // weights of one block whose sums fit: see select.cuh
+constexpr int64_t kNarrow = 1 << 15;  // weights of one block whose sums fit 32 bits: see select.cuh
 
-template <int Blocks, bool Wide>
-__global__ void __launch_bounds__(kThreads, Blocks == 8 ? 1 : 2)
+// Where a multiprocessor has one block alone, that may have all registers.
+template <int Blocks, int Warps, bool Large>
+__global__ void __launch_bounds__(32 * Warps, Blocks > 2 || Warps == 32 ? 1 : 2)
     draw_rows(const __grid_constant__ Rows rows) {
   extern __shared__ __align__(16) char memory[];
-  using Draw = Row<Blocks, kWarps, Wide>;
+  using Draw = Row<Blocks, Warps, Large>;
   auto& shared = *reinterpret_cast<typename Draw::Memory*>(memory);
   let_next_start();
   Draw::begin(shared);
@@ -31,20 +31,26 @@ __global__ void __launch_bounds__(kThreads, Blocks == 8 ? 1 : 2)
   Draw(rows, shared, reinterpret_cast<float*>(memory + sizeof(shared))).draw();
 }
 
-template <int Blocks, bool Wide>
-void start(Stream& s, int64_t b, Rows rows, int64_t most) {
+template <int Blocks, int Warps, bool Large>
+bool start_if_it_fits(Stream& s, int64_t b, Rows rows, int64_t most) {
+  using Memory = typename Row<Blocks, Warps, Large>::Memory;
   constexpr int64_t kStatic = 1024;  // what the driver keeps of a block's shared memory
-  const int64_t own = sizeof(typename Row<Blocks, kWarps, Wide>::Memory), warps = Blocks * kWarps;
-  static_assert(sizeof(typename Row<Blocks, kWarps, Wide>::Memory) % 16 == 0);
+  constexpr int64_t own = sizeof(Memory), warps = Blocks * Warps;
+  static_assert(sizeof(Memory) % 16 == 0);
   const int64_t piece = (rows.v + warps * 4 - 1) / (warps * 4) * 4;
-  const int64_t kept = piece * kWarps * int64_t{sizeof(float)};
+  const int64_t bytes = own + (Large ? 0 : piece * Warps * int64_t{sizeof(float)});
+  if (!Large && (rows.v > kNarrow * Blocks || bytes + kStatic > most)) return false;
   rows.piece = static_cast<uint32_t>(piece);
-  rows.fits = own + kept + kStatic <= most;
-  const auto shared = static_cast<size_t>(rows.fits ? own + kept : own);
-  cudaFuncSetAttribute(draw_rows<Blocks, Wide>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                       static_cast<int>(shared));
-  launch(s.handle, draw_rows<Blocks, Wide>,
-         {static_cast<unsigned>(b * Blocks), kThreads, shared, Blocks}, rows);
+  cudaFuncSetAttribute(draw_rows<Blocks, Warps, Large>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                       static_cast<int>(bytes));
+  launch(s.handle, draw_rows<Blocks, Warps, Large>,
+         {static_cast<unsigned>(b * Blocks), 32 * Warps, static_cast<size_t>(bytes), Blocks}, rows);
+  return true;
+}
+template <int Blocks, int Warps>
+void start(Stream& s, int64_t b, const Rows& rows, int64_t most) {
+  if (!start_if_it_fits<Blocks, Warps, false>(s, b, rows, most))
+    start_if_it_fits<Blocks, Warps, true>(s, b, rows, most);
 }
 
 }  // namespace
@@ -81,24 +87,24 @@ void sample(Stream& s, In logits, In temperature, In top_k, In top_p, In min_p, 
                   static_cast<float>(int64_t{1} << 23) / static_cast<float>(int64_t{1} << unit),
                   reinterpret_cast<uintptr_t>(data) % 16 == 0 &&
                       (b == 1 || logits.stride() % 4 == 0),
-                  false,
                   0};
-  int device = 0, most = 0;
+  int device = 0, most = 0, multiprocessors = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  // Eight blocks a row where there are few rows: of more than these, clusters wait for one another,
-  // and what blocks owe each other costs more than they save (16 rows: 36 us, by four blocks 22, by two 26).
-  const auto begin = [&](auto narrow, auto wide, int blocks) {
-    return v <= kNarrow * blocks ? narrow(s, b, rows, most) : wide(s, b, rows, most);
-  };
+  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  // As many multiprocessors a row as there are for all, but what more than two owe each other costs more than
+  // they save where there are over 16 rows. Where a block has one alone, it has 1,024 threads, but of eight, with 12 ids
+  // a thread.
   if (!starts_early())
-    begin(start<1, false>, start<1, true>, 1);
+    start<1, 16>(s, b, rows, most);
   else if (b <= 8 || v > 2 * kNarrow)
-    begin(start<8, false>, start<8, true>, 8);
+    start<8, 16>(s, b, rows, most);
   else if (b <= 16)
-    start<4, false>(s, b, rows, most);
+    start<4, 32>(s, b, rows, most);
+  else if (2 * b <= multiprocessors)
+    start<2, 32>(s, b, rows, most);
   else
-    begin(start<2, false>, start<2, true>, 2);
+    start<2, 16>(s, b, rows, most);
 }
 KERNEL(sample)
 

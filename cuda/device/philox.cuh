@@ -5,8 +5,8 @@
 
 namespace ss::cuda {
 
-// In [0, 1), from 53 random bits.
-__device__ inline double uniform(uint32_t seed_low, uint32_t seed_high, uint32_t position) {
+// 53 random bits above 11 that are 0: the numerator of a number in [0, 1), over 2^64.
+__device__ inline uint64_t uniform_bits(uint32_t seed_low, uint32_t seed_high, uint32_t position) {
   uint32_t c0 = position, c1 = 0, c2 = 0, c3 = 0;
 #pragma unroll
   for (int round = 0; round < 10; round++) {
@@ -19,7 +19,12 @@ __device__ inline double uniform(uint32_t seed_low, uint32_t seed_high, uint32_t
     seed_low += 0x9E3779B9u;
     seed_high += 0xBB67AE85u;
   }
-  return static_cast<double>((uint64_t{c0} << 32 | c1) >> 11) * 0x1p-53;
+  return (uint64_t{c0} << 32 | c1) & ~uint64_t{0x7ff};
+}
+
+// In [0, 1).
+__device__ inline double uniform(uint32_t seed_low, uint32_t seed_high, uint32_t position) {
+  return static_cast<double>(uniform_bits(seed_low, seed_high, position) >> 11) * 0x1p-53;
 }
 
 }  // namespace ss::cuda

@@ -1,6 +1,6 @@
 // Finds the weight at which a sum over falling weights reaches a goal, without sorting them all: a
-// histogram says in which bin; then either the few weights of that bin are gathered and sorted by one
-// block, or all blocks go on with the digits below. Masses are whole numbers, so that sums do not
+// histogram says in which bin; then either the few weights of that bin are listed and put in order by one
+// block (shortlist.cuh), or all blocks go on with the digits below. Masses are whole numbers, so that sums do not
 // depend on the order in which they are taken.
 //
 // A weight in [0, 1] is a key of the same order: the weight in units of 2^-40 as far as 2^-17, where
@@ -51,76 +51,132 @@ struct Found {
   Amount equal;     // of those that have this prefix
 };
 
-constexpr int kBuckets = 170;  // for the items of a span; three spans
-
-// Bins that a goal may fall into, from the last one down.
+// Bins that a goal may fall into, from the last one down. No weight in them is 0.
 struct Span {
   uint32_t low = 0, width = 0;  // keys
-  Amount above{};               // of larger ones
+  Amount above{}, through{};    // of larger ones, and with those of the span
   uint32_t count = 0;
 
   __device__ Span() {}
   __device__ Span(const Found& last, const Found& first)
-      : low(last.prefix << kLowBits),
-        width((first.prefix - last.prefix + 1) << kLowBits),
+      : low(max(1u, last.prefix << kLowBits)),
+        width(((first.prefix + 1) << kLowBits) - low),
         above(first.above),
-        count(last.above.count + last.equal.count - first.above.count) {}
+        through(last.above + last.equal),
+        count(through.count - above.count) {}
   __device__ bool has(uint32_t key) const { return key - low < width; }
   __device__ uint32_t last() const { return low + width - 1; }  // the largest key of it
-  __device__ float scale() const { return kBuckets / static_cast<float>(width); }
+};
+
+__device__ inline bool reaches(const Amount& above, const Amount& through, Mass goal, Measure by) {
+  return by == Measure::mass ? above.mass < goal && through.mass >= goal
+                             : above.count < goal && through.count >= goal;
+}
+
+// Sums over the threads of a block.
+template <class Team>
+struct Running {
+  Amount of_warp[Team::kWarps];
+
+  // Over the threads before this one, and over all. A barrier for the block.
+  __device__ Amount before(const Amount& own, Amount& all) {
+    constexpr unsigned warp = 0xffffffffu;
+    Amount through = own;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+      const Amount other{__shfl_up_sync(warp, through.mass, step), __shfl_up_sync(warp, through.count, step)};
+      if (Team::lane() >= step) through = through + other;
+    }
+    // As one access of 16 bytes.
+    if (Team::lane() == 31)
+      *reinterpret_cast<uint4*>(of_warp + Team::warp()) = {
+          static_cast<uint32_t>(through.mass), static_cast<uint32_t>(through.mass >> 32), through.count, 0};
+    __syncthreads();
+    const uint4 words = Team::lane() < Team::kWarps ? reinterpret_cast<const uint4*>(of_warp)[Team::lane()]
+                                                    : uint4{};
+    const Mass mass = Mass{words.y} << 32 | words.x;
+    const bool earlier = Team::lane() < Team::warp();
+    all = {warp_sum(mass), __reduce_add_sync(warp, words.z)};
+    const Amount warps{warp_sum(earlier ? mass : 0), __reduce_add_sync(warp, earlier ? words.z : 0)};
+    return warps + through - own;
+  }
 };
 
 // Wide: for more than 2^15 weights a block.
 template <class Team, bool Wide>
 class Selection {
  public:
-  static constexpr int kBins = 18 * 64 + 1, kDigits = 512, kRoom = 1024;
+  static constexpr int kBins = 18 * 64 + 1, kDigits = 512;
   static constexpr int kEach = (kBins + Team::kThreads - 1) / Team::kThreads;
   // From three blocks on each adds up some of the bins for all: reaching into others is slow.
-  static constexpr bool kShared = Team::kBlocks > 2;
-  static_assert(kDigits == Team::kThreads && kBins <= kDigits + kRoom && kRoom == 2 * kDigits);
-  static_assert(3 * kBuckets <= kDigits);
+  static constexpr bool kShared = Team::kBlocks > 2, kSent = kShared && !Wide;
+  // One place more than bins: for the high part of what is in no bin but the first.
+  static constexpr int kSlice = (kBins + Team::kBlocks) / Team::kBlocks;
+  static constexpr int kPlaces = kSlice * Team::kBlocks;
+  static_assert(kDigits <= Team::kThreads && (!kShared || kSlice <= Team::kThreads) && kPlaces > kBins);
+  struct Bins {
+    uint32_t ones[kPlaces], lows[kPlaces];   // later digits
+    uint32_t carries[Wide ? kPlaces : 1];    // of the last bits
+  };
   struct Memory {
-    uint2 bins[kDigits + kRoom];         // ones, last bits; later digits, and a list behind them
-    uint32_t carries[Wide ? kBins : 1];  // of the last bits
-    Amount totals[kShared ? kBins : 1];
-    Amount of_warp[Team::kWarps];
+    uint2 sent[kSent ? Team::kBlocks : 1][kSent ? kSlice : 1];  // of this block's slice, by each
+    Amount totals[kShared ? kPlaces : 1];
+    Running<Team> running;
     Found found[4];
-    Amount start[3];  // of the list, before each span
-    uint32_t listed;
+    typename Team::Gate met, added;  // all bins are complete, or here; totals are here
   };
 
-  explicit __device__ Selection(Memory& memory) : m_(memory) {}
+  __device__ Selection(Memory& memory, Bins& bins) : m_(memory), b_(bins) {}
 
-  // Comes first; a barrier must follow.
-  __device__ void clear() {
-    clear_bins(kBins);
-    if (threadIdx.x == 0) m_.listed = 0;
+  // Before Team::begin(), by one thread.
+  __device__ void open() {
+    if constexpr (kSent)
+      Team::expect_bytes(m_.met, kPlaces * uint32_t{sizeof(uint2)});
+    else
+      Team::expect_arrivals(m_.met, Team::kBlocks);
+    if constexpr (kShared) Team::expect_bytes(m_.added, kPlaces * uint32_t{sizeof(Amount)});
   }
-  __device__ void put(uint32_t key) { put(key >> kLowBits, key & kLow); }
+  // A barrier must follow.
+  __device__ void clear() { clear_places(kPlaces); }
 
-  // After a barrier for the whole team: adds up what all have put, and `tail`, which is in bin 0.
-  __device__ void add_up(const Amount& tail) {
-    const auto amount_of = [&](int bin) { return bin > 0 ? amount(bin, bin) : tail; };
-    if constexpr (kShared) {
-      constexpr int slice = (kBins + Team::kBlocks - 1) / Team::kBlocks;
-      const int begin = Team::rank() * slice, end = min(kBins, begin + slice);
-      for (int bin = begin + static_cast<int>(threadIdx.x); bin < end; bin += Team::kThreads) {
-        const Amount sum = amount_of(bin);
-#pragma unroll
-        for (int i = 0; i < Team::kBlocks; i++) store_whole(Team::of(&m_.totals[bin], i), sum);
-      }
-      Team::sync();
+  __device__ __forceinline__ void put(uint32_t key) { put_at(key >> kLowBits, key & kLow); }
+
+  // Adds up what all have put and, over all threads, `tail`, which is in bin 0.
+  __device__ void add_up(Mass tail, uint32_t tails) {
+    tail = warp_sum(tail);
+    tails = __reduce_add_sync(0xffffffffu, tails);
+    if (Team::lane() == 0 && tails > 0) put_tail(tail, tails);
+    __syncthreads();
+    if constexpr (kSent) {
+      for (int place = static_cast<int>(threadIdx.x); place < kPlaces; place += Team::kThreads)
+        Team::send(&m_.sent[Team::rank()][place % kSlice], uint2{b_.ones[place], b_.lows[place]}, m_.met,
+                   place / kSlice);
+      Team::pass(m_.met);
+    } else if constexpr (Team::kBlocks > 1) {
+      if (threadIdx.x < Team::kBlocks) Team::arrive_at(m_.met, static_cast<int>(threadIdx.x));
+      Team::pass(m_.met);
     }
-    const int first = kBins - 1 - kEach * static_cast<int>(threadIdx.x);
+    if constexpr (kShared) {
+      if (const int i = static_cast<int>(threadIdx.x); i < kSlice) {
+        const Amount sum = amount_of(Team::rank() * kSlice + i);
+#pragma unroll
+        for (int rank = 0; rank < Team::kBlocks; rank++)
+          Team::send(&m_.totals[Team::rank() * kSlice + i], sum, m_.added, rank);
+      }
+      Team::pass(m_.added);
+    }
+    const int first = first_bin();
     Amount sum{0, 0};
 #pragma unroll
     for (int j = 0; j < kEach; j++) {
       own_[j] = first - j < 0 ? Amount{0, 0} : kShared ? m_.totals[first - j] : amount_of(first - j);
+      if (first == j) own_[j] = own_[j] + (kShared ? m_.totals[kBins] : amount_of(kBins));
       sum = sum + own_[j];
     }
-    if constexpr (!kShared) Team::arrive();
-    above_ = sum_before(sum, total_);
+    above_ = m_.running.before(sum, total_);
+    through_ = above_ + sum;
+    // What was read from the others has gone into the sum: nothing is left to wait for.
+    if constexpr (!kShared) Team::arrive_unordered();
   }
   // Until the bins are nobody's any more.
   __device__ void await_others() {
@@ -131,17 +187,16 @@ class Selection {
 
   // The bin of the largest weight that, with all larger ones, reaches `goal`; there is enough.
   __device__ Found bin_at(Mass goal, Measure by) {
-    return search(own_, above_, goal, by, kBins - 1 - kEach * static_cast<int>(threadIdx.x),
-                  Found{0, kLowBits, {}, {}});
+    return search(own_, above_, through_, goal, by, first_bin(), Found{0, kLowBits, {}, {}});
   }
 
   // Of two goals of mass.
   __device__ void bins_at(Mass goal, Mass other_goal, Found& at, Found& other_at) {
-    const int first = kBins - 1 - kEach * static_cast<int>(threadIdx.x);
     Found& answer = next_answer();
     Found& other_answer = next_answer();
-    find(own_, above_, goal, Measure::mass, first, Found{0, kLowBits, {}, {}}, answer);
-    find(own_, above_, other_goal, Measure::mass, first, Found{0, kLowBits, {}, {}}, other_answer);
+    const Found none{0, kLowBits, {}, {}};
+    find(own_, above_, through_, goal, Measure::mass, first_bin(), none, answer);
+    find(own_, above_, through_, other_goal, Measure::mass, first_bin(), none, other_answer);
     __syncthreads();
     at = answer;
     other_at = other_answer;
@@ -156,188 +211,99 @@ class Selection {
     while (found.shift > 0 && found.equal.count > 1) {
       const int bits = found.shift == kLowBits ? 9 : 8, shift = found.shift - bits;
       Team::sync();
-      clear_bins(kDigits);
+      clear_places(kDigits);
       Team::sync();
       each([&](uint32_t key) {
         if (key && key >> found.shift == found.prefix)
-          put(key >> shift & ((1u << bits) - 1), key & kLow);
+          put_at(key >> shift & ((1u << bits) - 1), key & kLow);
       });
       Team::sync();
       const int digit = kDigits - 1 - static_cast<int>(threadIdx.x);
-      Amount own[1] = {digit < 0 ? Amount{0, 0} : amount(bin, digit)}, all;
-      const Amount before = sum_before(own[0], all);
+      Amount own[1] = {digit < 0 ? Amount{0, 0} : of_all(bin, digit)}, all;
+      const Amount above = found.above + m_.running.before(own[0], all);
       found.prefix <<= bits;
       found.shift = shift;
-      found = search(own, found.above + before, goal, by, digit, found);
+      found = search(own, above, above + own[0], goal, by, digit, found);
     }
     return found;
   }
 
-  // Up to kRoom keys with their ids go to the first block.
-  __device__ void list(uint32_t key, uint32_t id) {
-    const uint32_t place = atomicAdd(Team::of(&m_.listed, 0), 1u);
-    Team::of(items(), 0)[place] = static_cast<Mass>(key) << 32 | ~id;
-  }
-  // There, after a barrier: sorts them by falling key, the smaller id first where keys are equal. They
-  // are all that the spans have, of which each lies below or within the one before. Items go into
-  // buckets, places in their order, and are then compared with those of their own bucket.
-  __device__ __forceinline__ void sort(const Span (&spans)[3]) {
-    const uint32_t t = threadIdx.x, n = m_.listed;
-    auto* ends = reinterpret_cast<uint32_t*>(m_.bins);
-    auto* order = reinterpret_cast<uint16_t*>(ends + kDigits);
-    const uint32_t largest[3] = {spans[0].last(), spans[1].last(), spans[2].last()};
-    const float scales[3] = {spans[0].scale(), spans[1].scale(), spans[2].scale()};
-    const auto bucket = [&](Mass item) {
-      const auto key = static_cast<uint32_t>(item >> 32);
-      const int s = spans[0].has(key) ? 0 : spans[1].has(key) ? 1 : 2;
-      const uint32_t most = s == 0 ? largest[0] : s == 1 ? largest[1] : largest[2];
-      const float scale = s == 0 ? scales[0] : s == 1 ? scales[1] : scales[2];
-      return s * kBuckets + min(kBuckets - 1, static_cast<int>(static_cast<float>(most - key) * scale));
-    };
-    ends[t] = 0;
-    __syncthreads();
-    for (uint32_t i = t; i < n; i += Team::kThreads) atomicAdd(&ends[bucket(items()[i])], 1u);
-    __syncthreads();
-    Amount all;
-    const Amount before = sum_before({0, ends[t]}, all);
-    ends[t] = before.count;
-    __syncthreads();
-    for (uint32_t i = t; i < n; i += Team::kThreads)
-      order[atomicAdd(&ends[bucket(items()[i])], 1u)] = static_cast<uint16_t>(i);
-    __syncthreads();
-    Mass own[2];
-    uint32_t place[2];
-#pragma unroll
-    for (int j = 0; j < 2; j++) {
-      const uint32_t i = t + j * Team::kThreads;
-      if (i >= n) break;
-      own[j] = items()[order[i]];
-      const int b = bucket(own[j]);
-      const uint32_t begin = b > 0 ? ends[b - 1] : 0, end = ends[b];
-      place[j] = begin;
-      for (uint32_t other = begin; other < end; other++) place[j] += items()[order[other]] > own[j];
-    }
-    __syncthreads();
-#pragma unroll
-    for (int j = 0; j < 2; j++)
-      if (t + j * Team::kThreads < n) items()[place[j]] = own[j];
-    __syncthreads();
-    set_items(spans);
-  }
-  // The weight of span `s` that, with all larger ones and equal ones of smaller ids, reaches `goal`:
-  // its id, and what there is up to it.
-  __device__ uint32_t id_at(int s, const Span& span, Mass goal, Measure by, Amount& through) {
-    Amount above = span.above + (above_ - m_.start[s]);
-    Found& answer = next_answer();
-#pragma unroll
-    for (int j = 0; j < 2; j++) {
-      const Amount next = above + own_[j];
-      if (span.has(keys_[j]) && reaches(above, next, goal, by)) {
-        answer.prefix = ~static_cast<uint32_t>(items()[2 * threadIdx.x + j]);
-        answer.above = next;
-      }
-      above = next;
-    }
-    __syncthreads();
-    through = answer.above;
-    return answer.prefix;
-  }
-
  private:
-  // Each thread has two items; where a span begins is for all to know.
-  __device__ __forceinline__ void set_items(const Span (&spans)[3]) {
-    const uint32_t i = 2 * threadIdx.x, n = m_.listed;
-    const uint32_t before_key = i > 0 && i <= n ? key_at(i - 1) : ~0u;
-#pragma unroll
-    for (int j = 0; j < 2; j++) {
-      keys_[j] = i + j < n ? key_at(i + j) : 0;
-      own_[j] = {mass_of(keys_[j]), keys_[j] > 0};
-    }
-    Amount all;
-    above_ = sum_before(own_[0] + own_[1], all);
-#pragma unroll
-    for (int s = 0; s < 3; s++) {
-      const bool before = spans[s].has(before_key), first = spans[s].has(keys_[0]);
-      if (own_[0].count && first && !before) m_.start[s] = above_;
-      if (own_[1].count && spans[s].has(keys_[1]) && !first) m_.start[s] = above_ + own_[0];
-    }
-    __syncthreads();
-  }
+  static __device__ int first_bin() { return kBins - 1 - kEach * static_cast<int>(threadIdx.x); }
 
-  __device__ Mass* items() const { return reinterpret_cast<Mass*>(m_.bins + kDigits); }
-  __device__ uint32_t key_at(uint32_t i) const { return static_cast<uint32_t>(items()[i] >> 32); }
-
-  __device__ void clear_bins(int count) {
+  __device__ void clear_places(int count) {
     for (int i = threadIdx.x; i < count; i += Team::kThreads) {
-      m_.bins[i] = {0, 0};
-      if constexpr (Wide) m_.carries[i] = 0;
+      b_.ones[i] = b_.lows[i] = 0;
+      if constexpr (Wide) b_.carries[i] = 0;
     }
   }
-  __device__ void put(uint32_t place, uint32_t low) {
-    atomicAdd(&m_.bins[place].x, 1u);
+  __device__ __forceinline__ void put_at(uint32_t place, uint32_t low, uint32_t ones = 1) {
+    atomicAdd(&b_.ones[place], ones);
     if constexpr (Wide) {
-      if (atomicAdd(&m_.bins[place].y, low) > ~low) atomicAdd(&m_.carries[place], 1u);
+      if (atomicAdd(&b_.lows[place], low) > ~low) atomicAdd(&b_.carries[place], 1u);
     } else {
-      atomicAdd(&m_.bins[place].y, low);
+      atomicAdd(&b_.lows[place], low);
     }
+  }
+  // So that sums of the tails of all warps fit.
+  __device__ void put_tail(Mass tail, uint32_t tails) {
+    put_at(0, static_cast<uint32_t>(tail) & 0xffffu, tails);
+    put_at(kBins, static_cast<uint32_t>(tail >> 16), 0);
+    if constexpr (Wide) atomicAdd(&b_.carries[kBins], static_cast<uint32_t>(tail >> 48));
+  }
+
+  // Of what all blocks have at `place`, a bin or what is behind the last one; if sent, in this slice.
+  __device__ Amount amount_of(int place) const {
+    const uint32_t bin = place == kBins ? 0 : static_cast<uint32_t>(place);
+    Amount sum;
+    if constexpr (kSent) {
+      uint32_t count = 0;
+      Mass low = 0;
+#pragma unroll
+      for (int i = 0; i < Team::kBlocks; i++) {
+        const uint2 other = m_.sent[i][place % kSlice];
+        count += other.x;
+        low += other.y;
+      }
+      sum = of_bin(bin, count, low);
+    } else {
+      sum = of_all(bin, place);
+    }
+    if (place == kBins) sum.mass <<= 16;
+    return sum;
   }
   // Of the weights that all blocks have put at `place`, those of bin `bin`.
-  __device__ Amount amount(uint32_t bin, int place) const {
+  __device__ Amount of_all(uint32_t bin, int place) const {
     uint32_t count = 0;
     Mass low = 0;
 #pragma unroll
     for (int i = 0; i < Team::kBlocks; i++) {
       const int rank = (Team::rank() + i) % Team::kBlocks;
-      const uint2 other = *Team::of(&m_.bins[place], rank);
-      count += other.x;
-      low += other.y;
-      if constexpr (Wide) low += Mass{*Team::of(&m_.carries[place], rank)} << 32;
+      count += *Team::of(&b_.ones[place], rank);
+      low += *Team::of(&b_.lows[place], rank);
+      if constexpr (Wide) low += Mass{*Team::of(&b_.carries[place], rank)} << 32;
     }
+    return of_bin(bin, count, low);
+  }
+  static __device__ Amount of_bin(uint32_t bin, uint32_t count, Mass low) {
     const uint32_t octave = bin >> 6;
     return {count * mass_of(bin << kLowBits) + (low << (octave ? octave - 1 : 0)), count};
   }
 
-  // The sum over the threads before this one, and over all.
-  __device__ Amount sum_before(Amount own, Amount& all) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const Amount in_warp = running_sum(own);
-    if (lane == 31) m_.of_warp[warp] = in_warp;
-    __syncthreads();
-    const Amount warps = running_sum(m_.of_warp[lane % Team::kWarps]);
-    all = from_lane(warps, Team::kWarps - 1);
-    const Amount before = from_lane(warps, max(0, warp - 1));
-    return (warp > 0 ? before : Amount{0, 0}) + in_warp - own;
-  }
-  static __device__ Amount from_lane(const Amount& x, int lane) {
-    return {__shfl_sync(0xffffffffu, x.mass, lane), __shfl_sync(0xffffffffu, x.count, lane)};
-  }
-  static __device__ __forceinline__ Amount running_sum(Amount x) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll 1
-    for (int step = 1; step < 32; step *= 2) {
-      const Amount before{__shfl_up_sync(0xffffffffu, x.mass, step),
-                          __shfl_up_sync(0xffffffffu, x.count, step)};
-      if (lane >= step) x = x + before;
-    }
-    return x;
-  }
-
-  static __device__ bool reaches(const Amount& above, const Amount& through, Mass goal, Measure by) {
-    return by == Measure::mass ? above.mass < goal && through.mass >= goal
-                               : above.count < goal && through.count >= goal;
-  }
-  // Of one thread: `own` of the places from `first` down, after `above`.
+  // Of one thread: `own` of the places from `first` down, after `above` and up to `end`.
   template <int N>
-  __device__ __forceinline__ Found search(const Amount (&own)[N], Amount above, Mass goal, Measure by,
-                                          int first, Found found) {
+  __device__ __forceinline__ Found search(const Amount (&own)[N], const Amount& above, const Amount& end,
+                                          Mass goal, Measure by, int first, const Found& found) {
     Found& answer = next_answer();
-    find(own, above, goal, by, first, found, answer);
+    find(own, above, end, goal, by, first, found, answer);
     __syncthreads();
     return answer;
   }
   template <int N>
-  static __device__ __forceinline__ void find(const Amount (&own)[N], Amount above, Mass goal, Measure by,
-                                              int first, const Found& found, Found& answer) {
+  static __device__ __forceinline__ void find(const Amount (&own)[N], Amount above, const Amount& end,
+                                              Mass goal, Measure by, int first, const Found& found,
+                                              Found& answer) {
+    if (!reaches(above, end, goal, by)) return;  // all but one thread
 #pragma unroll
     for (int j = 0; j < N; j++) {
       const Amount through = above + own[j];
@@ -349,15 +315,9 @@ class Selection {
   // By turns: others may still read the last ones.
   __device__ Found& next_answer() { return m_.found[turn_++ & 3]; }
 
-  // As one access of 16 bytes.
-  static __device__ void store_whole(Amount* to, const Amount& sum) {
-    *reinterpret_cast<uint4*>(to) = {static_cast<uint32_t>(sum.mass), static_cast<uint32_t>(sum.mass >> 32),
-                                     sum.count, 0};
-  }
-
   Memory& m_;
-  Amount own_[kEach], above_{}, total_{};  // of the thread's bins, from the last one down; or items
-  uint32_t keys_[2] = {0, 0};              // of its items
+  Bins& b_;
+  Amount own_[kEach], above_{}, through_{}, total_{};  // of the thread's bins, from the last one down
   uint32_t turn_ = 0;
 };
 

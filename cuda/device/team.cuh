@@ -4,18 +4,10 @@
 #include <cooperative_groups.h>
 #include <string.h>
 
-namespace ss::cuda {
+#include "cluster.cuh"
+#include "weight_ring.cuh"
 
-template <class T>
-__device__ T shuffled(T x, int lane) {
-  static_assert(sizeof(T) % 4 == 0);
-  int words[sizeof(T) / 4];
-  memcpy(words, &x, sizeof x);
-#pragma unroll
-  for (int& word : words) word = __shfl_xor_sync(0xffffffffu, word, lane);
-  memcpy(&x, words, sizeof x);
-  return x;
-}
+namespace ss::cuda {
 
 // The warp's sum, in every lane.
 __device__ inline unsigned long long warp_sum(unsigned long long x) {
@@ -27,16 +19,92 @@ __device__ inline unsigned long long warp_sum(unsigned long long x) {
 
 template <int Blocks, int Warps>
 struct Team {
-  static constexpr int kBlocks = Blocks, kWarps = Warps, kThreads = 32 * Warps;
+  static constexpr int kBlocks = Blocks, kWarps = Warps, kThreads = 32 * Warps, kAllWarps = Blocks * Warps;
+  static_assert(Blocks <= 32 && Warps <= 32 && (Warps & (Warps - 1)) == 0);
 
   static __device__ int rank() { return static_cast<int>(blockIdx.x % Blocks); }
   static __device__ unsigned row() { return blockIdx.x / Blocks; }
+  static __device__ int warp() { return static_cast<int>(threadIdx.x / 32); }
+  static __device__ int lane() { return static_cast<int>(threadIdx.x % 32); }
 
-  // A barrier in two halves: what comes between them may still go on when others are past it. Before
-  // the first reach into another block all blocks must have begun.
+  // A gate opens once, when all bytes and arrivals have come that its block expects. Who sends does not
+  // wait until its stores are seen, which a barrier of the cluster costs: 1,000 to 2,000 clocks.
+  using Gate = uint64_t;
+  // By one thread of each block, before begin().
+  static __device__ void expect_arrivals(Gate& gate, int arrivals) {
+    if constexpr (Blocks > 1) init_barrier(&gate, arrivals);
+  }
+  static __device__ void expect_bytes(Gate& gate, uint32_t bytes) {
+    if constexpr (Blocks == 1) return;
+    init_barrier(&gate, 1);
+    arrive_expecting(&gate, bytes);
+  }
+  // By all threads: the gates of this block are ready; those of the others are after wait().
+  static __device__ void begin() {
+    if constexpr (Blocks == 1) return;
+    publish_barriers();
+    arrive_unordered();
+  }
+  // x to the same place in block `rank`, whose gate is told.
+  template <class T>
+  static __device__ __forceinline__ void send(T* to, const T& x, Gate& gate, int rank) {
+    if constexpr (Blocks == 1) {
+      *to = x;
+      return;
+    }
+    static_assert((sizeof(T) == 16 || sizeof(T) == 8) && alignof(T) == sizeof(T));
+    uint32_t words[sizeof(T) / 4];
+    memcpy(words, &x, sizeof x);
+#if __CUDA_ARCH__ >= 900
+    const uint32_t at = in_block(to, rank), told = in_block(&gate, rank);
+    if constexpr (sizeof(T) == 16)
+      asm volatile(
+          "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+              at),
+          "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(told)
+          : "memory");
+    else
+      asm volatile(
+          "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(at),
+          "r"(words[0]), "r"(words[1]), "r"(told)
+          : "memory");
+#endif
+  }
+  // At the gate of block `rank`: one arrival, and so many bytes more to expect.
+  static __device__ void announce(Gate& gate, int rank, uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+    if constexpr (Blocks > 1)
+      asm volatile("mbarrier.arrive.expect_tx.shared::cluster.b64 _, [%0], %1;" ::"r"(in_block(&gate, rank)),
+                   "r"(bytes)
+                   : "memory");
+#endif
+  }
+  // One arrival, by which what was written before is seen.
+  static __device__ void arrive_at(Gate& gate, int rank) {
+#if __CUDA_ARCH__ >= 900
+    if constexpr (Blocks > 1)
+      asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(in_block(&gate, rank))
+                   : "memory");
+#endif
+  }
+  static __device__ void pass(Gate& gate) {
+    if constexpr (Blocks == 1)
+      __syncthreads();
+    else
+      wait_barrier(&gate, 0);
+  }
+
+  // A barrier of the cluster in two halves: what comes between them may still go on when others are past it.
+  // Before the first reach into another block all blocks must have begun.
   static __device__ void arrive() {
 #if __CUDA_ARCH__ >= 900
     if constexpr (Blocks > 1) cooperative_groups::this_cluster().barrier_arrive();
+#endif
+  }
+  // The same, but what was written before need not be seen.
+  static __device__ void arrive_unordered() {
+#if __CUDA_ARCH__ >= 900
+    if constexpr (Blocks > 1) asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 #endif
   }
   static __device__ void wait() {
@@ -62,46 +130,23 @@ struct Team {
     return own;
   }
 
-  // What each warp has, in the shared memory of every block. For one sum: a block may still read it.
+  // Of every warp of all blocks, by its rank, in the shared memory of each block.
   template <class T>
-  using Parts = T[Blocks * Warps];
+  using Parts = T[kAllWarps];
 
-  // x + .. over all threads of all blocks, in each of them; `parts` then holds the sums of the warps
-  // by their rank. A barrier for all threads. Loops are loops: code that runs once must be fetched.
+  // x of this warp to blocks 0 to `blocks` - 1.
   template <class T>
-  static __device__ T sum(T x, Parts<T>& parts) {
-    constexpr int all = Blocks * Warps;
-    static_assert((Warps & (Warps - 1)) == 0 && Blocks <= 32);
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-#pragma unroll 1
-    for (int step = 16; step > 0; step /= 2) x = x + shuffled(x, step);
-    if (lane < Blocks) *of(&parts[rank() * Warps + warp], lane) = x;
-    sync();
-    x = parts[lane % all];
-#pragma unroll 1
-    for (int i = lane + 32; i < all; i += 32) x = x + parts[i];
-#pragma unroll 1
-    for (int step = (all < 32 ? all : 32) / 2; step > 0; step /= 2) x = x + shuffled(x, step);
-    return x;
+  static __device__ void share(const T& x, Parts<T>& parts, Gate& gate, int blocks = Blocks) {
+    if (lane() < blocks) send(&parts[rank() * Warps + warp()], x, gate, lane());
   }
-
-  // The same for what has over_warp(), the warp's sum in every lane, and more to add than a few words:
-  // `of_warp` is this block's own.
+  // Behind the gate: the sum of all parts, in every lane of a warp.
   template <class T>
-  static __device__ T sum_blocks(T x, T (&of_warp)[Warps], T (&of_block)[Blocks]) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    x = x.over_warp();
-    if (lane == 0) of_warp[warp] = x;
-    __syncthreads();
-    if (warp == 0) {
-      x = (lane < Warps ? of_warp[lane] : T{}).over_warp();
-      if (lane < Blocks) *of(of_block + rank(), lane) = x;
-    }
-    sync();
-    x = of_block[0];
+  static __device__ T sum(const Parts<T>& parts) {
+    T x{};
 #pragma unroll
-    for (int i = 1; i < Blocks; i++) x = x + of_block[i];
-    return x;
+    for (int i = 0; i < (kAllWarps + 31) / 32; i++)
+      if (kAllWarps % 32 == 0 || lane() + 32 * i < kAllWarps) x = x + parts[lane() + 32 * i];
+    return x.over_warp();
   }
 };
 

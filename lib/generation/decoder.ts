@@ -39,7 +39,20 @@ export const decoderKind = (
   outlived,
 });
 
+/** How many steps `several` takes at once. */
+export const together = 4;
+/** A decoder that has taken so many is worth another recording. */
+const stepsBefore = 64;
+const last = together - 1;
+
 const bitsOf = new DataView(new ArrayBuffer(8));
+/** Part `i` of so many. */
+function drawnOf(data: Int32Array, i: number, parts = together): Drawn {
+  const b = data.length / (2 * parts);
+  const part = data.slice(2 * b * i, 2 * b * (i + 1));
+  return { tokens: part.subarray(0, b), logprobs: new Float32Array(part.buffer, 4 * b, b) };
+}
+
 const floatBits = (x: number) => {
   bitsOf.setFloat32(0, x);
   return bitsOf.getInt32(0);
@@ -58,18 +71,21 @@ export class Decoder {
   readonly #tensors: Tensor[] = [];
   readonly #values: Tensor; // i32[..]: all that `draw` sets, one after the other
   readonly #batch: Batch;
-  readonly #drawn: Tensor; // i32[2, b]: tokens and the bits of logprobs, so that one read takes both
-  readonly #token: Tensor; // i32[b], its first row
+  readonly #drawn: Tensor; // i32[together, 2, b]: tokens and the bits of logprobs, so that one read takes both
+  readonly #tokens: readonly Tensor[]; // i32[b] each, of its parts. The last one begins the next step
+  readonly #lastDrawn: Tensor; // i32[2, b], its last part
   readonly #moved: Tensor; // i32[b]: rows whose logits go to the state, or -1
   readonly #seen: Tensor | undefined; // i32[b, words]
-  readonly #sample: (logits: Tensor) => void;
+  readonly #sample: (logits: Tensor, part: number) => void;
   /** i32[b]: the row of the state that each sequence moves on in, or -1. */
   readonly #slots: Int32Array;
   #ended: number[] = [];
   #graph: Graph<Tensor> | undefined;
+  #several: Graph<void> | undefined;
   /** f32[b, vocabSize]: of the last step. The state has those that `draw` began with. */
   #logits: Tensor | undefined;
   #stepped = false;
+  #steps = 0;
 
   constructor(model: Model, state: State, kind: DecoderKind) {
     this.#model = model;
@@ -87,10 +103,14 @@ export class Decoder {
       let at = 0;
       const ints = (count = b) => own(this.#values.rows(at, (at += count)));
       const floats = () => own(ints().as('f32'));
-      const drawn = own(Tensor.empty([2, b], 'i32', device));
-      const row = (i: number) => own(own(drawn.rows(i, i + 1)).reshape([b]));
-      this.#drawn = drawn;
-      this.#token = row(0);
+      this.#drawn = own(Tensor.empty([2 * together, b], 'i32', device));
+      const row = (i: number) => own(own(this.#drawn.rows(i, i + 1)).reshape([b]));
+      const parts = Array.from({ length: together }, (_, i) => ({
+        token: row(2 * i),
+        logprob: own(row(2 * i + 1).as('f32')),
+      }));
+      this.#tokens = parts.map(({ token }) => token);
+      this.#lastDrawn = own(this.#drawn.rows(2 * last, 2 * together));
       if (kind.seen) this.#seen = own(Tensor.empty([b, state.marks[0]!.length], 'i32', device));
       const offsets = Tensor.from(
         Int32Array.from({ length: b + 1 }, (_, i) => i),
@@ -109,14 +129,12 @@ export class Decoder {
         quiet: ints(),
         seed: own(ints(2 * b).reshape([b, 2])),
         ...(this.#seen && { seen: this.#seen }),
-        token: this.#token,
-        logprob: own(row(1).as('f32')),
       };
       this.#moved = ints();
       const held = stops > 0 ? { ...args, stop: ints(stops) } : args;
-      this.#sample = (logits) => sample({ ...held, logits });
+      this.#sample = (logits, part) => sample({ ...held, ...parts[part]!, logits });
       if (kind.capture) {
-        this.#graph = capture(device, () => this.#step());
+        this.#graph = capture(device, () => this.#step(last, last));
         this.#logits = keep(this.#graph.result);
       }
     } catch (error) {
@@ -155,37 +173,61 @@ export class Decoder {
       marks.forEach((row, i) => seen.set(row, i * words));
       this.#seen.set(seen);
     }
-    this.#sample(this.#state.logits);
-    return this.#read();
+    this.#sample(this.#state.logits, last);
+    return this.#read(this.#lastDrawn);
   }
 
   /** Feeds the tokens that were drawn, and draws the next ones. */
   next(): Promise<Drawn> {
-    this.#model.check('generate');
-    if (this.#state.disposed) throw new DisposedError('generate: state is disposed');
-    this.#settle(this.#ended);
+    this.#ready();
     if (this.#graph) this.#graph.replay();
     else {
       this.#logits?.dispose();
-      this.#logits = keep(this.#step());
+      this.#logits = keep(this.#step(last, last));
     }
     this.#stepped = true;
-    return this.#read();
+    this.#steps++;
+    return this.#read(this.#lastDrawn);
   }
 
-  #step(): Tensor {
+  /** Whether `several` is worth its recording; only of a state that is not used afterwards. */
+  get takesSeveral(): boolean {
+    return this.#kind.capture && !this.#kind.outlived && this.#steps >= stepsBefore;
+  }
+
+  /**
+   * `next`, `together` times at once: one graph and one read, so that the device goes from one step to the
+   * next without the host.
+   */
+  several(): Promise<Drawn>[] {
+    this.#ready();
+    this.#several ??= capture(this.#model.device, () => {
+      for (let i = 0; i < together; i++) scope(() => void this.#step((i + last) % together, i));
+    });
+    this.#several.replay();
+    this.#steps += together;
+    const all = this.#drawn.data() as Promise<Int32Array>;
+    return this.#tokens.map(async (_, i) => drawnOf(await all, i));
+  }
+
+  #ready(): void {
+    this.#model.check('generate');
+    if (this.#state.disposed) throw new DisposedError('generate: state is disposed');
+    this.#settle(this.#ended);
+  }
+
+  /** Feeds the tokens of one part of what is drawn, and draws another one. */
+  #step(from: number, to: number): Tensor {
     return scope(() => {
-      const hidden = this.#model.step(this.#token, this.#batch, this.#state);
+      const hidden = this.#model.step(this.#tokens[from]!, this.#batch, this.#state);
       const logits = this.#model.head(hidden);
-      this.#sample(logits);
+      this.#sample(logits, to);
       return logits;
     });
   }
 
-  async #read(): Promise<Drawn> {
-    const tokens = (await this.#drawn.data()) as Int32Array;
-    const b = tokens.length / 2;
-    return { tokens: tokens.subarray(0, b), logprobs: new Float32Array(tokens.buffer, 4 * b, b) };
+  async #read(drawn: Tensor): Promise<Drawn> {
+    return drawnOf((await drawn.data()) as Int32Array, 0, 1);
   }
 
   /** From the next step on, row `row` no longer moves. */
@@ -217,6 +259,7 @@ export class Decoder {
   dispose(): void {
     this.#logits?.dispose();
     this.#graph?.dispose();
+    this.#several?.dispose();
     for (const tensor of this.#tensors) tensor.dispose();
   }
 }

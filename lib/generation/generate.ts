@@ -3,7 +3,7 @@ import type { Codec } from '../io/codec';
 import type { Dense } from '../models/inputs';
 import type { Model } from '../models/model';
 import type { State } from '../models/state';
-import { Decoder, decoderKind, type Drawn } from './decoder';
+import { Decoder, decoderKind, together, type Drawn } from './decoder';
 import { rowOptions, stopIds, stopStrings, type GenerateOptions, type RowOptions } from './options';
 import { PromptGraphs } from './prompt-graphs';
 import { encoded, type Prompt } from './prompts';
@@ -46,9 +46,9 @@ export class Row {
     this.#writer = writer;
   }
 
-  /** Whether the token after the next one is certain not to be wanted. */
-  get endsWithNext(): boolean {
-    return this.#count + 1 >= this.#options.maxNewTokens;
+  /** How many tokens it may still get. */
+  get left(): number {
+    return this.done ? 0 : this.#options.maxNewTokens - this.#count;
   }
 
   take(index: number, token: number, logprob: number): GeneratedToken {
@@ -92,6 +92,8 @@ export interface Prepared extends Pick<Dense, 'sequences' | 'muted'> {
   /** Ids that end a sequence. */
   readonly stop: readonly number[];
   readonly writers: readonly Writer[];
+  /** Whether every sequence gets all of its new tokens: nothing ends it before. */
+  readonly fixed: boolean;
 }
 
 /** @throws TypeError, RangeError for what is wrong with the arguments of a call. */
@@ -120,12 +122,14 @@ export async function prepare(
     }
   });
   options.signal?.throwIfAborted();
-  return { sequences, muted, rowsOptions, stop, writers };
+  const fixed = stop.length === 0 && stops.length === 0;
+  return { sequences, muted, rowsOptions, stop, writers, fixed };
 }
 
 /**
  * Continues `prompts`, token by token. All sequences advance together; tokens come in the order of
- * steps, then of prompts. Nothing is computed further than one step ahead of what is asked for.
+ * steps, then of prompts. Nothing is computed further than one step ahead of what is asked for, or, of long
+ * generations that nothing can end early, than eight.
  */
 export async function* generate(
   model: Model,
@@ -136,7 +140,7 @@ export async function* generate(
   options: GenerateOptions = {},
 ): AsyncGenerator<GeneratedToken, void, undefined> {
   const prepared = await prepare(model, tokenizer, defaults, prompts, options);
-  const { sequences, muted, rowsOptions, stop, writers } = prepared;
+  const { sequences, muted, rowsOptions, stop, writers, fixed } = prepared;
   const kind = decoderKind(rowsOptions, stop, {
     capture: options.capture ?? true,
     outlived: options.state !== undefined,
@@ -144,8 +148,8 @@ export async function* generate(
   const release = options.state?.acquire('generate');
   let pair: Pair | undefined;
   let prompted: Promise<void> | undefined;
-  let drawn: Promise<Drawn> | undefined;
-  let ahead: Promise<Drawn> | undefined;
+  /** Of steps that are under way, one each. */
+  const drawn: Promise<Drawn>[] = [];
   /** Reported where it is awaited; until then nobody listens. */
   const quietly = <T extends Promise<unknown>>(promise: T): T => {
     promise.catch(() => {});
@@ -166,21 +170,25 @@ export async function* generate(
     await prompted;
     const ends = new Set(stop);
     const rows = rowsOptions.map((row, i) => new Row(row, ends, writers[i]!));
-    drawn = quietly(decoder.draw(rowsOptions, stop));
+    drawn.push(quietly(decoder.draw(rowsOptions, stop)));
     while (rows.some((row) => !row.done)) {
       options.signal?.throwIfAborted();
       // A state that outlives this call must have consumed all that was emitted; ours need not.
-      const last = !options.state && rows.every((row) => row.done || row.endsWithNext);
-      ahead = last ? undefined : quietly(decoder.next());
-      const { tokens, logprobs } = await drawn;
+      const wanted = Math.max(...rows.map((row) => row.left)) + (options.state ? 1 : 0);
+      const ahead = fixed && decoder.takesSeveral ? together : 1;
+      while (drawn.length <= ahead && drawn.length < wanted) {
+        const several = ahead > 1 && wanted - drawn.length >= together;
+        drawn.push(...(several ? decoder.several() : [decoder.next()]).map(quietly));
+      }
+      const { tokens, logprobs } = await drawn[0]!;
+      void drawn.shift();
       // Not yield*, which takes three more turns of the promise queue for each token.
       for (const event of take(rows, tokens, logprobs, state, decoder)) yield event;
-      if (ahead) drawn = ahead;
     }
-    await ahead;
+    await Promise.all(drawn);
   } finally {
     // What is queued may still write to the state: it is nobody's until then.
-    const ended = await Promise.allSettled([prompted, drawn, ahead]);
+    const ended = await Promise.allSettled([prompted, ...drawn]);
     if (pair && !options.state) {
       spares.end(
         pair,

@@ -156,6 +156,10 @@ describe.each(onEach)('on %s', (_, device) => {
     expect((await one({ penalty: 0.5, seen: [2] })).tokens).toEqual([0]);
     // What is reported is the model's own probability, without penalty.
     expect(second.logprobs[0]).toBeCloseTo(1.5 - logSumExp(Float64Array.from(logits)), 5);
+  });
+
+  it('draws from what a penalty leaves', async () => {
+    const logits = [2, 1.5, -1, -1.2, 0];
     // A negative logit is multiplied, a positive one divided.
     const softened = distribution([1, 0.75, -2, -1.2, 0], { temperature: 1 });
     const tokens = await many({ logits, penalty: 2, seen: [0, 1, 2] }, 4000);
