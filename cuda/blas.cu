@@ -98,10 +98,13 @@ uint32_t alignment(const void* p) {
 constexpr size_t kWorkspace = size_t{32} << 20;  // what NVIDIA advises for Hopper
 
 // Which of the library's proposals is taken on Hopper: docs/kernels/prefill.md. Tiles of 128 columns by
-// 128, 144, 160, 168 and 176, by their numbers in cublasLt.h.
+// 128, 144, 160, 168 and 176, by their numbers in cublasLt.h; how much longer that of 160, and any other, takes.
 constexpr int kProposals = 8;
-constexpr int kNarrow[] = {20, 184, 29, 197, 201};
-constexpr float kWide = 1.08f, kFewWaves = 2.5f, kWhisker = 0.03f;
+constexpr int kNarrow[] = {20, 184, 29, 197, 201}, kUneven = 29;
+constexpr float kOfUneven = 1.02f, kWide = 1.08f, kFewWaves = 1.5f, kWhisker = 0.03f;
+// Below this k a product is bound by what it writes: no tile is better than another.
+constexpr int64_t kFlat = 256;
+constexpr float kFewFlatWaves = 2.5f;
 constexpr int64_t kLarge = int64_t{5} << 20;  // elements of y from which it may matter
 constexpr int64_t kShort = 2048;              // k up to which it does where w lies turned: gradients of inputs
 
@@ -307,33 +310,37 @@ struct Blas::Impl {
     set = set && !api.MatmulAlgoGetHeuristic(handle, plan.desc, plan.w, plan.x, plan.c, plan.y,
                                              preference, wanted, proposals, &count);
     api.MatmulPreferenceDestroy(preference);
-    const Heuristic* best = set ? choose(proposals, count) : nullptr;
+    const Heuristic* best = set ? choose(proposals, count, p.k < kFlat) : nullptr;
     if (best) plan.algo = best->algo;
     return best;
   }
 
-  // The library's first usable proposal or, for products that fill the card more than twice, the one with
+  // The library's first usable proposal or, for products that fill the card more than once, the one with
   // the least to wait for. Null: none is usable.
-  const Heuristic* choose(const Heuristic* proposals, int count) const {
+  const Heuristic* choose(const Heuristic* proposals, int count, bool flat) const {
+    const float few = flat ? kFewFlatWaves : kFewWaves;
     const Heuristic* best = nullptr;
     float least = 0;
     for (const Heuristic* it = proposals; it != proposals + count; it++) {
       if (it->status != 0 || it->workspace > bytes) continue;
-      if (best && best == proposals && best->waves < kFewWaves) break;
-      const float own = cost(*it);
+      if (best && best == proposals && best->waves < few) break;
+      const float own = flat ? last_wave(*it) : last_wave(*it) * of_tile(*it);
       if (!best || own < least) best = it, least = own;
     }
     return best;
   }
-  // How much longer than a full card's share of the work it takes: the last wave's empty places, and a
-  // wide tile, whose results leave while little else is under way.
-  float cost(const Heuristic& proposal) const {
+  // How much longer than a full card's share of the work it takes: for the last wave's empty places, and for its
+  // tile; a wide one's results leave while little else is under way.
+  static float last_wave(const Heuristic& proposal) {
+    return std::ceil(proposal.waves - kWhisker) / proposal.waves;
+  }
+  float of_tile(const Heuristic& proposal) const {
     int tile = 0;
     size_t written = 0;
     if (api.MatmulAlgoConfigGetAttribute(&proposal.algo, kAlgoTile, &tile, sizeof tile, &written))
       tile = 0;
     const bool narrow = std::ranges::find(kNarrow, tile) != std::end(kNarrow);
-    return std::ceil(proposal.waves - kWhisker) / proposal.waves * (narrow ? 1.0f : kWide);
+    return tile == kUneven ? kOfUneven : narrow ? 1.0f : kWide;
   }
 };
 

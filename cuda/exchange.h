@@ -11,7 +11,7 @@ namespace ss::cuda {
 class Exchange {
  public:
   static constexpr int kWords = 20480;
-  static constexpr int kShares = 8 * 256 * 192;  // f32
+  static constexpr int kShares = 4 * 256 * 192;  // f32
 
   // For the device that is current.
   Exchange() {

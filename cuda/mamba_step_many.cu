@@ -46,7 +46,8 @@ bool launch_step(Stream& stream, const Step<T>& s) {
   // Into which the sequences are dealt, so that all blocks run at once: of a narrow model several on a
   // multiprocessor.
   constexpr int kGroups = Warps > 8 ? 8 : Warps == 8 ? 16 : 32;
-  constexpr int kManyTiles = Warps == 16 ? 4 : Warps > 8 ? 2 : 1;  // of 16 sequences, from 65 on
+  // Of 16 sequences that a block of shares has, from 65 and from 129 on.
+  constexpr int kMany = Warps > 6 ? 2 : 1, kMost16 = Warps > 8 ? 3 : kMany;
   const int each = (s.count + kGroups - 1) / kGroups;
   const int rows = (each + kStateRows - 1) / kStateRows * kStateRows;
   const int bytes = StatesMemory<T, S, Warps>::bytes(rows, kDepth);
@@ -54,8 +55,9 @@ bool launch_step(Stream& stream, const Step<T>& s) {
   float* const shares = stream.exchange->shares();
   static_assert(Size::shares * kMost * Size::k <= Exchange::kShares);
   if (!shares || !allow_shared(kernel, bytes) ||
-      !(s.count > 64 ? launch_shares<Warps, kManyTiles>(stream, s, shares)
-                     : launch_shares<Warps, 1>(stream, s, shares)))
+      !(s.count > 128  ? launch_shares<Warps, kMost16>(stream, s, shares)
+        : s.count > 64 ? launch_shares<Warps, kMany>(stream, s, shares)
+                       : launch_shares<Warps, 1>(stream, s, shares)))
     return false;
   launch(stream.handle, kernel,
          Grid{static_cast<unsigned>((s.count + rows - 1) / rows * kStateBlocks), unsigned{Size::threads},

@@ -106,6 +106,32 @@ struct Tap {
   }
 };
 
+// Two channels' one token and what their state holds, as it lies in memory, so that many may be on their way to
+// registers: written out, since the compiler would take each apart, and so wait for it, before it asks for the next.
+template <class T>
+struct PairTap {
+  uint32_t x, past[kTaps - 1];
+
+  // Zeros for what is not there; its address is not read.
+  __device__ __forceinline__ void load(const T* input, bool there, const T* state, bool kept) {
+    asm volatile(
+        "{.reg .pred p, q; setp.ne.s32 p, %6, 0; setp.ne.s32 q, %7, 0;\n"
+        "mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n"
+        "@p ld.global.u32 %0, [%4];\n"
+        "@q ld.global.u32 %1, [%5]; @q ld.global.u32 %2, [%5+4]; @q ld.global.u32 %3, [%5+8];}"
+        : "=&r"(x), "=&r"(past[0]), "=&r"(past[1]), "=&r"(past[2])
+        : "l"(input), "l"(state), "r"(static_cast<int>(there)), "r"(static_cast<int>(kept))
+        : "memory");
+  }
+  __device__ __forceinline__ Tap<T, 2> open() const {
+    Tap<T, 2> tap;
+    tap.x = *reinterpret_cast<const Raw<T, 2>*>(&x);
+#pragma unroll
+    for (int i = 0; i < kTaps - 1; i++) tap.past[i] = *reinterpret_cast<const Raw<T, 2>*>(&past[i]);
+    return tap;
+  }
+};
+
 // U units of a row, 8 columns of each a lane; zeros beyond `columns`. Written out, since the
 // compiler would move loads down to where they are used, and wait for each.
 template <int U, class T>

@@ -1,7 +1,7 @@
 // The first kernel of a step between in_proj and out_proj for many sequences of a published model:
 // convolution, u, and x_proj in shares. A block has Channels channels of some sequences, 16 together:
 // what x_proj makes of those channels alone. A cluster's blocks have the same sequences, and each adds up
-// a quarter of the rows: a share of 4 * Channels channels, in f32. step_states.cuh adds up those.
+// an eighth of the rows: a share of 8 * Channels channels, in f32. step_states.cuh adds up those.
 #pragma once
 #include "cluster.cuh"
 #include "mamba_step.cuh"
@@ -9,12 +9,13 @@
 
 namespace ss::cuda {
 
-constexpr int kShareBlocks = 4;  // of a cluster
+constexpr int kShareBlocks = 8;  // of a cluster
 
 // Channels of a block of 16 * Tiles sequences.
 template <class T, int Channels, int Tiles>
 struct ShareMemory {
-  static constexpr int rows = 16 * Tiles, own = rows / kShareBlocks, threads = 2 * Channels;
+  static constexpr int each = 16 / kShareBlocks;  // of 16 rows, those that a block adds up
+  static constexpr int rows = 16 * Tiles, own = each * Tiles, threads = 2 * Channels;
   static constexpr int pitch = Channels | kUnit;  // what keeps banks apart
   T* x_proj;      // [k][pitch]
   T* u;           // [rows][pitch]
@@ -54,7 +55,7 @@ __global__ void __launch_bounds__(2 * Channels, Tiles > 1 ? 2 : 4 * 128 / Channe
   using Memory = ShareMemory<T, Channels, Tiles>;
   constexpr int kThreads = Memory::threads, kWarps = kThreads / 32, kUnits = Channels / kUnit;
   constexpr int V = 2, kAcross = Channels / V, kAtOnce = kThreads / kAcross;  // rows
-  constexpr int kTogether = 4;  // of a thread
+  constexpr int kOwn = Memory::rows / kAtOnce;  // of a thread
   constexpr int kEights = Channels / 8;
   extern __shared__ float4 memory[];
   const Memory shared(s.k, memory);
@@ -92,67 +93,64 @@ __global__ void __launch_bounds__(2 * Channels, Tiles > 1 ? 2 : 4 * 128 / Channe
     if (s.conv_bias) bias[k] = s.conv_bias[first + c + k];
   }
   __syncthreads();
-  Tap<T, V> tap[kTogether];
-  int slot[kTogether];
-  const auto load = [&](int begin) {
-#pragma unroll
-    for (int j = 0; j < kTogether; j++) {
-      const int row = begin + top + j * kAtOnce;
-      const int64_t at = first_row + (row < rows ? row : rows - 1);
-      slot[j] = shared.slot[row];
-      T* const own = s.conv_state + slot[j] * s.conv_state_stride + (first + c) * (kTaps - 1);
-      tap[j].load(s.xz + at * s.xz_stride + first + c, slot[j] < 0 ? nullptr : own);
-    }
+  PairTap<T> tap[kOwn];
+  const auto state_of = [&](int slot) {
+    return s.conv_state + slot * s.conv_state_stride + (first + c) * (kTaps - 1);
   };
-  load(0);
+#pragma unroll
+  for (int j = 0; j < kOwn; j++) {
+    const int row = top + j * kAtOnce, slot = shared.slot[row];
+    const T* x = s.xz + static_cast<int64_t>(first_row + row) * s.xz_stride + first + c;
+    tap[j].load(x, row < rows, state_of(slot), slot >= 0);
+  }
   for (int i = thread; i < s.k * kEights; i += kThreads) {
     const int row = i / kEights, at = i % kEights * 8;
     copy_async(shared.x_proj + row * Memory::pitch + at, s.x_proj + row * s.x_proj_stride + first + at, true);
   }
   end_copy_group();
-#pragma unroll 1
-  for (int begin = 0; begin < Memory::rows; begin += kTogether * kAtOnce) {
-    if (begin > 0) load(begin);
 #pragma unroll
-    for (int j = 0; j < kTogether; j++) {
-      const int row = begin + top + j * kAtOnce;
-      const Raw<T, V> u = tap[j].convolve(weight, bias);
-      *reinterpret_cast<Raw<T, V>*>(shared.u + row * Memory::pitch + c) = u;
-      if (row >= rows) continue;
-      *reinterpret_cast<Raw<T, V>*>(s.u + (first_row + row) * s.u_stride + first + c) = u;
-      if (slot[j] >= 0) tap[j].store(s.conv_state + slot[j] * s.conv_state_stride + (first + c) * (kTaps - 1));
-    }
+  for (int j = 0; j < kOwn; j++) {
+    const int row = top + j * kAtOnce;
+    Tap<T, V> own = tap[j].open();
+    const Raw<T, V> u = own.convolve(weight, bias);
+    *reinterpret_cast<Raw<T, V>*>(shared.u + row * Memory::pitch + c) = u;
+    if (row >= rows) continue;
+    *reinterpret_cast<Raw<T, V>*>(s.u + (first_row + row) * s.u_stride + first + c) = u;
+    if (const int slot = shared.slot[row]; slot >= 0) own.store(state_of(slot));
   }
   wait_copy_groups<0>();
   __syncthreads();
   cluster_wait();
 
-  for (int j = warp; 8 * j < s.k; j += kWarps) {
-    uint4 w[kUnits];
+  // A warp has 16 rows, and some of the columns.
+  constexpr int kParts = kWarps / Tiles;
+  if (warp < kParts * Tiles) {
+    const int tile = warp % Tiles;
+    const T* u = shared.u + (16 * tile + g) * Memory::pitch + q * 8;
+    uint4 low[kUnits], high[kUnits];
 #pragma unroll
-    for (int unit = 0; unit < kUnits; unit++)
-      w[unit] = *reinterpret_cast<const uint4*>(shared.x_proj + (8 * j + g) * Memory::pitch + unit * kUnit + q * 8);
-#pragma unroll 1
-    for (int tile = 0; tile < Tiles; tile++) {
+    for (int unit = 0; unit < kUnits; unit++) {
+      low[unit] = *reinterpret_cast<const uint4*>(u + unit * kUnit);
+      high[unit] = *reinterpret_cast<const uint4*>(u + 8 * Memory::pitch + unit * kUnit);
+    }
+    const unsigned owner = static_cast<unsigned>(g) / Memory::each;
+    float* const to = shared.parts + (rank * Memory::own + Memory::each * tile + g % Memory::each) * s.k + 2 * q;
+#pragma unroll 2
+    for (int j = warp / Tiles; 8 * j < s.k; j += kParts) {
+      const T* w = shared.x_proj + (8 * j + g) * Memory::pitch + q * 8;
       float sum[2][4] = {};
-      const T* u = shared.u + (16 * tile + g) * Memory::pitch + q * 8;
 #pragma unroll
-      for (int unit = 0; unit < kUnits; unit++) {
-        const uint4 low = *reinterpret_cast<const uint4*>(u + unit * kUnit);
-        const uint4 high = *reinterpret_cast<const uint4*>(u + 8 * Memory::pitch + unit * kUnit);
-        multiply_unit(sum[unit % 2], low, high, w[unit], T{});
-      }
-      // Rows 4 i to 4 i + 3 of 16 are block i's.
-      float* to = shared.parts + (rank * Memory::own + 4 * tile + g % 4) * s.k + 8 * j + 2 * q;
-      const unsigned owner = static_cast<unsigned>(g) / 4;
-      send_pair(to, sum[0][0] + sum[1][0], sum[0][1] + sum[1][1], shared.met, owner);
-      send_pair(to, sum[0][2] + sum[1][2], sum[0][3] + sum[1][3], shared.met, owner + 2);
+      for (int unit = 0; unit < kUnits; unit++)
+        multiply_unit(sum[unit % 2], low[unit], high[unit], *reinterpret_cast<const uint4*>(w + unit * kUnit), T{});
+      send_pair(to + 8 * j, sum[0][0] + sum[1][0], sum[0][1] + sum[1][1], shared.met, owner);
+      send_pair(to + 8 * j, sum[0][2] + sum[1][2], sum[0][3] + sum[1][3], shared.met, owner + kShareBlocks / 2);
     }
   }
   wait_barrier(shared.met, 0);
   const int quads = s.k / 4;
   for (int i = thread; i < Memory::own * quads; i += kThreads) {
-    const int own = i / quads, column = i % quads * 4, row = own / 4 * 16 + rank * 4 + own % 4;
+    const int own = i / quads, column = i % quads * 4;
+    const int row = own / Memory::each * 16 + rank * Memory::each + own % Memory::each;
     if (row >= rows) continue;
     float4 all{};
 #pragma unroll

@@ -56,7 +56,8 @@ template <class T, class S, int Warps>
 __device__ __forceinline__ void add_shares(const Step<T>& s, const StatesMemory<T, S, Warps>& shared,
                                            const float* shares, int first_row, int rows, bool writes) {
   using Size = StateSizes<Warps>;
-  constexpr int kQuads = Size::k / 4, kItems = Size::threads / 2, kHalf = (Size::shares + 1) / 2, kAtOnce = 3;
+  constexpr int kQuads = Size::k / 4, kItems = Size::threads / 2, kHalf = (Size::shares + 1) / 2;
+  constexpr int kAtOnce = Warps == 16 ? 5 : 3;
   const int from = static_cast<int>(threadIdx.x) % 2 * kHalf;
   const int64_t apart = static_cast<int64_t>(s.count) * Size::k;
 #pragma unroll 1
@@ -127,7 +128,7 @@ __device__ __forceinline__ void project_dt(const Step<T>& s, const StatesMemory<
 }
 
 template <class T, class S, int Warps, int Depth>
-__global__ void __maxnreg__(Warps > 16 ? 72 : 80)
+__global__ void __maxnreg__(Warps == 16 ? 124 : Warps > 16 ? 96 : 80)
     step_states(const __grid_constant__ Step<T> s, const float* shares, int most_rows) {
   using Size = StateSizes<Warps>;
   constexpr int kBytes = 8 * sizeof(S), kPieces = kBytes / 16;
@@ -145,12 +146,17 @@ __global__ void __maxnreg__(Warps > 16 ? 72 : 80)
     const int own = thread < rows ? __ldcg(s.slots + first_row + thread) : -1;
     shared.slot[thread] = own < s.pool ? own : -1;
   }
-  if (lane == 0) {
-    prefetch_weights(s.dt_weight + first * Size::r, 16 * Size::r * sizeof(T));
-    prefetch_weights(s.A + first * kStates, 16 * kStates * sizeof(float));
-    prefetch_weights(s.dt_bias + first, 16 * sizeof(float));
-    prefetch_weights(s.D + first, 16 * sizeof(float));
+  uint2 weight[Size::steps][2];
+  const T* of_rank = s.dt_weight + (first + g) * Size::r + q * 4;
+#pragma unroll
+  for (int i = 0; i < Size::steps; i++) {
+    weight[i][0] = __ldcg(reinterpret_cast<const uint2*>(of_rank + i * 16));
+    weight[i][1] = __ldcg(reinterpret_cast<const uint2*>(of_rank + 8 * Size::r + i * 16));
   }
+  const float4* of_A = reinterpret_cast<const float4*>(s.A) + channel * (kStates / 4);
+  const float4 low = __ldcg(of_A + Share<S>::quad(0, part)), high = __ldcg(of_A + Share<S>::quad(1, part));
+  const float bias[2] = {__ldcg(s.dt_bias + first + g), __ldcg(s.dt_bias + first + g + 8)};
+  const float D = __ldcg(s.D + channel);
   __syncthreads();
   T* const own_u = shared.u + warp * most_rows * 16;
   T* const own_z = shared.z + warp * most_rows * 16;
@@ -182,19 +188,10 @@ __global__ void __maxnreg__(Warps > 16 ? 72 : 80)
     copy_async(own_u + i * 8, s.u + (first_row + i / 2) * s.u_stride + first + i % 2 * 8, true);
   end_copy_group();
   add_shares(s, shared, shares, first_row, rows, block == 0);
-  uint2 weight[Size::steps][2];
-  const T* of_rank = s.dt_weight + (first + g) * Size::r + q * 4;
-#pragma unroll
-  for (int i = 0; i < Size::steps; i++) {
-    weight[i][0] = *reinterpret_cast<const uint2*>(of_rank + i * 16);
-    weight[i][1] = *reinterpret_cast<const uint2*>(of_rank + 8 * Size::r + i * 16);
-  }
-  const float bias[2] = {s.dt_bias[first + g], s.dt_bias[first + g + 8]}, D = s.D[channel];
   __syncthreads();
-  Share<S> A = Share<S>::of(reinterpret_cast<const float4*>(s.A) + channel * (kStates / 4), part);
   project_dt(s, shared, own_dt, weight, bias, rows);
-#pragma unroll
-  for (int k = 0; k < 8; k++) A.item[k] *= kLog2e;
+  const Share<S> A = {low.x * kLog2e,  low.y * kLog2e,  low.z * kLog2e,  low.w * kLog2e,
+                      high.x * kLog2e, high.y * kLog2e, high.z * kLog2e, high.w * kLog2e};
   wait_copy_groups<0>();
   __syncwarp();
 

@@ -5,8 +5,8 @@ import { cast, takeRows } from '../ops/elementwise';
 import { keep, scope, Tensor, tensorsIn, type DType } from '../tensor';
 import { timeQueued, type Spread } from './measure';
 
-/** Beyond the L2 of any card, twice over. */
-const leastBytes = 256 * 2 ** 20;
+/** Beyond the L2 of any card; and so that a graph's launch, some microseconds, is few of those that its runs take. */
+const leastBytes = 2 ** 30;
 const mostSets = 64;
 
 /** How many sets of operands one timing goes round, so that a GPU's L2 holds none when its turn comes. */
