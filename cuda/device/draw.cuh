@@ -109,29 +109,17 @@ class Row : Logits<Team<Blocks, Warps>, !Large> {
     return max(Mass{1}, min(__umul64hi(part_, total) + (part_ * total != 0), total));
   }
 
-  // The logits in shared memory become keys; visit(key) for each, between the keys of the next ones, so that what
-  // it waits for and what they wait for overlap. Some keys are 0 that are none.
+  // The logits in shared memory become keys; visit(key) for each.
   template <class Visit>
   __device__ __forceinline__ Mass weigh(Visit visit) const {
-    uint4 last{0, 0, 0, 0};
-    const Mass all = sum_exp([&](uint32_t i, const float4& x) {
-      uint4 next;
-      next.x = key(x.x);
-      visit(last.x);
-      next.y = key(x.y);
-      visit(last.y);
-      next.z = key(x.z);
-      visit(last.z);
-      next.w = key(x.w);
-      visit(last.w);
-      if constexpr (!Large) reinterpret_cast<uint4&>(kept(i)) = next;
-      last = next;
+    return sum_exp([&](uint32_t i, const float4& x) {
+      const uint4 keys{key(x.x), key(x.y), key(x.z), key(x.w)};
+      if constexpr (!Large) reinterpret_cast<uint4&>(kept(i)) = keys;
+      visit(keys.x);
+      visit(keys.y);
+      visit(keys.z);
+      visit(keys.w);
     });
-    visit(last.x);
-    visit(last.y);
-    visit(last.z);
-    visit(last.w);
-    return all;
   }
 
   // The first id that has the largest logit.
