@@ -92,9 +92,8 @@ void sample(Stream& s, In logits, In temperature, In top_k, In top_p, In min_p, 
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  // As many multiprocessors a row as there are for all, but what more than two owe each other costs more than
-  // they save where there are over 16 rows. Where a block has one alone, it has 1,024 threads, but of eight, with 12 ids
-  // a thread.
+  // What was fastest for so many rows (docs/kernels/sampling.md): more blocks have fewer ids each, and owe each
+  // other more. A block that has a multiprocessor alone has 1,024 threads, but of eight blocks 512: 12 ids a thread.
   if (!starts_early())
     start<1, 16>(s, b, rows, most);
   else if (b <= 8 || v > 2 * kNarrow)
