@@ -1,5 +1,5 @@
 // Which calls of mamba_layer_step and expert_layer_step the kernels of device/mamba_layers.cuh,
-// device/cluster_layers.cuh and device/mixture_layers.cuh take, how many of them in one launch, and whether
+// device/cluster_layers.cuh, device/grid_layers.cuh and device/mixture_layers.cuh take, how many of them in one launch, and whether
 // a step's end is part of it.
 #include "layer_steps.h"
 
@@ -72,7 +72,7 @@ bool several(const LayerEnds& c) { return c.residual.size(0) > 1; }
 bool fits(const MambaCall& c) {
   const int64_t m = c.residual.size(1);
   const DType type = c.y.dtype();
-  if (several(c) ? !steps_in_clusters(c) : c.scan_state.dtype() != DType::f32)
+  if (several(c) ? !steps_in_clusters(c) && !steps_in_grid(c) : c.scan_state.dtype() != DType::f32)
     return false;
   return c.in_proj.dtype() == type && c.A.size(0) == 2 * m &&
          c.A.size(1) == kLayerStates && c.dt_weight.size(1) == (m / 16 + 15) / 16 * 16 &&
@@ -146,6 +146,8 @@ struct Run {
         return false;
     if (const auto* own = std::get_if<ExpertCall>(&next); own && experts && own->h() != experts->h())
       return false;
+    const auto* own = std::get_if<MambaCall>(&next);
+    if (own && several(*own) && steps_in_grid(*own)) return true;
     for (int i = 0; i < count; i++)
       if (!apart(calls[i], next)) return false;
     return true;
@@ -305,7 +307,8 @@ bool launch_run(Stream& stream, const Run& run, const std::optional<Ending>& end
   if (several(ends(run.calls[0]))) {
     const MambaCall* calls[kMostLayers];
     for (int i = 0; i < run.count; i++) calls[i] = &std::get<MambaCall>(run.calls[i]);
-    return launch_cluster_layers(stream, calls, run.count);
+    return steps_in_grid(*calls[0]) ? launch_grid_layers(stream, calls, run.count)
+                                    : launch_cluster_layers(stream, calls, run.count);
   }
   const int64_t m = ends(run.calls[0]).residual.size(1);
   if (!run.experts) {
@@ -329,10 +332,10 @@ bool launch_run(Stream& stream, const Run& run, const std::optional<Ending>& end
 
 bool step_layers(Stream& stream, const LayerCall& first) {
   Run run;
-  const bool clusters = several(ends(first));
-  if ((!clusters && !stream.exchange->words()) || !run.joins(first)) return false;
+  const bool many = several(ends(first));
+  if ((!many && !stream.exchange->words()) || !run.joins(first)) return false;
   run.add(first);
-  const int most = clusters ? kMostClusterLayers : kMostLayers;
+  const int most = many ? kMostManyLayers : kMostLayers;
   for (int i = 0; i < stream.following->count && run.count < most; i++) {
     LayerCall next = first;
     if (!read(stream.following->calls[i], next) || !run.joins(next)) break;

@@ -60,6 +60,10 @@ bool launch_mixture_layers(Stream& stream, int64_t m, int64_t h, mixture::Layers
 bool launch_cluster_layers(Stream& stream, const MambaCall* const* calls, int count);
 bool steps_in_clusters(const MambaCall& call);
 
+// The same for wide models; what a layer gives may lie where an earlier one's lay, since its layers are in order.
+bool launch_grid_layers(Stream& stream, const MambaCall* const* calls, int count);
+bool steps_in_grid(const MambaCall& call);
+
 // Does this layer and, in a recorded graph, those that follow it, in one launch; false if the kernel
 // takes no such layer, or not all of its blocks run at once here: then nothing is done.
 bool step_layers(Stream& stream, const LayerCall& first);

@@ -11,4 +11,8 @@ namespace ss::cuda {
 bool tile_map(CUtensorMap& map, const void* matrix, DType type, int64_t rows, int64_t columns,
               int tile_rows);
 
+// The same of `tile_columns` columns, as they lie: no multiple of 16 bytes, no map.
+bool plain_map(CUtensorMap& map, const void* matrix, DType type, int64_t rows, int64_t columns, int tile_rows,
+               int tile_columns);
+
 }  // namespace ss::cuda

@@ -60,7 +60,7 @@ struct ClusterLayer {
 
 template <class T>
 struct ClusterLayers {
-  ClusterLayer<T> layer[kMostClusterLayers];
+  ClusterLayer<T> layer[kMostManyLayers];
   const T* x;             // [b, m] or null
   const float* residual;  // [b, m]
   const int32_t *offsets, *slots;

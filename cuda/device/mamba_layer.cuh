@@ -13,7 +13,7 @@ namespace ss::cuda {
 constexpr int kLayerBlocks = 128;  // that must run at once, one on a multiprocessor
 constexpr int kLayerWarps = 8, kLayerThreads = 32 * kLayerWarps;  // and a warp that fills the ring
 constexpr int kMostLayers = 64;                                   // of a launch
-constexpr int kMostClusterLayers = 48;  // of one of cluster_layers.cuh: what fits a kernel's parameters
+constexpr int kMostManyLayers = 48;  // of some sequences: what fits a kernel's parameters
 constexpr int kLayerStates = 16, kLayerTaps = 4;
 constexpr int kTilesAhead = 2;  // under way for a block: enough for memory, see docs/kernels
 

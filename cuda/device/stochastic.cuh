@@ -27,6 +27,14 @@ struct Dice {
     const uint32_t all = __reduce_xor_sync(0xffffffffu, part == 0 ? own : own * 0x9e3779b1u);
     return {finite ? mixed(all + static_cast<uint32_t>(2 * channel + part)) : 0u};
   }
+  // The same where a lane has a whole channel: 8 neighbouring lanes have neighbouring ones, of one sequence.
+  __device__ __forceinline__ static Dice of_eight(float y, int channel) {
+    const bool finite = fabsf(y) < __uint_as_float(0x7f800000u);
+    uint32_t all = __float_as_uint(y) ^ __float_as_uint(y) * 0x9e3779b1u;
+#pragma unroll
+    for (int i = 1; i < 8; i *= 2) all ^= __shfl_xor_sync(0xffffffffu, all, i);
+    return {finite ? mixed(all + static_cast<uint32_t>(channel)) : 0u};
+  }
   // Of a mixed hash's multiples by odd numbers each is uniform.
   __device__ __forceinline__ uint32_t pair(int i) const { return hash * (2u * i * 0x2c1b3c6du + 1u); }
 };

@@ -93,6 +93,8 @@ const addsAtOnce = (tokens: number, { slots }: Batch) =>
 const mostAtOnce = 168;
 /** Sequences of other models of which a layer is faster as one op there: fewer and more go op by op. */
 const layerAtOnce = { least: 17, most: 256 };
+/** Columns of models of which fewer are, too: on Hopper all layers of up to 32 are one launch. */
+const wide: readonly number[] = [2048, 2560];
 
 class MambaBackbone implements Backbone {
   readonly stateParts: readonly StatePart[];
@@ -162,7 +164,8 @@ class MambaBackbone implements Backbone {
     const tokens = ids.shape[0]!;
     if (tokens === 1) return true;
     if (this.#activations === 'f32' || ids.device.id === 'cpu' || tokens !== slots.shape[0]) return false;
-    return this.#inOneLaunch(tokens) || (tokens >= layerAtOnce.least && tokens <= layerAtOnce.most);
+    const least = wide.includes(this.#config.hiddenSize) ? 2 : layerAtOnce.least;
+    return this.#inOneLaunch(tokens) || (tokens >= least && tokens <= layerAtOnce.most);
   }
 
   /** Whether CUDA does all layers of such a step at once. */

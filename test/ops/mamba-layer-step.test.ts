@@ -83,9 +83,12 @@ describe.each(onEach)('on %s', (_, device) => {
     compareSeveral(m, dtype, states, b),
   );
 
-  // Where out_proj is a kernel of its own on CUDA, whose blocks have 16 to 48 of its rows. On the CPU a few
-  // sequences go the same way.
+  // Where on CUDA a layer is one kernel (up to 32 sequences of 2048 and 2560 columns), or its out_proj is one, whose
+  // blocks have 16 to 48 rows. On the CPU a few sequences go the same way.
   it.each([
+    [2048, 'bf16', 'bf16', 2],
+    [2048, 'f16', 'f16', 31],
+    [2560, 'bf16', 'f32', 9],
     [768, 'bf16', 'bf16', 250],
     [1024, 'f16', 'bf16', 17],
     [1024, 'bf16', 'bf16', 100],
@@ -114,13 +117,13 @@ describe.each(onEach)('on %s', (_, device) => {
   });
 
   describe.each([
-    ['bf16', 'f32', 1],
-    ['f16', 'f32', 1],
-    ['bf16', 'bf16', 2],
-    ['bf16', 'f32', 9],
-    ['bf16', 'bf16', 100],
-  ] as const)('several layers, %s, states in %s, %p sequences', (dtype, states, b) => {
-    const m = 768;
+    [768, 'bf16', 'f32', 1],
+    [768, 'f16', 'f32', 1],
+    [768, 'bf16', 'bf16', 2],
+    [768, 'bf16', 'f32', 9],
+    [768, 'bf16', 'bf16', 100],
+    [2048, 'bf16', 'bf16', device.id === 'cpu' ? 3 : 23],
+  ] as const)('several layers, m %p, %s, states in %s, %p sequences', (m, dtype, states, b) => {
     const [slots, offsets] = b === 1 ? [ints(1), ints(0, 1)] : several(b);
     const layers = [1, 20, 40].map((seed) => layer(m, dtype, seed, slots, offsets, { pool: b + 2, states }));
     const residual = random([b, m], 90, 1);
@@ -167,39 +170,43 @@ describe.each(onEach)('on %s', (_, device) => {
 
   // A race shows in some of many runs, where tiles of sequences are partly filled.
   it.each([
-    ['bf16', 'f32', 19],
-    ['bf16', 'bf16', device.id === 'cpu' ? 3 : 100],
-    ['f16', 'f16', device.id === 'cpu' ? 5 : 131],
-  ] as const)('gives the same bits ten times, %s, states in %s, %p sequences', async (dtype, states, b) => {
-    const [slots, offsets] = several(b);
-    const layers = [1, 20, 40].map((seed) =>
-      layer(768, dtype, seed, slots, offsets, { pool: b + 2, states }),
-    );
-    const own = layers.map(copyOf);
-    const residual = random([b, 768], 90, 1);
-    const made: Tensor[] = [];
-    const graph = capture(device, () => {
-      let x: Tensor | undefined;
-      let sum = residual;
-      for (const args of own) {
-        const { y, ...rest } = mambaLayerStep({ x, residual: sum, ...args });
-        made.push(y, ...Object.values(rest));
-        [x, sum] = [y, rest.sum];
+    [768, 'bf16', 'f32', 19],
+    [768, 'bf16', 'bf16', device.id === 'cpu' ? 3 : 100],
+    [768, 'f16', 'f16', device.id === 'cpu' ? 5 : 131],
+    [2048, 'bf16', 'bf16', device.id === 'cpu' ? 3 : 17],
+  ] as const)(
+    'gives the same bits ten times, m %p, %s, states in %s, %p sequences',
+    async (m, dtype, states, b) => {
+      const [slots, offsets] = several(b);
+      const layers = [1, 20, 40].map((seed) =>
+        layer(m, dtype, seed, slots, offsets, { pool: b + 2, states }),
+      );
+      const own = layers.map(copyOf);
+      const residual = random([b, m], 90, 1);
+      const made: Tensor[] = [];
+      const graph = capture(device, () => {
+        let x: Tensor | undefined;
+        let sum = residual;
+        for (const args of own) {
+          const { y, ...rest } = mambaLayerStep({ x, residual: sum, ...args });
+          made.push(y, ...Object.values(rest));
+          [x, sum] = [y, rest.sum];
+        }
+      });
+      const stateOf = (args: MambaArgs) => [args.convState, args.scanState];
+      const start = await Promise.all(layers.flatMap(stateOf).map(bits));
+      const results = [...made, ...own.flatMap(stateOf)];
+      const first: Buffer[] = [];
+      for (let run = 0; run < 10; run++) {
+        await Promise.all(own.flatMap(stateOf).map((state, i) => state.write(start[i]!)));
+        graph.replay();
+        const got = await Promise.all(results.map(bits));
+        if (run === 0) first.push(...got);
+        expect(got.map((each, i) => each.equals(first[i]!))).toEqual(got.map(() => true));
       }
-    });
-    const stateOf = (args: MambaArgs) => [args.convState, args.scanState];
-    const start = await Promise.all(layers.flatMap(stateOf).map(bits));
-    const results = [...made, ...own.flatMap(stateOf)];
-    const first: Buffer[] = [];
-    for (let run = 0; run < 10; run++) {
-      await Promise.all(own.flatMap(stateOf).map((state, i) => state.write(start[i]!)));
-      graph.replay();
-      const got = await Promise.all(results.map(bits));
-      if (run === 0) first.push(...got);
-      expect(got.map((each, i) => each.equals(first[i]!))).toEqual(got.map(() => true));
-    }
-    graph.dispose();
-  });
+      graph.dispose();
+    },
+  );
 
   it.each([
     ['offsets', [0, 2], 'offsets[1] is 2, expected 1'],
