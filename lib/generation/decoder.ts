@@ -1,5 +1,5 @@
 import { capture, type Graph } from '../capture';
-import { DisposedError } from '../errors';
+import { DeviceError, DisposedError } from '../errors';
 import type { Batch } from '../nn/mamba';
 import type { Model } from '../models/model';
 import type { State } from '../models/state';
@@ -86,6 +86,8 @@ export class Decoder {
   #logits: Tensor | undefined;
   #stepped = false;
   #steps = 0;
+  /** Whether there is room for the recording of `several`, as far as is known. */
+  #room = true;
 
   constructor(model: Model, state: State, kind: DecoderKind) {
     this.#model = model;
@@ -192,18 +194,24 @@ export class Decoder {
 
   /** Whether `several` is worth its recording; only of a state that is not used afterwards. */
   get takesSeveral(): boolean {
-    return this.#kind.capture && !this.#kind.outlived && this.#steps >= stepsBefore;
+    return this.#room && this.#kind.capture && !this.#kind.outlived && this.#steps >= stepsBefore;
   }
 
   /**
    * `next`, `together` times at once: one graph and one read, so that the device goes from one step to the
-   * next without the host.
+   * next without the host. Only once where there is no room for that graph: single steps need no more.
    */
   several(): Promise<Drawn>[] {
     this.#ready();
-    this.#several ??= capture(this.#model.device, () => {
-      for (let i = 0; i < together; i++) scope(() => void this.#step((i + last) % together, i));
-    });
+    try {
+      this.#several ??= capture(this.#model.device, () => {
+        for (let i = 0; i < together; i++) scope(() => void this.#step((i + last) % together, i));
+      });
+    } catch (error) {
+      if (!(error instanceof DeviceError && error.message.includes('out of memory'))) throw error;
+      this.#room = false;
+      return [this.next()];
+    }
     this.#several.replay();
     this.#steps += together;
     const all = this.#drawn.data() as Promise<Int32Array>;

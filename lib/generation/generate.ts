@@ -173,12 +173,16 @@ export async function* generate(
     drawn.push(quietly(decoder.draw(rowsOptions, stop)));
     while (rows.some((row) => !row.done)) {
       options.signal?.throwIfAborted();
+      const left = rows.filter((row) => !row.done).map((row) => row.left);
       // A state that outlives this call must have consumed all that was emitted; ours need not.
-      const wanted = Math.max(...rows.map((row) => row.left)) + (options.state ? 1 : 0);
-      const ahead = fixed && decoder.takesSeveral ? together : 1;
-      while (drawn.length <= ahead && drawn.length < wanted) {
-        const several = ahead > 1 && wanted - drawn.length >= together;
-        drawn.push(...(several ? decoder.several() : [decoder.next()]).map(quietly));
+      const wanted = Math.max(...left) + (options.state ? 1 : 0);
+      // Several at once only as far as every sequence goes: past its end a sequence may come to what fails.
+      const shortest = Math.min(...left);
+      for (;;) {
+        if (fixed && decoder.takesSeveral && drawn.length <= together && drawn.length + together <= shortest)
+          drawn.push(...decoder.several().map(quietly));
+        else if (drawn.length <= 1 && drawn.length < wanted) drawn.push(quietly(decoder.next()));
+        else break;
       }
       const { tokens, logprobs } = await drawn[0]!;
       void drawn.shift();
