@@ -47,11 +47,6 @@ struct GridStep : GridRows<T, Size> {
   uint32_t states_parity = 0;
 
   __device__ __forceinline__ T* xz_row(int i) const { return reinterpret_cast<T*>(xz + i * (2 * Size::pitch)); }
-  static __device__ __forceinline__ float rounded(float x) {
-    T kept;
-    from_float(kept, x);
-    return to_float(kept);
-  }
   static __device__ __forceinline__ int in_tile(int row, int column) {
     return row * 128 + (column / 8 ^ row % 8) * 16 + column % 8 * 2;
   }
@@ -62,8 +57,8 @@ struct GridStep : GridRows<T, Size> {
 #pragma unroll
     for (int j = 0; j < kEights / 2; j++) {
       const int c = 8 * j + 2 * q;
-      const uint32_t x = pair_of(sum[j].x, sum[j].y, T{});
-      const uint32_t z = pair_of(sum[j + kEights / 2].x, sum[j + kEights / 2].y, T{});
+      const uint32_t x = pair_bits(sum[j].x, sum[j].y, T{});
+      const uint32_t z = pair_bits(sum[j + kEights / 2].x, sum[j + kEights / 2].y, T{});
       auto* const past = reinterpret_cast<uint32_t*>(rest.past[row] + c * 6);
       const uint32_t a = there ? past[0] : 0, b = there ? past[1] : 0, e = there ? past[2] : 0;
       const float2 now = pair_from(x, T{});
@@ -76,7 +71,7 @@ struct GridStep : GridRows<T, Size> {
       past[0] = __byte_perm(a, b, 0x5432);  // the first one's second, third
       past[1] = __byte_perm(x, e, 0x5410);  // x; the second one's second
       past[2] = __byte_perm(e, x, 0x7632);  // its third, x
-      *reinterpret_cast<uint32_t*>(u_tile + in_tile(row, c)) = pair_of(one, two, T{});
+      *reinterpret_cast<uint32_t*>(u_tile + in_tile(row, c)) = pair_bits(one, two, T{});
       *reinterpret_cast<uint32_t*>(xz_row(row) + c) = x;
       *reinterpret_cast<uint32_t*>(xz_row(row) + channels + c) = z;
     }
@@ -171,7 +166,7 @@ struct GridStep : GridRows<T, Size> {
         const float4 more = place[i * kQuads + lane];
         sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
       }
-      const uint2 bits = {pair_of(sum.x, sum.y, T{}), pair_of(sum.z, sum.w, T{})};
+      const uint2 bits = {pair_bits(sum.x, sum.y, T{}), pair_bits(sum.z, sum.w, T{})};
       const int64_t at = static_cast<int64_t>(block) * half + 4 * lane;  // row block / 2
       *reinterpret_cast<uint2*>(s.to_dbc + at) = bits;
       shared_is_written();
@@ -205,8 +200,8 @@ struct GridStep : GridRows<T, Size> {
     for (int j = 0; j < channels / 8; j++) {
       const int at = 8 * j + 2 * q;
       const float one = group ? c[4 * j + 2] : c[4 * j], two = group ? c[4 * j + 3] : c[4 * j + 1];
-      *reinterpret_cast<float2*>(dt + row * Size::dt_pitch + at) = {softplus(rounded(one) + rest.dt_bias[at]),
-                                                                    softplus(rounded(two) + rest.dt_bias[at + 1])};
+      *reinterpret_cast<float2*>(dt + row * Size::dt_pitch + at) = {softplus(rounded_to(one, T{}) + rest.dt_bias[at]),
+                                                                    softplus(rounded_to(two, T{}) + rest.dt_bias[at + 1])};
     }
     const uint32_t word[4] = {halves.x, halves.y, halves.z, halves.w};
 #pragma unroll

@@ -7,20 +7,11 @@ namespace ss::cuda {
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-__device__ __forceinline__ uint32_t pair_of(float a, float b, __nv_bfloat16) {
-  const __nv_bfloat162 both = __floats2bfloat162_rn(a, b);
-  return *reinterpret_cast<const uint32_t*>(&both);
-}
-__device__ __forceinline__ uint32_t pair_of(float a, float b, __half) {
-  const __half2 both = __floats2half2_rn(a, b);
-  return *reinterpret_cast<const uint32_t*>(&both);
-}
+// As pair_floats, of bf16 by a shift and a mask.
 __device__ __forceinline__ float2 pair_from(uint32_t bits, __nv_bfloat16) {
   return {__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u)};
 }
-__device__ __forceinline__ float2 pair_from(uint32_t bits, __half) {
-  return __half22float2(*reinterpret_cast<const __half2*>(&bits));
-}
+__device__ __forceinline__ float2 pair_from(uint32_t bits, __half type) { return pair_floats(bits, type); }
 
 template <class T, class Size>
 struct GridRows {
@@ -122,7 +113,7 @@ struct GridRows {
       float2 sum = part[i][0];
 #pragma unroll
       for (int j = 1; j < kGridParts; j++) sum.x += part[i][j].x, sum.y += part[i][j].y;
-      const uint32_t bits = pair_of(sum.x, sum.y, T{});
+      const uint32_t bits = pair_bits(sum.x, sum.y, T{});
       *reinterpret_cast<uint32_t*>(before.y + static_cast<int64_t>(block) * m + 2 * (thread + i * kGridThreads)) = bits;
       const float2 y = pair_from(bits, T{});
       residual[i].x += y.x, residual[i].y += y.y;
@@ -145,7 +136,7 @@ struct GridRows {
     const int64_t first = static_cast<int64_t>(block) * m + 2 * thread;
 #pragma unroll
     for (int i = 0; i < Size::pairs; i++) {
-      bits[i] = pair_of(residual[i].x * (scale * norm[i].x), residual[i].y * (scale * norm[i].y), T{});
+      bits[i] = pair_bits(residual[i].x * (scale * norm[i].x), residual[i].y * (scale * norm[i].y), T{});
       *reinterpret_cast<uint32_t*>(s.to_normed + first + 2 * i * kGridThreads) = bits[i];
     }
     meet();
